@@ -1,0 +1,343 @@
+"""What decides a run: one frozen dataclass, the command line made from it, and the published flags translated.
+
+The fields are the truth. A field's flag is its name (`-` and `_` alike, never abbreviated); its help text, group,
+choices and further names stand beside it. `decides=False` marks what may change between two parts of one run without
+changing its numbers: where things lie, how many threads read them, what is printed. (Weights and checkpoints are files:
+the run folder compares their contents by hash, not their places.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from commandline import Parser, boolean
+from dataset import BENCHMARKS
+from model import SKIPS, TEACHERS, VARIANTS, Recipe
+
+DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
+    "what to train on",
+    "method",
+    "training",
+    "scoring",
+    "output",
+    "machine",
+)
+DISTILLATION_LOSSES = {
+    "cosine": (("cosine", 1.0),),
+    "cosine_pixel": (("cosine_pixel", 1.0),),
+    "cosine_channel": (("cosine_channel", 1.0),),
+    "mse": (("mse", 1.0),),
+    "halves": (("mse", 0.5), ("cosine", 0.5)),
+}
+CONSISTENCY_RATE = 0.05  # the published default of --rate
+
+
+def field(
+    default: Any, group: str, text: str, choices: Sequence[str] = (), names: Sequence[str] = (), decides: bool = True
+) -> Any:
+    """A Config field with what its flag needs; `names` are further spellings of the flag, the published ones first."""
+    metadata = {"group": group, "help": text, "choices": tuple(choices), "names": tuple(names), "decides": decides}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a user can choose. Defaults reproduce SK-RD4AD's published protocol; ranges are checked on creation.
+
+    Raises ValueError with all problems at once, one per line.
+    """
+
+    dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS)
+    classes: tuple[str, ...] = field(("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"))
+    data_path: Path | None = field(
+        None, DATA, "the benchmark's root, one folder per class (demo and elpv know their own place)", decides=False
+    )
+    train_dir: Path | None = field(None, DATA, "--dataset folder: normal images to learn from", decides=False)
+    test_dir: Path | None = field(
+        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", decides=False
+    )
+    mask_dir: Path | None = field(None, DATA, "--dataset folder: masks, laid out as --test_dir is", decides=False)
+    image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
+
+    variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS)
+    net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME")
+    weights: str = field(
+        "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path", decides=False
+    )
+    skips: str | None = field(None, METHOD, "which teacher levels skip to the student (default: the variant's)", SKIPS)
+    student_width: tuple[int, ...] | None = field(
+        None, METHOD, "widths inside the student, finest level first, for teachers other than ResNets"
+    )
+    student_blocks: int | None = field(
+        None, METHOD, "residual blocks of each student stage, for teachers other than ResNets"
+    )
+    loss: str | None = field(
+        None, METHOD, "distillation loss; halves = half mse, half cosine (default: the variant's)", DISTILLATION_LOSSES
+    )
+    layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
+    rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_RATE})")
+    checkpoint: Path | None = field(
+        None,
+        METHOD,
+        "start from a published checkpoint {'bn', 'decoder'}; with --epochs 0 score it as it is",
+        decides=False,
+    )
+
+    epochs: int = field(200, TRAINING, "passes over the training images; the last one is the result")
+    batch_size: int = field(16, TRAINING, "images per step")
+    learning_rate: float = field(0.005, TRAINING, "Adam's step size", names=("lr",))
+    seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",))
+    deterministic: bool = field(False, TRAINING, "only operations that repeat to the bit (slower on a GPU)")
+
+    anomaly_map: str = field("add", SCORING, "how the levels' maps are joined", choices=("add", "multiply"))
+    score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
+    seg: bool = field(True, SCORING, "1: pixel figures and AUPRO beside the image figures; 0: image figures only")
+    print_epoch: int = field(
+        0, SCORING, "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only"
+    )
+
+    save_path: Path = field(Path("runs"), OUTPUT, "root of the run folders", decides=False)
+    name: str | None = field(None, OUTPUT, "folder name in place of the variant's, for ablations", decides=False)
+    resume: bool = field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1", decides=False)
+    fresh: bool = field(False, OUTPUT, "discard what these runs have, finished or not, and run again", decides=False)
+    vis: bool = field(False, OUTPUT, "save an overlay of every test image", decides=False)
+    img_path: Path | None = field(None, OUTPUT, "where overlays go (default: the run folder)", decides=False)
+    print_loss: bool = field(True, OUTPUT, "print a line per epoch", decides=False)
+    print_scores: bool = field(
+        False, OUTPUT, "print every test image's label and score", names=("print_canshu",), decides=False
+    )
+    print_max: bool = field(
+        False, OUTPUT, "also print the best figures over the epochs (`oracle`: chosen on test data)", decides=False
+    )
+
+    device: str = field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", decides=False)
+    workers: int = field(
+        min(8, os.cpu_count() or 1), MACHINE, "threads that read and resize images ahead", decides=False
+    )
+    cache: str = field(
+        "auto",
+        MACHINE,
+        "kept in memory across epochs: the teacher's features, the resized images, or nothing",
+        choices=("auto", "features", "images", "none"),
+        decides=False,
+    )
+    cache_gb: float = field(4.0, MACHINE, "most memory for --cache auto, in GiB", decides=False)
+    checkpoint_seconds: float = field(
+        60.0, MACHINE, "least time between two resume points; 0 = one after every epoch", decides=False
+    )
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"unknown --{f.name} {getattr(self, f.name)!r}: choose from {', '.join(f.metadata['choices'])}"
+            for f in dataclasses.fields(self)
+            if f.metadata["choices"] and getattr(self, f.name) not in (None, *f.metadata["choices"])
+        ]
+        if self.net not in TEACHERS and not self.net.startswith("timm/"):
+            problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME")
+        at_least = {"epochs": 0, "batch_size": 1, "score_num": 1, "print_epoch": 0, "workers": 0, "image_size": 32}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                problems.append(f"--{name} {getattr(self, name)}: must be at least {least}")
+        if self.image_size % 32:
+            problems.append(f"--image_size {self.image_size}: must be a multiple of 32")
+        if not 0 < self.learning_rate < float("inf"):
+            problems.append(f"--learning_rate {self.learning_rate}: must be above 0")
+        if self.rate is not None and not 0 <= self.rate < float("inf"):
+            problems.append(f"--rate {self.rate}: must not be negative")
+        for name in ("seeds", "classes"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                problems.append(f"--{name} {' '.join(map(str, values))}: wants one or more, each once")
+        if self.student_width is not None and (len(self.student_width) != 3 or min(self.student_width) < 1):
+            problems.append(f"--student_width {self.student_width}: wants three widths, finest level first")
+        if self.student_blocks is not None and self.student_blocks < 1:
+            problems.append(f"--student_blocks {self.student_blocks}: must be at least 1")
+        for flag in ("train_dir", "test_dir", "mask_dir"):
+            if getattr(self, flag) is not None and self.dataset != "folder":
+                problems.append(f"--{flag}: belongs to --dataset folder, found --dataset {self.dataset}")
+        if self.dataset == "folder" and self.train_dir is None and self.data_path is None:
+            problems.append("--dataset folder: wants --train_dir, a folder of normal images (or --data_path)")
+        if self.name is not None and (not self.name or Path(self.name).name != self.name):
+            problems.append(f"--name {self.name!r}: wants a plain folder name")
+        if self.variant in VARIANTS and self.rate is not None and not self.consistency:
+            problems.append("--rate: weighs the consistency loss, which is off here; add --layerloss 1")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @property
+    def consistency(self) -> bool:
+        """Whether the consistency loss takes part."""
+        own = any(name == "consistency" for name, _ in VARIANTS[self.variant].losses)
+        return own if self.layerloss is None else self.layerloss
+
+    @property
+    def recipe(self) -> Recipe:
+        """The variant's recipe with this run's changes."""
+        recipe = VARIANTS[self.variant]
+        rates = dict(recipe.losses)
+        losses = tuple((name, weight) for name, weight in recipe.losses if name != "consistency")
+        if self.loss is not None:
+            losses = DISTILLATION_LOSSES[self.loss]
+        if self.consistency:
+            rate = rates.get("consistency", CONSISTENCY_RATE) if self.rate is None else self.rate
+            losses = (*losses, ("consistency", rate))
+        changes: dict[str, Any] = {"losses": losses}
+        if self.skips is not None:
+            changes["skips"] = SKIPS[self.skips]
+        if self.student_width is not None:
+            changes["student_width"] = self.student_width
+        if self.student_blocks is not None:
+            changes["student_blocks"] = self.student_blocks
+        return replace(recipe, **changes)
+
+    @property
+    def folder_name(self) -> str:
+        """The variant's folder: its name, or --name."""
+        return self.name or self.variant
+
+    @property
+    def sweep_folder(self) -> Path:
+        """Where all classes and seeds of this sweep lie."""
+        return self.save_path / self.dataset / self.folder_name
+
+    @property
+    def run_folder(self) -> Path:
+        """Where a run of one class and one seed lies."""
+        (class_name,), (seed,) = self.classes, self.seeds
+        return self.sweep_folder / class_name / f"seed{seed}"
+
+    @property
+    def overlay_folder(self) -> Path:
+        """Where a run's overlays go."""
+        own = self.run_folder.relative_to(self.save_path)
+        return self.img_path / own if self.img_path is not None else self.run_folder / "overlays"
+
+    @property
+    def title(self) -> str:
+        """A run's name in messages, and what it is seeded from: class and seed, nothing else."""
+        return f"{' '.join(self.classes)} seed {' '.join(map(str, self.seeds))}"
+
+    def of_run(self, class_name: str, seed: int) -> Config:
+        """The part of a sweep that trains one class with one seed."""
+        return replace(self, classes=(class_name,), seeds=(seed,))
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide a run's numbers, as plain JSON values."""
+        return {
+            f.name: value for f in dataclasses.fields(self) if f.metadata["decides"] for value in [self.plain(f.name)]
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain JSON values."""
+        return {f.name: self.plain(f.name) for f in dataclasses.fields(self)}
+
+    def plain(self, name: str) -> Any:
+        value = getattr(self, name)
+        return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> dict[str, Any]:
+        """Saved plain values -> typed field values. Raises ValueError on names this version does not know."""
+        hints = typing.get_type_hints(cls)
+        unknown = sorted(set(saved) - set(hints))
+        if unknown:
+            raise ValueError(f"the saved configuration has fields this version does not know: {', '.join(unknown)}")
+        return {name: _typed(value, hints[name]) for name, value in saved.items()}
+
+    @classmethod
+    def load(cls, path: Path) -> dict[str, Any]:
+        """Typed field values from a run's config.json. Raises FileNotFoundError, ValueError."""
+        if not path.is_file():
+            raise FileNotFoundError(f"--config {path}: no such file; give the config.json of a run folder")
+        try:
+            return cls.from_json(json.loads(path.read_text())["config"])
+        except (KeyError, TypeError, json.JSONDecodeError) as problem:
+            raise ValueError(f"--config {path}: not a run's config.json ({problem})") from None
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A plain JSON value as the field's type wants it."""
+    kind = _kind(hint)
+    if value is None:
+        return None
+    if kind is Path:
+        return Path(value)
+    return tuple(value) if typing.get_origin(kind) is tuple else value
+
+
+def _kind(hint: Any) -> Any:
+    """The type in `X | None`, or the type itself."""
+    options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+    return options[0] if isinstance(hint, types.UnionType) else hint
+
+
+RES_TO_SKIPS = {0: "none", 1: "none", 2: "E3", 3: "both"}  # the published help text; its code treats 1 and 2 like 3
+L2_TO_LOSS = {0: "cosine", 1: "mse", 2: "halves"}
+
+
+def parse(argv: Sequence[str] | None = None) -> Config:
+    """The command line -> Config: defaults, then a saved --config, then the flags given.
+
+    A wrong flag exits with one line and code 2. Raises ValueError or FileNotFoundError on values that cannot be.
+    """
+    given = vars(_parser().parse_args(argv))
+    saved = given.pop("config", None)
+    if given.pop("cut", 0):
+        raise ValueError("--cut: the published code parses this flag and never uses it; CutPaste is not part of it")
+    for flag, field_name, table in (("res", "skips", RES_TO_SKIPS), ("L2", "loss", L2_TO_LOSS)):
+        if flag in given:
+            number = given.pop(flag)
+            if field_name in given and given[field_name] != table[number]:
+                raise ValueError(
+                    f"--{flag} {number} means --{field_name} {table[number]}; found {given[field_name]} too"
+                )
+            given[field_name] = table[number]
+    return Config(**{**(Config.load(saved) if saved else {}), **given})
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="main.py",
+        description="Train and score reverse distillation, one model per class and seed. Flags take - and _ alike.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", type=Path, help="start from a run's config.json; flags given here override it")
+    groups = {title: parser.add_argument_group(title) for title in (DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE)}
+    for f in dataclasses.fields(Config):
+        option(groups[f.metadata["group"]], f.name)
+    published = parser.add_argument_group("published flags, translated")
+    published.add_argument("--res", type=int, choices=RES_TO_SKIPS, help="--skips: 0, 1 none; 2 E3 only; 3 E3 and E2")
+    published.add_argument("--L2", type=int, choices=L2_TO_LOSS, help="--loss: 0 cosine; 1 mse; 2 half of each")
+    published.add_argument("--cut", type=int, help="accepted at 0 only: the published code never uses it")
+    return parser
+
+
+def option(parser: argparse._ActionsContainer, name: str) -> None:
+    """Add one field's flag to a parser or a group of one: for commands that take some of the Config's flags."""
+    f = next(f for f in dataclasses.fields(Config) if f.name == name)
+    kind = _kind(typing.get_type_hints(Config)[name])
+    options: dict[str, Any] = {"type": kind}
+    if kind is bool:
+        options = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
+    elif typing.get_origin(kind) is tuple:
+        options = {"type": typing.get_args(kind)[0], "nargs": "+"}
+    if f.metadata["choices"]:
+        options["metavar"] = "{" + ",".join(f.metadata["choices"]) + "}"
+    text = f.metadata["help"] + ("" if f.default is None else f" (default: {_shown(f.default)})")
+    names = [f"--{name}" for name in (f.name, *f.metadata["names"])]
+    parser.add_argument(*names, dest=f.name, help=text.replace("%", "%%"), **options)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(int(default))
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

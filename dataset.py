@@ -1,0 +1,216 @@
+"""Benchmarks as rows, samples as arrays.
+
+A benchmark is a title, its class names and a reader; readers/ has one function per layout on disk. Everything is resized
+to a square of `size` pixels, as the published code does it, on pictures rather than tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from readers.base import Reader, Sample, Source, discover_classes, find_class_folder, list_folders, looks_like_class
+from readers.demo import DEMO_CLASSES, prepare_demo
+from readers.elpv import default_root, read_elpv
+from readers.folder import name_class, read_folder
+from readers.mvtec import read_mvtec
+from readers.pictures import read_mask_of, read_rgb
+from readers.vad import read_vad
+from readers.visa import find_visa_classes, read_visa
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "ImageSet",
+    "Sample",
+    "Source",
+    "find_classes",
+    "load_image",
+    "load_mask",
+    "locate",
+]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One row: what it is called, which classes it has, how they are read.
+
+    `classes` is empty where the folders decide. `find` lists the classes that are really there; `default_root` gives a
+    root where --data_path is left out; `prepare` makes the data on first use. A mask pixel is set where its stored
+    value exceeds `mask_threshold`.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    read: Reader
+    find: Callable[[Path], tuple[str, ...]] | None = discover_classes
+    default_root: Callable[[], Path] | None = None
+    prepare: Callable[[Path], None] | None = None
+    mask_threshold: int = 0
+
+
+MVTEC_CLASSES = (
+    "carpet grid leather tile wood bottle cable capsule hazelnut metal_nut pill screw toothbrush transistor zipper"
+)
+VISA_CLASSES = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum"
+MPDD_CLASSES = "bracket_black bracket_brown bracket_white connector metal_plate tubes"
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "mvtec": Benchmark("MVTec AD", tuple(MVTEC_CLASSES.split()), read_mvtec),
+    "visa": Benchmark("VisA", tuple(VISA_CLASSES.split()), read_visa, find=find_visa_classes),
+    "vad": Benchmark("VAD (Valeo), one-class", ("vad",), read_vad, find=None),
+    "btad": Benchmark("BTAD", ("01", "02", "03"), read_mvtec),
+    "mpdd": Benchmark("MPDD", tuple(MPDD_CLASSES.split()), read_mvtec),
+    "elpv": Benchmark(
+        "ELPV solar cells, blocks of 30 cells: two thirds train, one third tests",
+        ("mono", "poly"),
+        read_elpv,
+        find=None,
+        default_root=default_root,
+    ),
+    "elpv_dev": Benchmark(
+        "ELPV, development split inside the training blocks, on which the recipe for narrow teachers was chosen",
+        ("mono", "poly"),
+        partial(read_elpv, train_parts=(0,), test_parts=(1,)),
+        find=None,
+        default_root=default_root,
+    ),
+    "folder": Benchmark("own images", (), read_folder),
+    "demo": Benchmark(
+        "embedded demonstration, made on first use",
+        DEMO_CLASSES,
+        read_mvtec,
+        default_root=lambda: Path("data/demo"),
+        prepare=prepare_demo,
+    ),
+}
+
+
+def locate(benchmark: Benchmark, source: Source) -> Source:
+    """The source with the default root filled in and its data made, where the benchmark does so; to be called first.
+
+    Raises ValueError or FileNotFoundError, naming --data_path or --train_dir, where there is nothing to read.
+    """
+    if source.train_dir is not None or source.test_dir is not None:
+        if benchmark.classes:
+            raise ValueError("--train_dir and --test_dir are for --dataset folder; other benchmarks take --data_path")
+        return source
+    if source.root is None:
+        if benchmark.default_root is None:
+            own = "" if benchmark.classes else ", or --train_dir, the folder of your normal images"
+            raise ValueError(f"{benchmark.title} needs --data_path, the folder that holds its classes{own}")
+        source = replace(source, root=benchmark.default_root())
+    assert source.root is not None
+    if benchmark.prepare is not None:
+        benchmark.prepare(source.root)
+    if not source.root.is_dir():
+        raise FileNotFoundError(f"--data_path {source.root}: no such folder")
+    return source
+
+
+def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
+    """The classes to run for `--class all`: those of the table that are there, in its order, else the folders found.
+
+    Raises FileNotFoundError where there is no class at all.
+    """
+    if source.train_dir is not None:
+        return (name_class(source),)
+    assert source.root is not None, "locate the source first"
+    if benchmark.find is None:
+        return benchmark.classes
+    found = benchmark.find(source.root)
+    # a doubled folder (screw/screw/) hides one level deeper than discovery by level looks
+    known = tuple(c for c in benchmark.classes if c in found or looks_like_class(find_class_folder(source.root, c)))
+    if not known and not found:
+        there = ", ".join(p.name for p in list_folders(source.root)) or "no folder"
+        raise FileNotFoundError(
+            f"no class under --data_path {source.root}: it must hold one folder per class, each with train/good; found {there}"
+        )
+    return known or found
+
+
+def load_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """(3, size, size) RGB in 0..255: resized as a picture, bilinear with antialiasing, the sides independently.
+
+    Raises ValueError or FileNotFoundError naming a file that cannot be read.
+    """
+    picture = read_rgb(path).resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+
+def load_mask(sample: Sample, size: int, threshold: int = 0) -> NDArray[np.bool_] | None:
+    """(size, size), True on the defect; all False for a normal image, None for an anomalous one without a mask.
+
+    The binary mask is resized bilinearly and cut at one half, as published; one that would vanish keeps its most
+    covered pixels (`resize_mask`). Raises as `load_image`.
+    """
+    if not sample.anomalous:
+        return np.zeros((size, size), dtype=bool)
+    if sample.mask is None:
+        return None
+    return resize_mask(read_mask_of(sample.image, sample.mask, threshold), size)[0]
+
+
+def resize_mask(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.bool_], bool]:
+    """(H, W) -> (size, size), and whether cutting at one half would have emptied a mask that was not empty.
+
+    Such a mask keeps the pixels with the greatest coverage, so that a defect of a few pixels is still a region.
+    """
+    picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
+    coverage = np.asarray(picture)
+    resized = coverage >= 128
+    if resized.any() or not mask.any():
+        return resized, False
+    if not coverage.any():  # below 1/255 of a pixel: 8 bits round it away, so ask in floating point
+        exact = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+        coverage = np.asarray(exact)
+    return coverage == coverage.max(), True
+
+
+class ImageSet:
+    """Samples as arrays of one size, in order. `vanished` lists the images whose mask had to be kept from vanishing."""
+
+    def __init__(self, samples: Sequence[Sample], size: int, mask_threshold: int = 0) -> None:
+        self.samples = tuple(samples)
+        self.size = size
+        self.mask_threshold = mask_threshold
+        self._vanished: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def has_masks(self) -> bool:
+        """True where every anomalous image has a mask, so that pixel figures exist."""
+        return all(s.mask is not None for s in self.samples if s.anomalous)
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """(n,), True for anomalous: from the folder, not from the mask."""
+        return np.array([s.anomalous for s in self.samples], dtype=bool)
+
+    @property
+    def vanished(self) -> tuple[Path, ...]:
+        """Images, among those whose mask was loaded so far, whose mask would have vanished at this size."""
+        return tuple(self.samples[i].image for i in sorted(self._vanished))
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """(3, size, size) in 0..255; see `load_image`."""
+        return load_image(self.samples[index].image, self.size)
+
+    def mask(self, index: int) -> NDArray[np.bool_] | None:
+        """(size, size) or None; see `load_mask`."""
+        sample = self.samples[index]
+        if not sample.anomalous or sample.mask is None:
+            return load_mask(sample, self.size)
+        stored = read_mask_of(sample.image, sample.mask, self.mask_threshold)
+        resized, vanished = resize_mask(stored, self.size)
+        if vanished:
+            self._vanished.add(index)
+        return resized

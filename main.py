@@ -1,0 +1,151 @@
+"""Train reverse distillation on one class at a time, score it once, leave a run folder behind.
+
+python main.py --dataset demo --net efficientnet_lite0 --epochs 10        every flag: python main.py --help
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+import parts
+import summary
+from commandline import exit_code
+from config import Config, parse
+from dataset import ImageSet
+from engine import Targets, evaluate, train_one_epoch
+from overlays import overlay_names, write_overlays
+from runs import Progress, Run, machine
+from utils import code_revision, seed_everything
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run every class and seed that is not finished yet, then print and save the table over all of them."""
+    config = parse(argv)
+    device = parts.choose_device(config.device)
+    parts.set_determinism(config.deterministic)
+    for class_name in parts.classes_of(config):
+        for seed in config.seeds:
+            run(config.of_run(class_name, seed), device)
+    results = summary.collect([config.sweep_folder])
+    print(f"\n{summary.write_tables(config.sweep_folder, results, oracle=config.print_max)}")
+    print(f"\ntables and runs: {config.sweep_folder}")
+    return 0
+
+
+def run(config: Config, device: torch.device) -> None:
+    """Train on one class with one seed and score it once; a finished run stays as it is, an unfinished one goes on."""
+    teacher = parts.teacher_of(config, device)
+    folder = Run(config.run_folder)
+    folder.open(config.to_json(), parts.facts_of(config, teacher), fresh=config.fresh, resume=config.resume)
+    if folder.finished:
+        print(f"{config.title}: finished already, in {folder}")
+        return
+    train_images, test_images = parts.images_of(config, "train"), parts.images_of(config, "test")
+    seed_everything(config.title)
+    distiller = parts.distiller_of(config, teacher)
+    scoring = parts.scoring_of(config)
+    progress = train(config, distiller, train_images, test_images, folder, device)
+
+    started = time.perf_counter()
+    result = evaluate(distiller, test_images, device, scoring, config.seg)
+    seconds = time.perf_counter() - started
+    folder.write_predictions(test_images.samples, result.scores)
+    progress.evaluations.append({"epoch": config.epochs, **result.report.values})
+    folder.write_progress(progress)
+    if config.print_scores:
+        for sample, score in zip(test_images.samples, result.scores, strict=True):
+            print(f"{config.title}: {int(sample.anomalous)} {score:.4f} {sample.image}")
+    if test_images.vanished:
+        names = ", ".join(path.name for path in test_images.vanished[:5])
+        print(f"{config.title}: {len(test_images.vanished)} masks are below a pixel at this size, e.g. {names}")
+    scale = parts.normal_scale(distiller, train_images, device, scoring)
+    if config.vis:
+        names = overlay_names(test_images.samples)
+        write_overlays(config.overlay_folder, test_images.samples, names, result.maps, result.scores, scale)
+        print(f"{config.title}: overlays in {config.overlay_folder}")
+    folder.save_checkpoint({"epoch": config.epochs, "trained": distiller.trained_state(), "colour_scale": scale})
+    folder.finish(
+        {
+            "class_name": config.classes[0],
+            "seed": config.seeds[0],
+            "benchmark": config.dataset,
+            "variant": config.variant,
+            "name": config.folder_name,
+            "net": config.net,
+            "image_size": config.image_size,
+            "epochs": config.epochs,
+            "figures": result.figures(),
+            "reasons": result.report.reasons,
+            "oracle": progress.oracle(),
+            "n_train": len(train_images),
+            "n_test": len(test_images),
+            "n_anomalous": int(test_images.labels.sum()),
+            "train_seconds": round(progress.seconds, 2),
+            "score_seconds": round(seconds, 2),
+            "revision": code_revision(),
+            **machine(),
+        }
+    )
+
+
+def train(
+    config: Config,
+    distiller: parts.Distiller,
+    train_images: ImageSet,
+    test_images: ImageSet,
+    folder: Run,
+    device: torch.device,
+) -> Progress:
+    """All epochs still to be done. Each is seeded by itself, so a resumed run goes the way of an undisturbed one.
+
+    Raises ValueError when the loss stops being finite; the last resume point stays.
+    """
+    optimiser = parts.optimiser_of(config, distiller, device)
+    progress = folder.restore(distiller, optimiser)
+    if progress.epoch >= config.epochs:
+        return progress
+    settings = {"cache": config.cache, "cache_gb": config.cache_gb, "workers": config.workers}
+    targets = Targets(distiller.teacher, train_images, device, batch_size=config.batch_size, **settings)
+    epochs = tqdm(
+        range(progress.epoch + 1, config.epochs + 1),
+        desc=config.title,
+        initial=progress.epoch,
+        total=config.epochs,
+        disable=not sys.stderr.isatty(),
+        leave=False,
+    )
+    for epoch in epochs:
+        started = time.perf_counter()
+        seed_everything(config.title, epoch)
+        order = torch.randperm(len(train_images)).tolist()
+        losses = train_one_epoch(distiller, targets.batches(order, config.batch_size), optimiser, config.recipe.losses)
+        seconds = time.perf_counter() - started
+        if not math.isfinite(losses["loss"]):
+            raise ValueError(
+                f"{config.title}: the loss became {losses['loss']} in epoch {epoch}; a smaller --learning_rate may "
+                f"help. {folder} keeps the last resume point"
+            )
+        progress.add(epoch, losses, len(train_images), seconds)
+        if config.print_epoch and epoch % config.print_epoch == 0 and epoch < config.epochs:
+            report = evaluate(distiller, test_images, device, parts.scoring_of(config), config.seg).report
+            progress.evaluations.append({"epoch": epoch, **report.values})
+            epochs.write(f"{config.title}: epoch {epoch}: {summary.one_line(report.values)}")
+        folder.record(progress, distiller, optimiser, config.checkpoint_seconds)
+        epochs.set_postfix(loss=f"{losses['loss']:.4f}")
+        if config.print_loss and epochs.disable:
+            speed = len(train_images) / seconds
+            print(
+                f"{config.title}: epoch {epoch}/{config.epochs} loss {losses['loss']:.4f} {speed:.0f} images/s",
+                flush=True,
+            )
+    return progress
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

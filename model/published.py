@@ -1,0 +1,70 @@
+"""Checkpoints of the published RD4AD and SK-RD4AD code: {'bn': bottleneck, 'decoder': student}."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from model.distiller import Distiller
+from model.states import load_checked, read_torch_file
+
+BOTTLENECK_NAMES = {
+    "conv1": "reduce0.0",
+    "bn1": "reduce0.1",
+    "conv2": "reduce0.3",
+    "bn2": "reduce0.4",
+    "conv3": "reduce1.0",
+    "bn3": "reduce1.1",
+    "bn_layer": "embed",
+}
+STUDENT_NAMES = {"layer1": "stages.2", "layer2": "stages.1", "layer3": "stages.0"}  # layer1 makes the coarsest level
+NEVER_CALLED = ("conv4.", "bn4.")
+
+
+def load_published(path: Path | str, distiller: Distiller) -> None:
+    """Put a published checkpoint's weights into `distiller`, of the same backbone, with or without skips.
+
+    Raises FileNotFoundError when there is no file, ValueError when it is no such checkpoint, was saved without its
+    bottleneck, belongs to RD++, or is of another backbone.
+    """
+    path = Path(path)
+    content = read_torch_file(path, "--checkpoint")
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is no published checkpoint: it holds a {type(content).__name__}, not a table")
+    if distiller.teacher.residual is None:
+        raise ValueError(f"{path}: published checkpoints are of ResNets, not of --net {distiller.teacher.name}")
+    if "proj" in content:
+        raise ValueError(f"{path} was saved by RD++: it needs its projection layer, which this model does not have")
+    if "bn" not in content and ("decoder" in content or _is_decoder(content)):
+        raise ValueError(
+            f"{path} holds only a decoder: it was saved by the published --seg 1 code, which leaves out the trained "
+            "bottleneck; such a checkpoint cannot be scored"
+        )
+    if not all(isinstance(content.get(part), Mapping) for part in ("bn", "decoder")):
+        found = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise ValueError(f"{path} is no published checkpoint: wanted the parts bn and decoder, found {found}")
+    kind = f"as a checkpoint of {distiller.teacher.name}"
+    bottleneck, student = _plain(content["bn"]), _plain(content["decoder"])
+    bottleneck = {name: value for name, value in bottleneck.items() if not name.startswith(NEVER_CALLED)}
+    load_checked(distiller.bottleneck, _renamed(bottleneck, BOTTLENECK_NAMES), f"the bottleneck of {path} {kind}")
+    load_checked(distiller.student, _renamed(student, STUDENT_NAMES), f"the decoder of {path} {kind}")
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix that DataParallel leaves."""
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _is_decoder(content: Mapping) -> bool:
+    return any(re.fullmatch(r"(module\.)?layer1\.0\.upsample\..*", str(name)) for name in content)
+
+
+def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        head, _, rest = name.partition(".")
+        renamed[f"{names.get(head, head)}.{rest}"] = value
+    return renamed

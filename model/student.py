@@ -1,0 +1,75 @@
+"""The student: rebuilds the teacher's levels from the embedding, coarsest to finest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from model.blocks import Block, initialise, up_stage
+
+
+@dataclass(frozen=True)
+class Skip:
+    """The teacher's level `source` is added to the student's before the stage that makes level `into` reads it.
+
+    Levels count from 0, the finest. A stage reads the level one coarser than the one it makes, so `into` is
+    `source - 1`: the teacher never helps with the level that it is compared on. Raises ValueError otherwise.
+    Source: SK-RD4AD's non-corresponding skips (E3 helps to rebuild E2, E2 to rebuild E1).
+    """
+
+    source: int
+    into: int
+
+    def __post_init__(self) -> None:
+        if self.source not in (1, 2) or self.into != self.source - 1:
+            wanted = "Skip(source=2, into=1) and Skip(source=1, into=0)"
+            raise ValueError(f"no such skip: Skip(source={self.source}, into={self.into}); there are {wanted}")
+
+
+class Student(nn.Module):
+    """(embedding, teacher levels) -> its own three levels, finest first, each of its teacher level's shape.
+
+    What is returned for comparison is what a stage made, before any skip is added to it. For a teacher with signed
+    features `widths` says how wide the stages are inside, and each ends in a linear 1x1 convolution to the teacher's
+    channels: after a ReLU the student could never become negative. Otherwise `widths` is None.
+    `blocks` counts the residual blocks of each stage, finest level first.
+
+    Because a skip always joins two tensors in the teacher's own space, it needs no projection, whatever the widths,
+    and the same weights serve with and without skips. The published code's ReLU after the addition is left out: on a
+    ResNet's features, never negative, it does nothing; on signed ones it would throw half of them away.
+    Source: the decoders of the published RD4AD and SK-RD4AD code; the linear ends are ours.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, int, int],
+        embedding_channels: int,
+        widths: tuple[int, int, int] | None = None,
+        block: Block = BasicBlock,
+        blocks: tuple[int, int, int] = (1, 1, 1),
+        base_width: int = 64,
+        skips: tuple[Skip, ...] = (),
+    ) -> None:
+        super().__init__()
+        inputs = (channels[1], channels[2], embedding_channels)
+        self.skips = skips
+        self.stages = nn.ModuleList()  # stage k makes level k
+        for level in range(3):
+            stage = up_stage(block, inputs[level], (widths or channels)[level], blocks[level], base_width)
+            if widths is not None:
+                stage.append(nn.Conv2d(widths[level], channels[level], 1))
+            self.stages.append(stage)
+        initialise(self)
+
+    def forward(self, embedding: Tensor, teacher_levels: list[Tensor]) -> list[Tensor]:
+        sources = {skip.into: skip.source for skip in self.skips}
+        made: list[Tensor] = []
+        x = embedding
+        for level in (2, 1, 0):
+            if level in sources:
+                x = x + teacher_levels[sources[level]]
+            x = self.stages[level](x)  # twice the side
+            made.append(x)
+        return made[::-1]

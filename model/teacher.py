@@ -1,0 +1,194 @@
+"""The frozen teacher: a backbone pretrained on ImageNet, cut off after its level at stride 16."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from model.blocks import Block, down_stage, initialise
+from model.states import file_sha256, load_checked, read_torch_file
+from model.timm_levels import build_timm, cut_timm
+from model.weights import hub_file, lite0_names, packaged_file, resnet_names
+
+Triple = tuple[float, float, float]
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+COARSEST = 32  # the embedding's stride: one pixel of it sees this many image pixels a side
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How a ResNet is built; bottleneck and student mirror it. `blocks` counts the blocks of its four stages."""
+
+    block: Block
+    blocks: tuple[int, int, int, int]
+    base_width: int = 64
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of the three levels, finest first."""
+        return 64 * self.block.expansion, 128 * self.block.expansion, 256 * self.block.expansion
+
+
+@dataclass(frozen=True)
+class TeacherRow:
+    """A teacher by name: its file of weights, the beginning of that file's SHA-256, and how the file is used.
+
+    residual  how to build it, when it is a ResNet; otherwise `timm_model` is the timm model to cut
+    find      (teacher's name, file, sha256) -> path of the file
+    rename    the file's tensors by their names in our network, less those past the last level
+    """
+
+    file: str
+    sha256: str
+    residual: Residual | None = None
+    timm_model: str = ""
+    find: Callable[[str, str, str], Path] = hub_file
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = resnet_names
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+
+# The ResNets' first ImageNet weights (V1): the second set has the same names and shapes but other features.
+TEACHERS = {
+    "wide_res50": TeacherRow(
+        "wide_resnet50_2-95faca4d.pth", "95faca4d", Residual(Bottleneck, (3, 4, 6, 3), base_width=128)
+    ),
+    "res50": TeacherRow("resnet50-0676ba61.pth", "0676ba61", Residual(Bottleneck, (3, 4, 6, 3))),
+    "res34": TeacherRow("resnet34-b627a593.pth", "b627a593", Residual(BasicBlock, (3, 4, 6, 3))),
+    "res18": TeacherRow("resnet18-f37072fd.pth", "f37072fd", Residual(BasicBlock, (2, 2, 2, 2))),
+    "efficientnet_lite0": TeacherRow(
+        "efficientnet-lite0-57934424.pth",
+        "57934424",
+        # timm's model of the same name without tf_ takes these weights too, but pads otherwise and is silently wrong
+        timm_model="tf_efficientnet_lite0",
+        find=packaged_file,
+        rename=lite0_names,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    ),
+}
+
+
+class Teacher(nn.Module):
+    """Images (B, 3, S, S), uint8 in 0..255 or float in [0, 1] -> three levels (B, C, S/k, S/k) for k = 4, 8, 16.
+
+    Frozen: no gradients, and `train()` leaves it in evaluation mode. It normalises the images itself, as torchvision's
+    ToTensor and Normalize do. Raises ValueError when S is not a multiple of 32.
+
+    name      as given to `build_teacher`
+    channels  of the levels, finest first
+    signed    whether levels can be negative (a ResNet's, which end in a ReLU, cannot)
+    weights   "sha256:<64 digits>" of the file, "random:<seed>", or what timm fetched
+    residual  how a ResNet is built, None for other backbones
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        name: str,
+        channels: tuple[int, int, int],
+        weights: str,
+        signed: bool,
+        residual: Residual | None = None,
+        mean: Triple = IMAGENET_MEAN,
+        std: Triple = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.name = name
+        self.channels = channels
+        self.weights = weights
+        self.signed = signed
+        self.residual = residual
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in evaluation mode whatever `mode` says."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        if height % COARSEST or width % COARSEST:
+            raise ValueError(f"images of {height}x{width} pixels: --image_size must be a multiple of {COARSEST}")
+        scale = 1.0 if images.is_floating_point() else 255.0
+        x = (images.to(self.mean.dtype) / scale - self.mean) / self.std
+        return list(self.net(x))
+
+
+class ResNetLevels(nn.Module):
+    """The first three stages of torchvision's ResNet, under its own parameter names; nothing past them exists."""
+
+    def __init__(self, residual: Residual) -> None:
+        super().__init__()
+        block, counts, width = residual.block, residual.blocks, residual.base_width
+        fine, middle, coarse = residual.channels
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = down_stage(block, 64, fine, counts[0], stride=1, base_width=width)
+        self.layer2 = down_stage(block, fine, middle, counts[1], base_width=width)
+        self.layer3 = down_stage(block, middle, coarse, counts[2], base_width=width)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        fine = self.layer1(x)
+        middle = self.layer2(fine)
+        return [fine, middle, self.layer3(middle)]
+
+
+def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Teacher:
+    """A teacher of `TEACHERS`, or `timm/NAME` for any timm model with levels at strides 4, 8 and 16.
+
+    weights  "auto": the file that the row names, from torch.hub's folder, downloaded into it when it is not there
+             "random": no pretraining; the same seed gives the same teacher
+             otherwise a file; one that fits but is not the row's own is taken with a warning
+
+    The global random state is left as it was. Raises ValueError for an unknown name or a file that is not what it
+    should be, FileNotFoundError for one that cannot be had.
+    """
+    # Whatever the weights: what comes after the teacher draws the same numbers.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's alone, since only that one is put back
+        if name.startswith("timm/"):
+            net, channels, origin = build_timm(name, weights, seed)
+            cfg = net.pretrained_cfg
+            return Teacher(net, name, channels, origin, signed=True, mean=cfg["mean"], std=cfg["std"])
+        if name not in TEACHERS:
+            raise ValueError(f"unknown --net '{name}': choose from {', '.join(TEACHERS)}, or timm/NAME")
+        row = TEACHERS[name]
+        if row.residual is not None:
+            net, channels = ResNetLevels(row.residual), row.residual.channels
+        else:
+            net, channels = cut_timm(row.timm_model, name)
+    origin = f"random:{seed}" if weights == "random" else _load_weights(net, name, row, weights)
+    return Teacher(net, name, channels, origin, row.residual is None, row.residual, row.mean, row.std)
+
+
+def _load_weights(net: nn.Module, name: str, row: TeacherRow, weights: str | Path) -> str:
+    """Fill `net`; returns where the weights come from."""
+    path = row.find(name, row.file, row.sha256) if weights == "auto" else Path(weights)
+    state = read_torch_file(path, "--weights")
+    digest = file_sha256(path)
+    if not digest.startswith(row.sha256):
+        found = f"its SHA-256 begins with {digest[:8]}, not {row.sha256}"
+        if weights == "auto":
+            raise ValueError(f"{path} is damaged or another file: {found}; delete it, or name a file by --weights FILE")
+        warnings.warn(f"{path} is not {row.file} ({found}): other weights give other results", stacklevel=3)
+    load_checked(net, row.rename(state) if isinstance(state, dict) else state, f"{path} as weights of {name}")
+    return f"sha256:{digest}"

@@ -1,0 +1,86 @@
+"""Pictures of a result: the image, its anomaly map on a fixed colour scale, the mask's contour, the score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataset import Sample, load_mask
+from readers.pictures import read_rgb
+from utils import write_atomically
+
+HEIGHT = 256  # pixels of each panel
+BANNER = 26
+WHITE, DARK = (255, 255, 255), (32, 32, 32)
+
+
+def colour_scale(normal_maps: np.ndarray) -> tuple[float, float]:
+    """Maps of normal training images (N, S, S) -> the scores painted clear and full: one scale for a whole run.
+
+    Clear is the median pixel; the median of the images' maxima comes to lie at a quarter of the way, so that a normal
+    image stays pale and full colour means four times what normal images reach. Test images choose nothing.
+    """
+    low = float(np.median(normal_maps))
+    usual = float(np.median(normal_maps.reshape(len(normal_maps), -1).max(axis=1)))
+    return low, low + max(4 * (usual - low), 1e-6)
+
+
+def overlay(
+    picture: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float], mask: np.ndarray | None, caption: str
+) -> np.ndarray:
+    """Picture (H, W, 3) RGB and map (S, S) -> picture | picture under the map, (h, 2w, 3) RGB, with a caption line.
+
+    The map is drawn over the image with an opacity that grows with the score; the mask's outline is white on both.
+    """
+    height, width = HEIGHT, max(1, round(picture.shape[1] * HEIGHT / picture.shape[0]))
+    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    low, high = scale
+    heat = cv2.resize(np.clip((anomaly_map - low) / (high - low), 0, 1), (width, height))
+    colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    opacity = np.clip(heat * 2, 0, 0.65)[..., None]
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    panels = [picture.copy(), np.rint((1 - opacity) * grey + opacity * colours).astype(np.uint8)]
+    if mask is not None and mask.any():
+        outline, _ = cv2.findContours(
+            cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST),
+            cv2.RETR_EXTERNAL,
+            cv2.CHAIN_APPROX_NONE,
+        )
+        for panel in panels:
+            cv2.drawContours(panel, outline, -1, DARK, 3, cv2.LINE_AA)
+            cv2.drawContours(panel, outline, -1, WHITE, 1, cv2.LINE_AA)
+    banner = np.full((BANNER, 2 * width, 3), DARK, np.uint8)
+    cv2.putText(banner, caption, (8, BANNER - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, WHITE, 1, cv2.LINE_AA)
+    return np.concatenate([np.concatenate(panels, axis=1), banner])
+
+
+def overlay_names(samples: Sequence[Sample]) -> list[str]:
+    """One file name a sample, <defect>_<stem>; the second of a name gets _2, so that none overwrites another."""
+    seen: Counter[str] = Counter()
+    names = []
+    for sample in samples:
+        name = f"{sample.defect}_{sample.image.stem}"
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return names
+
+
+def write_overlays(
+    folder: Path,
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    maps: np.ndarray,
+    scores: np.ndarray,
+    scale: tuple[float, float],
+) -> None:
+    """Draw each sample's overlay into `folder`/<name>.png; pictures keep their own proportions."""
+    for sample, name, anomaly_map, score in zip(samples, names, maps, scores, strict=True):
+        mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None
+        drawn = overlay(np.asarray(read_rgb(sample.image)), anomaly_map, scale, mask, f"{name}   score {score:.3f}")
+        written, data = cv2.imencode(".png", drawn[..., ::-1])
+        assert written, "OpenCV writes PNG"
+        write_atomically(folder / f"{name}.png", data.tobytes())

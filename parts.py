@@ -1,0 +1,117 @@
+"""From a Config to the parts of a run: device, teacher, distiller, images, scoring. The commands build through here."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from config import Config
+from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
+from engine import Scoring, predict
+from model import Distiller, Teacher, build_distiller, build_teacher, load_published
+from overlays import colour_scale
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU. Raises ValueError where the device asked for is not to be had."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise ValueError(f"--device {name}: not to be had on this machine ({reason}); use auto or cpu") from None
+    return device
+
+
+def set_determinism(wanted: bool) -> None:
+    """Allow only operations that repeat to the bit, or let the libraries choose the fastest."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def source_of(config: Config) -> Source:
+    """Where the benchmark lies, its data made if it makes its own. Raises ValueError, FileNotFoundError."""
+    source = Source(config.data_path, config.train_dir, config.test_dir, config.mask_dir)
+    return locate(BENCHMARKS[config.dataset], source)
+
+
+def classes_of(config: Config) -> tuple[str, ...]:
+    """The classes that a sweep runs, in the benchmark's order. Raises ValueError on a name it does not have."""
+    known = find_classes(BENCHMARKS[config.dataset], source_of(config))
+    if config.classes == ("all",):
+        return known
+    unknown = [name for name in config.classes if name not in known]
+    if unknown:
+        raise ValueError(f"unknown --class {', '.join(unknown)}: {config.dataset} has {', '.join(known) or 'none'}")
+    return config.classes
+
+
+def images_of(config: Config, split: str) -> ImageSet:
+    """The training or test images of a run's one class."""
+    (class_name,) = config.classes
+    benchmark = BENCHMARKS[config.dataset]
+    return ImageSet(benchmark.read(source_of(config), class_name, split), config.image_size, benchmark.mask_threshold)
+
+
+@functools.lru_cache(maxsize=1)
+def _teacher(net: str, weights: str, seed: int, device: torch.device) -> Teacher:
+    return build_teacher(net, weights, seed).to(device)
+
+
+def teacher_of(config: Config, device: torch.device) -> Teacher:
+    """The frozen teacher; a sweep shares one, except that random weights are drawn anew from each run's seed."""
+    seed = config.seeds[0] if config.weights == "random" else 0
+    return _teacher(config.net, config.weights, seed, device)
+
+
+def distiller_of(config: Config, teacher: Teacher) -> Distiller:
+    """Bottleneck and student as the run's recipe wants them, from a published checkpoint where one is given."""
+    distiller = build_distiller(config.recipe, teacher)
+    if config.checkpoint is not None:
+        load_published(config.checkpoint, distiller)
+    return distiller.to(next(teacher.buffers()).device)
+
+
+def optimiser_of(config: Config, distiller: Distiller, device: torch.device) -> torch.optim.Optimizer:
+    """Adam as published, over everything that is trainable; fused where torch has that, for speed alone."""
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.Adam(distiller.trainable(), lr=config.learning_rate, betas=(0.5, 0.999), fused=fused)
+
+
+def scoring_of(config: Config) -> Scoring:
+    """How the run's maps and scores are made."""
+    return Scoring(config.anomaly_map, config.score_num, config.batch_size, config.workers)
+
+
+def normal_scale(
+    distiller: Distiller, train_images: ImageSet, device: torch.device, scoring: Scoring
+) -> tuple[float, float]:
+    """The colour scale of a run's overlays, from the maps of at most 64 of its training images, evenly spread."""
+    step = max(1, -(-len(train_images) // 64))
+    some = ImageSet(train_images.samples[::step], train_images.size)
+    return colour_scale(np.concatenate([maps for _, maps in predict(distiller, some, device, scoring)]))
+
+
+def facts_of(config: Config, teacher: Teacher) -> dict[str, Any]:
+    """What decides the run's numbers: two runs with equal facts are the same run."""
+    facts = config.deciding() | {"teacher_weights": teacher.weights, "recipe": repr(config.recipe)}
+    if config.checkpoint is not None:
+        facts["checkpoint"] = sha256(config.checkpoint)
+    return facts
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content. Raises FileNotFoundError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,154 @@
+"""What every reader needs: the two records, the files worth seeing in a folder, classes and masks found by name.
+
+Nothing here opens a picture. Paths come out sorted by name, so that no result depends on the order a file system
+happens to list; masks are paired by file stem inside the defect's folder, never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # hidden files (.DS_Store, ._x.png) are junk as well
+NORMAL_FOLDERS = frozenset({"good", "ok", "normal"})  # compared lower-cased: VisA writes Normal, BTAD ok
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a benchmark. `defect` is the folder's name, "good" for a normal image; no mask known: None."""
+
+    image: Path
+    anomalous: bool
+    defect: str
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images lie: `root` holds one folder per class; the other three are one's own folders, without a layout."""
+
+    root: Path | None
+    train_dir: Path | None = None
+    test_dir: Path | None = None
+    mask_dir: Path | None = None
+
+
+def is_junk(path: Path) -> bool:
+    """True for what operating systems and archivers leave behind: hidden files, Thumbs.db, __MACOSX, ..."""
+    return path.name.startswith(".") or path.name.lower() in JUNK
+
+
+def is_normal_folder(name: str) -> bool:
+    """True for good, ok, OK, Normal, ...: a folder that holds normal images."""
+    return name.lower() in NORMAL_FOLDERS
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """The visible folders directly inside, by name; empty where `folder` does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if not is_junk(p) and p.is_dir()), key=lambda p: p.name)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files directly inside, by name; empty where `folder` does not exist."""
+    if not folder.is_dir():
+        return []
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not is_junk(p) and not p.is_dir())
+    return sorted(files, key=lambda p: p.name)
+
+
+def looks_like_class(folder: Path) -> bool:
+    """True where `folder` holds train/<a normal folder>."""
+    return any(is_normal_folder(p.name) for p in list_folders(folder / "train"))
+
+
+def candidate_roots(root: Path, depth: int = 2) -> Iterator[Path]:
+    """`root` itself, then the folders below it: archives often unpack into one folder more than was asked for."""
+    yield root
+    if depth:
+        for folder in list_folders(root):
+            yield from candidate_roots(folder, depth - 1)
+
+
+def find_class_folder(root: Path, class_name: str) -> Path:
+    """The folder of a class, also below a nested root or doubled (`screw/screw/`); the plain path if there is none."""
+    for base in candidate_roots(root):
+        for folder in (base / class_name, base / class_name / class_name):
+            if looks_like_class(folder):
+                return folder
+    return root / class_name
+
+
+def discover_classes(root: Path) -> tuple[str, ...]:
+    """Names of all folders under `root` that look like a class, sorted; the shallowest level that has any decides."""
+    level = [root]
+    for _ in range(3):
+        names = {p.name for base in level for p in list_folders(base) if looks_like_class(p)}
+        if names:
+            return tuple(sorted(names))
+        level = [p for base in level for p in list_folders(base)]
+    return ()
+
+
+def require_folder(folder: Path | None, flag: str) -> Path:
+    """`folder`, or one clear error that names the flag."""
+    if folder is None:
+        raise ValueError(f"{flag} is needed: it names the folder that holds the images")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{flag} {folder}: no such folder")
+    return folder
+
+
+def no_images(split: str, folder: Path, root: Path) -> FileNotFoundError:
+    """The error for a class without images: what was looked for, what is there instead."""
+    kind = "training" if split == "train" else "test"
+    found = discover_classes(root) or tuple(p.name for p in list_folders(root))
+    listed = ", ".join(found[:20]) + (", ..." if len(found) > 20 else "")
+    return FileNotFoundError(
+        f"no {kind} images under {folder}: --data_path must hold one folder per class; found {listed or 'no folder'}"
+    )
+
+
+def check_split(split: str) -> None:
+    assert split in SPLITS, f"split must be train or test, not {split!r}"
+
+
+def index_masks(folder: Path) -> dict[str, Path]:
+    """File stem -> mask. Stems are kept as written and, where that is free, lower-cased."""
+    masks = {p.stem: p for p in reversed(list_images(folder))}
+    for stem, path in list(masks.items()):
+        masks.setdefault(stem.lower(), path)
+    return masks
+
+
+def match_mask(image: Path, masks: dict[str, Path]) -> Path | None:
+    """The mask of an image by stem, `<stem>_mask.*` before `<stem>.*`, in any case and extension; None if absent."""
+    names = (f"{image.stem}_mask", image.stem)
+    for name in (*names, *(n.lower() for n in names)):
+        if name in masks:
+            return masks[name]
+    return None
+
+
+def pair_masks(images: Iterable[Path], folder: Path, defect: str) -> list[Sample]:
+    """Anomalous samples with the masks of `folder`; every image must have one.
+
+    Raises FileNotFoundError that counts the images without a mask and names the first.
+    """
+    images, masks = list(images), index_masks(folder)
+    samples = [Sample(image, anomalous=True, defect=defect, mask=match_mask(image, masks)) for image in images]
+    missing = [s.image for s in samples if s.mask is None]
+    if missing:
+        raise FileNotFoundError(
+            f"no mask for {len(missing)} of {len(images)} images, the first {missing[0]}: looked for "
+            f"{folder / missing[0].stem}_mask.* and {folder / missing[0].stem}.*; add the masks, or move the whole "
+            "mask folder away to score images only"
+        )
+    return samples
+
+
+Reader = Callable[[Source, str, str], list[Sample]]

@@ -1,0 +1,76 @@
+"""One's own images: --train_dir, optional --test_dir and --mask_dir; or a root in the MVTec layout.
+
+    --train_dir   normal images, directly inside or in a folder good/ (ok/, Normal/); other folders are left alone
+    --test_dir    one folder per kind: good/ holds normal images, every other folder a defect
+    --mask_dir    <defect>/<stem>_mask.* or <defect>/<stem>.* for every anomalous test image
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from readers.base import (
+    Sample,
+    Source,
+    check_split,
+    find_class_folder,
+    is_normal_folder,
+    list_folders,
+    list_images,
+    require_folder,
+)
+from readers.mvtec import read_mvtec, read_normals, read_test_folders
+
+
+def read_folder(source: Source, class_name: str, split: str) -> list[Sample]:
+    """Samples of one's own folders; without test images the test split is empty.
+
+    Raises ValueError or FileNotFoundError, naming the flag, for folders that do not hold what they must.
+    """
+    check_split(split)
+    if source.train_dir is None and source.test_dir is None:
+        root = require_folder(source.root, "--train_dir (or --data_path, in the MVTec layout)")
+        if split == "test" and not (find_class_folder(root, class_name) / "test").is_dir():
+            return []
+        return read_mvtec(source, class_name, split)
+    if split == "train":
+        return read_train_dir(require_folder(source.train_dir, "--train_dir"))
+    return [] if source.test_dir is None else read_test_dir(source)
+
+
+def read_train_dir(folder: Path) -> list[Sample]:
+    """Images directly inside, or those of a normal folder where there are none."""
+    samples = [Sample(image, anomalous=False, defect="good") for image in list_images(folder)] or read_normals(folder)
+    if not samples:
+        raise FileNotFoundError(
+            f"no training images under --train_dir {folder}: put normal images directly inside or in {folder / 'good'}"
+        )
+    return samples
+
+
+def read_test_dir(source: Source) -> list[Sample]:
+    test = require_folder(source.test_dir, "--test_dir")
+    masks = None if source.mask_dir is None else require_folder(source.mask_dir, "--mask_dir")
+    samples = read_test_folders(test, masks)
+    if not samples:
+        loose = len(list_images(test))
+        raise FileNotFoundError(
+            f"no test images in folders under --test_dir {test}"
+            + (f" ({loose} lie directly inside)" if loose else "")
+            + ": it must hold good/ with normal images and one folder per defect"
+        )
+    return samples
+
+
+def name_class(source: Source) -> str:
+    """A class name for one's own folders: the nearest folder above --train_dir that is not called train or good."""
+    folder = require_folder(source.train_dir, "--train_dir").resolve()
+    for part in (folder, *folder.parents):
+        if part.name and part.name.lower() != "train" and not is_normal_folder(part.name):
+            return part.name
+    return "folder"
+
+
+def has_layout(source: Source) -> bool:
+    """True where classes are folders under a root rather than one's own folders."""
+    return source.train_dir is None and source.root is not None and bool(list_folders(source.root))

@@ -1,0 +1,202 @@
+"""The run folder: configuration first, metrics last, every file replaced whole; finished? resumable? the same run?
+
+<save_path>/<benchmark>/<variant or --name>/<class>/seed<k>/
+    config.json       first: what decides the run, with code revision, versions and the hash of the teacher's weights
+    train.csv         a line per epoch; evaluations.csv a line per evaluation
+    checkpoint.pt     what was trained and what resuming needs; replaced atomically
+    predictions.csv   a line per test image
+    metrics.json      last: its presence means "finished"
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dataset import Sample
+from model import Distiller
+from utils import code_revision, write_atomically
+
+CONFIG, TRAIN, EVALUATIONS = "config.json", "train.csv", "evaluations.csv"
+CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
+
+
+@dataclass
+class Progress:
+    """How far a run has come: epochs done, a row per epoch, a row per evaluation, seconds of training so far."""
+
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, epoch: int, losses: dict[str, float], images: int, seconds: float) -> None:
+        """Note one epoch's mean losses and speed."""
+        self.epoch = epoch
+        self.seconds += seconds
+        self.history.append({"epoch": epoch, **losses, "images_per_second": round(images / seconds, 2)})
+
+    def oracle(self) -> dict[str, dict[str, float]]:
+        """The best value of each figure over all evaluations with its epoch: chosen on test data, so never the result.
+
+        Empty where only the last epoch was evaluated: then nothing was chosen.
+        """
+        if len(self.evaluations) < 2:
+            return {}
+        best: dict[str, dict[str, float]] = {}
+        for row in self.evaluations:
+            for name, value in row.items():
+                if name != "epoch" and value == value and value > best.get(name, {"value": -1.0})["value"]:
+                    best[name] = {"value": value, "epoch": row["epoch"]}
+        return best
+
+
+class Run:
+    """One run folder. `facts` decide the run's numbers: two runs are the same when their facts are equal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._saved = time.monotonic()  # when the last resume point was written, or this process began
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def open(self, config: dict[str, Any], facts: dict[str, Any], fresh: bool = False, resume: bool = True) -> None:
+        """Begin the run, or take up the one that lies here; `fresh` discards it, `resume=False` an unfinished one.
+
+        Raises ValueError naming the fields in which a run that lies here differs from the one that is wanted.
+        """
+        for leftover in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
+            leftover.unlink()
+        if fresh or not (resume or self.finished):
+            self.discard()
+        if (self.folder / CONFIG).exists():
+            self._check_same(facts)
+        else:
+            self.discard()  # whatever lies in a folder without a configuration is no run
+            record = {"config": config, "facts": facts, "revision": code_revision(), **machine()}
+            write_atomically(self.folder / CONFIG, json.dumps(record, indent=2) + "\n")
+
+    def _check_same(self, facts: dict[str, Any]) -> None:
+        found = self.read(CONFIG)["facts"]
+        wanted = json.loads(json.dumps(facts))
+        different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+        if different:
+            details = "; ".join(f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here" for key in different)
+            raise ValueError(
+                f"{self.folder} holds a run of another configuration: {details}. "
+                "Give another --save_path or --name, or --fresh to discard it"
+            )
+
+    def discard(self) -> None:
+        """Remove what the run has written; metrics.json goes first: a half-removed run must not look finished."""
+        (self.folder / METRICS).unlink(missing_ok=True)
+        for name in (CHECKPOINT, PREDICTIONS, TRAIN, EVALUATIONS):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "overlays", ignore_errors=True)
+        (self.folder / CONFIG).unlink(missing_ok=True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's metrics are written, which happens last."""
+        return (self.folder / METRICS).is_file()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """One of the run's JSON files. Raises FileNotFoundError, ValueError."""
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"no {name} in {self.folder}: want the folder of a run, .../<class>/seed<k>")
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"{path}: not valid JSON ({problem})") from None
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Tensors and plain values only, so that `torch.load(weights_only=True)` reads them."""
+        write_atomically(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last saved state on the CPU, or None where there is none. Raises ValueError on a damaged file."""
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            return None
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as problem:
+            raise ValueError(f"{path} cannot be read ({problem}): --fresh trains this run again") from None
+
+    def restore(self, distiller: Distiller, optimiser: torch.optim.Optimizer) -> Progress:
+        """Load the last resume point into the two; a fresh Progress where there is none."""
+        state = self.load_checkpoint()
+        if state is None:
+            return Progress()
+        distiller.load_trained_state(state["trained"])
+        if "optimiser" not in state:  # the run ended and its metrics were lost: what is left is to score it
+            return Progress(**state["progress"])
+        optimiser.load_state_dict(state["optimiser"])
+        return Progress(**state["progress"])
+
+    def record(
+        self, progress: Progress, distiller: Distiller, optimiser: torch.optim.Optimizer, spacing: float
+    ) -> None:
+        """Write the epoch's line, and a resume point unless the last one is younger than `spacing` seconds."""
+        self.write_progress(progress)
+        if time.monotonic() - self._saved >= spacing:
+            state = {"trained": distiller.trained_state(), "optimiser": optimiser.state_dict()}
+            self.save_checkpoint({**state, "progress": asdict(progress)})
+            self._saved = time.monotonic()
+
+    def write_progress(self, progress: Progress) -> None:
+        """train.csv and evaluations.csv, whole."""
+        self.write_csv(TRAIN, progress.history)
+        self.write_csv(EVALUATIONS, progress.evaluations)
+
+    def write_predictions(self, samples: Sequence[Sample], scores: np.ndarray) -> None:
+        """predictions.csv: path, defect, anomalous (0, 1) and image score of every test image."""
+        rows = [
+            {"path": str(s.image), "defect": s.defect, "anomalous": int(s.anomalous), "score": f"{score:.9g}"}
+            for s, score in zip(samples, scores, strict=True)
+        ]
+        self.write_csv(PREDICTIONS, rows)
+
+    def write_csv(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Rows with equal keys as a CSV file with a header; nothing for no rows."""
+        if not rows:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.folder / name, text.getvalue())
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Write metrics.json, the last file; NaN is written as null."""
+        write_atomically(self.folder / METRICS, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware, to stand beside a figure."""
+    processor = next(
+        (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    hardware = [f"{processor}, {torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        hardware.append(torch.cuda.get_device_name())
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"versions": versions, "hardware": "; ".join(hardware)}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []

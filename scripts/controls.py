@@ -1,0 +1,112 @@
+"""What a benchmark gives without reverse distillation: two controls that train nothing, scored by the same code.
+
+    python -m scripts.controls --dataset demo --net efficientnet_lite0
+
+pixel z-score       how unusual each pixel's brightness is at its place among the training images. A benchmark on which
+                    this does well is trivial.
+nearest neighbour   distance of each patch's teacher features to the nearest of the training images' patches: what the
+                    teacher alone can see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import metrics
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from torch.nn import functional
+
+import parts
+from commandline import Parser, exit_code
+from config import Config, option
+from dataset import ImageSet
+from engine import image_batches
+from model import Teacher
+from utils import format_table, map_ahead
+
+FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+BANK = 20_000  # training patches that are kept, drawn at random
+SIGMA = 4.0
+
+
+def z_score_maps(train: ImageSet, test: ImageSet, workers: int) -> Iterator[np.ndarray]:
+    """Maps (S, S) of |x - mean| / std over the training images, averaged over the colours and smoothed."""
+    normal = np.stack(list(map_ahead(train.image, range(len(train)), workers))).astype(np.float32)
+    mean, std = normal.mean(axis=0), normal.std(axis=0) + 1.0  # one grey value: below it lies rounding
+    for image in map_ahead(test.image, range(len(test)), workers):
+        yield gaussian_filter((np.abs(image - mean) / std).mean(axis=0), SIGMA)
+
+
+def nearest_neighbour_maps(
+    teacher: Teacher, train: ImageSet, test: ImageSet, batch_size: int, workers: int
+) -> Iterator[np.ndarray]:
+    """Maps (S, S) of the distance between a patch's features and the nearest of `BANK` training patches' features."""
+    generator = torch.Generator().manual_seed(0)
+    share = min(1.0, BANK / (len(train) * (train.size // 8) ** 2))
+    bank = []
+    for _, pixels in image_batches(train, range(len(train)), batch_size, workers):
+        patches = patch_features(teacher, pixels).flatten(0, 2)
+        bank.append(patches[torch.rand(len(patches), generator=generator) < share])
+    known = torch.cat(bank)
+    for _, pixels in image_batches(test, range(len(test)), batch_size, workers):
+        patches = patch_features(teacher, pixels)
+        nearest = torch.stack([torch.cdist(image.flatten(0, 1), known).amin(dim=1) for image in patches])
+        maps = nearest.view(len(patches), 1, *patches.shape[1:3])
+        for anomaly_map in functional.interpolate(maps, size=test.size, mode="bilinear", align_corners=True)[
+            :, 0
+        ].numpy():
+            yield gaussian_filter(anomaly_map, SIGMA)
+
+
+def patch_features(teacher: Teacher, pixels: np.ndarray) -> Tensor:
+    """(B, 3, S, S) uint8 -> (B, S/8, S/8, C): levels 1 and 2, each averaged over 3x3, on the grid of level 1."""
+    _, middle, coarse = (functional.avg_pool2d(level, 3, 1, 1) for level in teacher(torch.from_numpy(pixels)))
+    coarse = functional.interpolate(coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([middle, coarse], dim=1).permute(0, 2, 3, 1)
+
+
+def figures(test: ImageSet, maps: Iterator[np.ndarray]) -> list[float]:
+    """The figures of `FIGURES`; the image score is the map's maximum."""
+    scored = np.stack(list(maps))
+    masks = [test.mask(i) for i in range(len(test))] if test.has_masks else None
+    report = metrics.evaluate(test.labels, scored.max(axis=(1, 2)), scored, masks, per_image=False)
+    return [report.values[name] for name in FIGURES]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a row per class and control, and their means."""
+    parser = Parser(
+        prog="python -m scripts.controls",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    for name in ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers"):
+        option(parser, name)
+    config = Config(**vars(parser.parse_args(argv)))
+    teacher = parts.teacher_of(config, torch.device("cpu"))
+    rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbour": []}
+    names = parts.classes_of(config)
+    for name in names:
+        plan = replace(config, classes=(name,))
+        train, test = (parts.images_of(plan, split) for split in ("train", "test"))
+        rows["pixel z-score"].append(figures(test, z_score_maps(train, test, config.workers)))
+        maps = nearest_neighbour_maps(teacher, train, test, config.batch_size, config.workers)
+        rows["nearest neighbour"].append(figures(test, maps))
+    cells = [
+        [control, name, *("n/a" if np.isnan(value) else f"{value:.3f}" for value in values)]
+        for control, found in rows.items()
+        for name, values in [*zip(names, found, strict=True), ("mean", np.mean(found, axis=0))]
+    ]
+    print(format_table(["control", "class", *FIGURES], cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

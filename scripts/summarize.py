@@ -1,0 +1,59 @@
+"""Print and save the table over finished runs: python -m scripts.summarize RUNS [RUNS ...]
+
+Saves summary.csv, summary.json and summary.md; --into writes the Markdown table between two markers of a file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import summary
+from commandline import Parser, exit_code
+from utils import write_atomically
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
+    parser = Parser(prog="scripts.summarize", description="Tables over finished runs, saved as summary.*")
+    parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders that hold some")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where summary.* go (default: the first RUNS folder)")
+    parser.add_argument("--oracle", action="store_true", help="add the figures of the best epoch on the test set")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown table into this file")
+    parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
+    given = parser.parse_args(argv)
+    if (given.into is None) != (given.marker is None):
+        parser.error("--into and --marker go together: a file, and which of its tables to replace")
+
+    results, left_out = summary.collect(given.runs), summary.unfinished(given.runs)
+    places = ", ".join(map(str, given.runs))
+    if not results:
+        raise ValueError(
+            f"no finished run under {places} ({len(left_out)} unfinished): a run is finished by metrics.json"
+        )
+    markdown = summary.render(summary.summarize(results), markdown=True, oracle=given.oracle)
+    if given.into is not None:  # before anything is written: the markers may be missing
+        page = into_page(given.into, given.marker, markdown)
+    text = summary.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
+    if given.into is not None:
+        write_atomically(given.into, page)
+    print(markdown if given.markdown else text)
+    if left_out:
+        print(f"note: left out, unfinished: {', '.join(map(str, left_out))}", file=sys.stderr)
+    return 0
+
+
+def into_page(path: Path, marker: str, table: str) -> str:
+    """The file's text with the table between its markers. Raises FileNotFoundError, ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--into {path}: no such file")
+    try:
+        return summary.insert(path.read_text(encoding="utf-8"), marker, table)
+    except ValueError as problem:
+        raise ValueError(f"--into {path}: {problem}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,140 @@
+"""Score a finished run again from its folder alone, or let it judge new images.
+
+python test.py RUN                       the same figures again; exit code 1 if they differ from the recorded ones
+python test.py RUN --images PATH...      a CSV of scores and an overlay for every image
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import parts
+from commandline import Parser, boolean, exit_code
+from config import Config
+from dataset import ImageSet, Sample
+from engine import evaluate, predict
+from model import Distiller
+from overlays import overlay_names, write_overlays
+from readers.base import list_images
+from runs import CONFIG, METRICS, Run
+from utils import format_table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score again, or predict. Returns the exit code: 0, or 1 where figures differ from the recorded ones."""
+    options = _parser().parse_args(argv)
+    folder = Run(options.run)
+    if not folder.finished:
+        raise FileNotFoundError(f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training")
+    saved = folder.read(CONFIG)["config"]
+    changes = {
+        name: value for name in ("data_path", "device", "workers") if (value := getattr(options, name)) is not None
+    }
+    config = replace(Config(**Config.from_json(saved)), **changes)
+    device = parts.choose_device(config.device)
+    parts.set_determinism(config.deterministic)
+    state = folder.load_checkpoint()
+    if state is None:
+        raise FileNotFoundError(f"{folder}: its checkpoint is gone; main.py with --fresh trains it again")
+    teacher = parts.teacher_of(replace(config, weights=options.weights or config.weights), device)
+    recorded = folder.read(CONFIG)["facts"]["teacher_weights"]
+    if teacher.weights != recorded:
+        raise ValueError(
+            f"the run learned from teacher weights {recorded}, found {teacher.weights}; give --weights FILE"
+        )
+    distiller = parts.distiller_of(replace(config, checkpoint=None), teacher)
+    distiller.load_trained_state(state["trained"])
+    scale = state["colour_scale"]
+    if options.images:
+        out = options.out or options.run / "images"
+        return predict_images(distiller, config, device, options.images, out, scale)
+    return score_again(distiller, config, device, folder, scale, options.vis)
+
+
+def score_again(
+    distiller: Distiller,
+    config: Config,
+    device: torch.device,
+    folder: Run,
+    scale: tuple[float, float],
+    vis: bool,
+) -> int:
+    """Print the figures of a second scoring beside the recorded ones."""
+    images = parts.images_of(config, "test")
+    result = evaluate(distiller, images, device, parts.scoring_of(config), config.seg)
+    figures, recorded = result.figures(), folder.read(METRICS)["figures"]
+    rows = [
+        [name, *("n/a" if value is None else f"{value:.6f}" for value in (figures[name], recorded.get(name)))]
+        for name in figures
+    ]
+    print(format_table([config.title, "now", "recorded"], rows))
+    if vis:
+        names = overlay_names(images.samples)
+        write_overlays(config.overlay_folder, images.samples, names, result.maps, result.scores, scale)
+        print(f"overlays in {config.overlay_folder}")
+    same = figures == recorded
+    print("identical to the recorded figures" if same else "DIFFERENT from the recorded figures")
+    return 0 if same else 1
+
+
+def predict_images(
+    distiller: Distiller,
+    config: Config,
+    device: torch.device,
+    paths: Sequence[Path],
+    out: Path,
+    scale: tuple[float, float],
+) -> int:
+    """Write `out`/scores.csv (path, score) and `out`/overlays for images and folders of images, batch by batch."""
+    files = [image for path in paths for image in find_images(path)]
+    samples = [Sample(path, anomalous=False, defect=path.parent.name) for path in files]
+    names = overlay_names(samples)
+    out.mkdir(parents=True, exist_ok=True)
+    done = 0
+    with (out / "scores.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["path", "score"])
+        for scores, maps in predict(distiller, ImageSet(samples, config.image_size), device, parts.scoring_of(config)):
+            batch = samples[done : done + len(scores)]
+            writer.writerows([sample.image, f"{score:.9g}"] for sample, score in zip(batch, scores, strict=True))
+            write_overlays(out / "overlays", batch, names[done : done + len(scores)], maps, scores, scale)
+            done += len(scores)
+    print(f"{done} images: scores in {out / 'scores.csv'}, overlays in {out / 'overlays'}")
+    return 0
+
+
+def find_images(path: Path) -> list[Path]:
+    """An image itself, or all images below a folder, by name. Raises FileNotFoundError where there is none."""
+    if path.is_dir():
+        found = sorted({*list_images(path), *(i for sub in path.rglob("*") if sub.is_dir() for i in list_images(sub))})
+    else:
+        found = [path] if path.is_file() else []
+    if not found:
+        raise FileNotFoundError(f"--images {path}: no image there")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run folder, .../<class>/seed<k>")
+    parser.add_argument("--images", type=Path, nargs="+", help="images or folders to judge, instead of the test set")
+    parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")
+    parser.add_argument(
+        "--vis", type=boolean, nargs="?", const=True, default=False, metavar="0|1", help="save overlays"
+    )
+    parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")
+    parser.add_argument("--weights", help="the teacher's weights file, where it has moved")
+    parser.add_argument("--device", help="auto, cpu, cuda, ...")
+    parser.add_argument("--workers", type=int, help="threads that read images ahead")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,124 @@
+"""The command line: published flags as they stand, modern names, errors of one line, a saved configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from config import Config, parse
+from model import SKIPS, VARIANTS
+
+PUBLISHED = (
+    "--epochs 200 --res 3 --learning_rate 0.005 --batch_size 16 --seed 111 --class all --seg 1 --print_epoch 10 "
+    "--data_path D --save_path S --print_loss 1 --net wide_res50 --L2 0"
+)
+
+
+def test_published_command_is_sk_rd4ad_as_published() -> None:
+    config = parse(PUBLISHED.split())
+    assert config == Config(print_epoch=10, data_path=Path("D"), save_path=Path("S"), skips="both", loss="cosine")
+    assert config.recipe == VARIANTS["sk_rd4ad"]
+
+
+def test_every_published_flag_is_accepted() -> None:
+    config = parse(
+        "--class_ bottle --score_num 3 --layerloss 0 --vis 1 --img_path I --print_max 1 --print_canshu 1 --cut 0 --seed 111 250 444 --rate 0.1 --layerloss 1".split()
+    )
+    assert config.classes == ("bottle",)
+    assert config.seeds == (111, 250, 444)
+    assert (config.score_num, config.vis, config.print_max, config.print_scores) == (3, True, True, True)
+    assert dict(config.recipe.losses)["consistency"] == 0.1
+
+
+@pytest.mark.parametrize(("res", "skips"), [(0, "none"), (1, "none"), (2, "E3"), (3, "both")])
+def test_res_follows_its_help_text(res: int, skips: str) -> None:
+    assert parse(["--res", str(res)]).recipe.skips == SKIPS[skips]
+
+
+@pytest.mark.parametrize(
+    ("number", "losses"), [(0, [("cosine", 1.0)]), (1, [("mse", 1.0)]), (2, [("mse", 0.5), ("cosine", 0.5)])]
+)
+def test_l2_chooses_the_loss(number: int, losses: list[tuple[str, float]]) -> None:
+    assert parse(["--variant", "rd4ad", "--L2", str(number)]).recipe.losses == tuple(losses)
+
+
+def test_layerloss_adds_and_removes_the_consistency_loss() -> None:
+    assert parse(["--layerloss", "0"]).recipe.losses == (("cosine", 1.0),)
+    assert parse(["--variant", "rd4ad", "--layerloss", "1"]).recipe.losses == (("cosine", 1.0), ("consistency", 0.05))
+    with pytest.raises(ValueError, match="--rate.*--layerloss 1"):
+        parse(["--variant", "rd4ad", "--rate", "0.1"])
+
+
+def test_dashes_and_underscores_are_alike() -> None:
+    assert parse(["--batch-size=4", "--image-size", "64"]) == parse(["--batch_size", "4", "--image_size=64"])
+
+
+def test_abbreviations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        parse(["--epoch", "3"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(ValueError) as problem:
+        parse("--variant rd5 --dataset mvtek --batch_size 0 --image_size 100 --net vgg --learning_rate -1".split())
+    text = str(problem.value)
+    assert "unknown --variant 'rd5': choose from rd4ad, sk_rd4ad" in text
+    for flag in ("--dataset", "--batch_size", "--image_size", "--net", "--learning_rate"):
+        assert flag in text
+
+
+def test_cut_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match="--cut") as problem:
+        parse(["--cut", "1"])
+    assert "\n" not in str(problem.value)
+
+
+def test_res_and_skips_must_agree() -> None:
+    assert parse(["--res", "2", "--skips", "E3"]).skips == "E3"
+    with pytest.raises(ValueError, match="--res 2 means --skips E3"):
+        parse(["--res", "2", "--skips", "none"])
+
+
+def test_own_folders_belong_to_the_folder_benchmark() -> None:
+    with pytest.raises(ValueError, match="--train_dir"):
+        parse(["--train_dir", "x"])
+    with pytest.raises(ValueError, match="wants --train_dir"):
+        parse(["--dataset", "folder"])
+
+
+def test_saved_configuration_comes_back(tmp_path: Path) -> None:
+    config = parse("--student_width 64 128 256 --net efficientnet_lite0 --seeds 1 2 --data_path D --vis".split())
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({"config": config.to_json()}))
+    assert parse(["--config", str(saved)]) == config
+    assert parse(["--config", str(saved), "--epochs", "3"]) == dataclasses.replace(config, epochs=3)
+
+
+def test_saved_configuration_of_another_version_is_named(tmp_path: Path) -> None:
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({"config": {"colour": "red"}}))
+    with pytest.raises(ValueError, match="colour"):
+        parse(["--config", str(saved)])
+    with pytest.raises(FileNotFoundError, match="--config"):
+        parse(["--config", str(tmp_path / "none.json")])
+
+
+def test_help_shows_every_field_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name}" in text
+    for group in ("what to train on", "method", "training", "scoring", "output", "machine", "published flags"):
+        assert f"{group}" in text
+
+
+def test_places_do_not_decide_a_run() -> None:
+    decided = Config().deciding()
+    assert {"epochs", "variant", "seeds", "image_size", "learning_rate"} <= set(decided)
+    assert not {"data_path", "save_path", "device", "workers", "cache", "vis"} & set(decided)

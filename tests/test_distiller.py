@@ -1,0 +1,239 @@
+"""Laws of the whole: counts, shapes, gradients, what skips do and what they leave alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from discrepancy import LOSSES
+from model import SKIPS, TEACHERS, VARIANTS, Recipe, Skip, build_distiller, build_teacher
+
+# published counts, less what the published bottleneck never calls
+LIVE = {
+    "wide_res50": (58_885_120, 24_917_504),
+    "res50": (39_222_272 - 8_392_704, 15_821_824),
+    "res34": (16_925_952 - 525_312, 5_770_624),
+    "res18": (12_205_312 - 525_312, 3_703_168),
+}
+NARROW = "efficientnet_lite0"
+QUICK = ("res18", "res50", NARROW)
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def pictures(side=64, batch=2, seed=1):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, 3, side, side), generator=draw, dtype=torch.uint8)
+
+
+def build(variant="sk_rd4ad", net="res18", seed=0, **changes):
+    torch.manual_seed(seed)
+    recipe = replace(VARIANTS[variant], **changes)
+    return build_distiller(recipe, build_teacher(net, weights="random")), recipe
+
+
+def loss_of(recipe, pairs):
+    return sum(weight * LOSSES[name](pairs) for name, weight in recipe.losses)
+
+
+def levels_of(pairs):
+    return [student for _, student in pairs]
+
+
+def shapes(net, side, batch):
+    channels = build_teacher(net, weights="random").channels
+    return [(batch, c, side // stride, side // stride) for c, stride in zip(channels, (4, 8, 16), strict=True)]
+
+
+@pytest.mark.parametrize("net", TEACHERS)
+def test_pairs_have_the_teacher_s_shapes_finest_first(net):
+    distiller, _ = build(net=net)
+    targets = distiller.teacher(pictures())
+    pairs = distiller(pictures())
+    assert [tuple(student.shape) for student in levels_of(pairs)] == shapes(net, side=64, batch=2)
+    assert all(torch.equal(teacher, target) for (teacher, _), target in zip(pairs, targets, strict=True))
+    embedding = distiller.bottleneck(targets)
+    assert embedding.shape == (2, 2 * distiller.teacher.channels[2], 2, 2)
+    if net in LIVE:
+        assert (count(distiller.bottleneck), count(distiller.student)) == LIVE[net]
+
+
+def test_wide_res50_at_256_takes_a_step_and_survives_a_checkpoint(tmp_path):
+    distiller, recipe = build(net="wide_res50")
+    before = copy.deepcopy(distiller.teacher.state_dict())
+    targets = distiller.teacher(pictures(side=256, batch=1))
+    assert [tuple(target.shape) for target in targets] == shapes("wide_res50", side=256, batch=1)
+    optimiser = torch.optim.SGD(distiller.train().trainable(), lr=1e-3)
+    loss_of(recipe, distiller.rebuild(targets)).backward()
+    optimiser.step()
+    assert all(torch.equal(value, before[name]) for name, value in distiller.teacher.state_dict().items())
+
+    path = tmp_path / "checkpoint.pt"
+    torch.save(distiller.trained_state(), path)
+    other, _ = build(net="wide_res50", seed=1)
+    other.load_trained_state(torch.load(path, weights_only=True))
+    path.unlink()
+    small = pictures()
+    for ours, theirs in zip(distiller.eval()(small), other.eval()(small), strict=True):
+        assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("net", QUICK)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(variant, net):
+    distiller, recipe = build(variant, net)
+    loss_of(recipe, distiller.train()(pictures())).backward()
+    own = [*distiller.bottleneck.parameters(), *distiller.student.parameters()]
+    assert {id(parameter) for parameter in distiller.trainable()} == {id(parameter) for parameter in own}
+    silent = [n for n, p in distiller.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert silent == []
+    assert all(parameter.grad is None for parameter in distiller.teacher.parameters())
+
+
+@pytest.mark.parametrize("net", ["res18", NARROW])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_few_steps_lower_the_loss(variant, net):
+    distiller, recipe = build(variant, net)
+    optimiser = torch.optim.Adam(distiller.train().trainable(), lr=0.005, betas=(0.5, 0.999))
+    targets = distiller.teacher(pictures(batch=4))
+    course = []
+    for _ in range(12):
+        loss = loss_of(recipe, distiller.rebuild(targets))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        course.append(loss.item())
+    assert course[-1] < 0.6 * course[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"student_width": (16, 24, 32), "student_blocks": 2}], ids=["plain", "narrower"]
+)
+@pytest.mark.parametrize("net", QUICK)
+def test_zeroed_skips_equal_rd4ad_with_the_same_weights(net, changes):
+    if net != NARROW and changes:
+        pytest.skip("a ResNet's student is fixed")
+    plain, _ = build("rd4ad", net, **changes)
+    skipping, _ = build("sk_rd4ad", net, seed=7, **changes)
+    skipping.load_trained_state(plain.trained_state())
+    targets = plain.teacher(pictures())
+    embedding = plain.bottleneck(targets)
+    nothing = [torch.zeros_like(target) for target in targets]
+    for ours, theirs in zip(plain.student(embedding, targets), skipping.student(embedding, nothing), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(plain.student(embedding, targets)[0], skipping.student(embedding, targets)[0])
+
+
+@pytest.mark.parametrize("net", QUICK)
+def test_each_skip_moves_the_levels_below_it_and_no_other(net):
+    distillers = {name: build("sk_rd4ad", net, skips=skips)[0].eval() for name, skips in SKIPS.items()}
+    found = {name: levels_of(distiller(pictures())) for name, distiller in distillers.items()}
+
+    def same(one, other):
+        return [torch.equal(a, b) for a, b in zip(found[one], found[other], strict=True)]
+
+    assert same("none", "E2") == [False, True, True]
+    assert same("none", "E3") == [False, False, True]
+    assert same("both", "E3") == [False, True, True]
+    assert same("none", "both") == [False, False, True]
+
+
+@pytest.mark.parametrize("net", ["res18", "res50"])
+def test_the_skips_are_the_published_ones(net):
+    """D3 = stage1(phi), D2 = stage2(relu(D3 + E3)), D1 = stage3(relu(D2 + E2)), each compared before the addition."""
+    distiller, _ = build(net=net)
+    distiller.eval()
+    e1, e2, e3 = distiller.teacher(pictures())
+    stage3, stage2, stage1 = distiller.student.stages
+    d3 = stage1(distiller.bottleneck([e1, e2, e3]))
+    d2 = stage2(F.relu(d3 + e3))
+    d1 = stage3(F.relu(d2 + e2))
+    for found, wanted in zip(levels_of(distiller(pictures())), (d1, d2, d3), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_signed_teacher_s_student_can_be_negative_and_a_resnet_s_cannot():
+    narrow, resnet = build(net=NARROW)[0], build(net="res18")[0]
+    assert narrow.teacher.signed and not resnet.teacher.signed
+    assert all((level < 0).float().mean() > 0.1 for level in levels_of(narrow(pictures())))
+    assert all((level >= 0).all() for level in levels_of(resnet(pictures())))
+
+
+def test_the_recipe_sets_a_narrow_student_s_width_and_depth():
+    plain, wide, deep = (
+        build(net=NARROW, **changes)[0]
+        for changes in ({}, {"student_width": (64, 128, 256)}, {"student_width": (24, 40, 112), "student_blocks": 3})
+    )
+    assert count(plain.bottleneck) + count(plain.student) == 1_688_032
+    assert count(wide.bottleneck) + count(wide.student) > 3 * 1_688_032
+    assert [len(stage) for stage in plain.student.stages] == [2, 2, 2]
+    assert [len(stage) for stage in deep.student.stages] == [4, 4, 4] and len(deep.bottleneck.embed) == 3
+    assert [tuple(level.shape) for level in levels_of(wide(pictures()))] == shapes(NARROW, side=64, batch=2)
+    with pytest.raises(ValueError, match="res18 is a ResNet, whose student is fixed"):
+        build(net="res18", student_width=(64, 128, 256))
+    with pytest.raises(ValueError, match="res18 is a ResNet, whose student is fixed"):
+        build(net="res18", student_blocks=2)
+
+
+def test_the_published_finest_stage_is_the_longest():
+    assert [len(stage) for stage in build(net="res34")[0].student.stages] == [6, 4, 3]
+
+
+def test_the_same_seed_builds_the_same_parts():
+    first, again, other = build(seed=3)[0], build(seed=3)[0], build(seed=4)[0]
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    assert not torch.equal(first.student.stages[0][0].conv1.weight, other.student.stages[0][0].conv1.weight)
+
+
+def test_convolutions_start_kaiming_normal_by_fan_out():
+    distiller, _ = build(net="res50")
+    for layer in (
+        distiller.bottleneck.reduce0[0],
+        distiller.student.stages[0][1].conv2,
+        distiller.bottleneck.embed[0].conv2,
+    ):
+        wanted = (2 / (layer.out_channels * layer.kernel_size[0] ** 2)) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(wanted, rel=0.02)
+    up = distiller.student.stages[0][0].conv2  # transposed: PyTorch's own uniform
+    assert up.weight.abs().max().item() <= (1 / (up.out_channels * 4)) ** 0.5
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line():
+    distiller, state = build()[0], build(net="res34")[0].trained_state()
+    with pytest.raises(ValueError, match="the checkpoint's bottleneck does not fit") as caught:
+        distiller.load_trained_state(state)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"holds \['student'\], but this model has \['bottleneck', 'student'\]"):
+        distiller.load_trained_state({"student": state["student"]})
+    with pytest.raises(ValueError, match="it lacks stages.0.0.conv1.weight"):
+        short = build()[0].trained_state()
+        del short["student"]["stages.0.0.conv1.weight"]
+        distiller.load_trained_state(short)
+
+
+def test_the_named_rows():
+    assert VARIANTS["rd4ad"] == Recipe() == Recipe(skips=SKIPS["none"], losses=(("cosine", 1.0),))
+    assert VARIANTS["sk_rd4ad"] == Recipe(SKIPS["both"], (("cosine", 1.0), ("consistency", 0.05)))
+    assert set(SKIPS["both"]) == {*SKIPS["E3"], *SKIPS["E2"]} == {Skip(source=2, into=1), Skip(source=1, into=0)}
+
+
+def test_recipes_and_skips_that_cannot_be_are_refused():
+    for source, into in ((2, 0), (2, 2), (0, 1), (1, 1)):
+        with pytest.raises(ValueError, match=f"no such skip: Skip\\(source={source}, into={into}\\)"):
+            Skip(source, into)
+    with pytest.raises(ValueError, match="found cosin$"):
+        Recipe(losses=(("cosine", 1.0), ("cosin", 1.0)))
+    with pytest.raises(ValueError, match="found none"):
+        Recipe(losses=())
+    for width in ((24, 40), (24, 0, 112)):
+        with pytest.raises(ValueError, match="three positive numbers"):
+            Recipe(student_width=width)
+    with pytest.raises(ValueError, match="--student_blocks must be positive"):
+        Recipe(student_blocks=0)

@@ -1,0 +1,123 @@
+"""The loops: every way of feeding the student is the same, an epoch learns, scoring keeps the images' order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeTree
+
+from config import parse
+from dataset import ImageSet, Sample
+from discrepancy import anomaly_map, image_score
+from engine import Scoring, Targets, evaluate, predict, train_one_epoch
+from model import VARIANTS, Distiller, build_distiller, build_teacher
+from parts import images_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def distiller() -> Distiller:
+    torch.manual_seed(0)
+    return build_distiller(VARIANTS["sk_rd4ad"], build_teacher("efficientnet_lite0", "random"))
+
+
+@pytest.fixture
+def images(mvtec_tree: MakeTree) -> ImageSet:
+    root = mvtec_tree(train=7)
+    return images_of(parse(["--data_path", str(root), "--class", "bottle", "--image_size", "64"]), "train")
+
+
+@pytest.mark.parametrize("cache", ["features", "images"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_cache_gives_the_levels_that_no_cache_gives(
+    distiller: Distiller, images: ImageSet, cache: str, workers: int
+) -> None:
+    order = [3, 0, 6, 1, 5, 2, 4]
+    plain = Targets(distiller.teacher, images, CPU, "none")
+    cached = Targets(distiller.teacher, images, CPU, cache, batch_size=3, workers=workers)
+    assert cached.cache == cache
+    for _ in range(2):  # the second epoch reads the cache again
+        batches = list(zip(plain.batches(order, 3), cached.batches(order, 3), strict=True))
+        assert [len(levels[0]) for levels, _ in batches] == [3, 3, 1]
+        for expected, found in batches:
+            for a, b in zip(expected, found, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: ImageSet) -> None:
+    gib = 2**30
+    features = 4 * 7 * sum(level[0].numel() for level in distiller.teacher(torch.zeros(1, 3, 64, 64)))
+    pixels = 7 * 3 * 64 * 64
+    for budget, kind in ((features, "features"), (features - 1, "images"), (pixels - 1, "none")):
+        assert Targets(distiller.teacher, images, CPU, "auto", cache_gb=budget / gib).cache == kind
+
+
+def test_an_epoch_lowers_the_loss_and_reports_its_terms(distiller: Distiller, images: ImageSet) -> None:
+    targets = Targets(distiller.teacher, images, CPU)
+    losses = VARIANTS["sk_rd4ad"].losses
+    optimiser = torch.optim.Adam(distiller.trainable(), lr=0.002)
+    order = list(range(len(images)))
+    epochs = [train_one_epoch(distiller, targets.batches(order, 4), optimiser, losses) for _ in range(5)]
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    for epoch in epochs:
+        assert epoch["loss"] == pytest.approx(sum(weight * epoch[name] for name, weight in losses), rel=1e-5)
+
+
+def test_a_short_last_batch_weighs_by_its_images(distiller: Distiller, images: ImageSet) -> None:
+    """With a step size of 0 the mean over batches of 4 and 3 is the mean over images."""
+    targets = Targets(distiller.teacher, images, CPU)
+    optimiser = torch.optim.SGD(distiller.trainable(), lr=0.0)
+    batches = list(targets.batches(list(range(7)), 4))
+    parts = [train_one_epoch(distiller, iter([batch]), optimiser, (("cosine", 1.0),))["loss"] for batch in batches]
+    whole = train_one_epoch(distiller, iter(batches), optimiser, (("cosine", 1.0),))["loss"]
+    assert whole == pytest.approx((4 * parts[0] + 3 * parts[1]) / 7, rel=1e-6)
+
+
+def test_predictions_come_in_the_order_of_the_images(distiller: Distiller, images: ImageSet) -> None:
+    batches = list(predict(distiller, images, CPU, Scoring(batch_size=3, workers=2)))
+    maps = np.concatenate([maps for _, maps in batches])
+    scores = np.concatenate([scores for scores, _ in batches])
+    with torch.no_grad():
+        for i in range(len(images)):
+            alone = anomaly_map(distiller(torch.from_numpy(images.image(i)[None])), 64)
+            np.testing.assert_allclose(maps[i], alone[0].numpy(), atol=1e-5)
+            assert scores[i] == pytest.approx(float(image_score(alone)), abs=1e-5)
+
+
+def test_scoring_options_reach_map_and_score(distiller: Distiller, images: ImageSet) -> None:
+    plain = Scoring(batch_size=7)
+    ((scores, maps),) = predict(distiller, images, CPU, replace(plain, score_num=10))
+    highest = np.sort(maps.reshape(7, -1), axis=1)[:, -10:].mean(axis=1)
+    np.testing.assert_allclose(scores, highest, rtol=1e-6)
+    ((_, product),) = predict(distiller, images, CPU, replace(plain, anomaly_map="multiply"))
+    assert not np.allclose(product, maps)
+
+
+def test_without_masks_pixel_figures_are_undefined_and_image_figures_stand(
+    distiller: Distiller, images: ImageSet
+) -> None:
+    samples = [replace(sample, anomalous=i < 3, defect="x") for i, sample in enumerate(images.samples)]
+    result = evaluate(distiller, ImageSet(samples, 64), CPU, Scoring())
+    figures = result.figures()
+    assert figures["image_auroc"] is not None
+    assert figures["pixel_auroc"] is None and "mask" in result.report.reasons["pixel_auroc"]
+
+
+def test_only_normal_images_leave_every_figure_undefined_with_its_reason(
+    distiller: Distiller, images: ImageSet
+) -> None:
+    result = evaluate(distiller, images, CPU, Scoring())
+    assert set(result.figures().values()) == {None}
+    assert set(result.report.reasons) == set(result.report.values)
+
+
+def test_an_unreadable_image_is_named(distiller: Distiller, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        list(predict(distiller, ImageSet([Sample(broken, False, "good")], 64), CPU, Scoring()))

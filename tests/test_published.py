@@ -1,0 +1,230 @@
+"""Published checkpoints, their structure written out here: names, shapes and what the published networks compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import VARIANTS, build_distiller, build_teacher, load_published
+
+# kind of block, expansion, width of the inner convolution per plane, blocks of the bottleneck's layer, of the decoder's
+BACKBONES = {
+    "res18": ("basic", 1, 1, 2, (2, 2, 2)),
+    "res34": ("basic", 1, 1, 3, (3, 4, 6)),
+    "res50": ("bottleneck", 4, 1, 3, (3, 4, 6)),
+    "wide_res50": ("bottleneck", 4, 2, 3, (3, 4, 6)),
+}
+
+
+def norm(shapes, name, channels):
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        shapes[f"{name}.{leaf}"] = (channels,)
+    shapes[f"{name}.num_batches_tracked"] = ()
+
+
+def block(shapes, name, kind, inputs, planes, expansion, wide, up=False, shortcut=None):
+    """One residual block; transposed convolutions list their inputs first."""
+    width, outputs = planes * wide, planes * expansion
+    if kind == "bottleneck":
+        shapes[f"{name}.conv1.weight"] = (width, inputs, 1, 1)
+        shapes[f"{name}.conv2.weight"] = (width, width, 2, 2) if up else (width, width, 3, 3)
+        shapes[f"{name}.conv3.weight"] = (outputs, width, 1, 1)
+        for number, channels in ((1, width), (2, width), (3, outputs)):
+            norm(shapes, f"{name}.bn{number}", channels)
+    else:
+        shapes[f"{name}.conv1.weight"] = (inputs, planes, 2, 2) if up else (planes, inputs, 3, 3)
+        shapes[f"{name}.conv2.weight"] = (planes, planes, 3, 3)
+        norm(shapes, f"{name}.bn1", planes)
+        norm(shapes, f"{name}.bn2", planes)
+    if shortcut:
+        shapes[f"{name}.{shortcut}.0.weight"] = (inputs, outputs, 2, 2) if up else (outputs, inputs, 1, 1)
+        norm(shapes, f"{name}.{shortcut}.1", outputs)
+
+
+def published_shapes(net):
+    """The published checkpoint's names and shapes: ({'conv1.weight': (...), ...} of bn, the same of decoder)."""
+    kind, e, wide, depth, counts = BACKBONES[net]
+    bn: dict[str, tuple[int, ...]] = {}
+    for number, inputs, outputs, size in ((1, 64, 128, 3), (2, 128, 256, 3), (3, 128, 256, 3), (4, 256 * 4, 512, 1)):
+        if number == 4:  # built and never called
+            bn["conv4.weight"] = (512 * e, 1024 * e, 1, 1)
+            norm(bn, "bn4", 512 * e)
+            continue
+        bn[f"conv{number}.weight"] = (outputs * e, inputs * e, size, size)
+        norm(bn, f"bn{number}", outputs * e)
+    block(bn, "bn_layer.0", kind, 768 * e, 512, e, wide, shortcut="downsample")
+    for index in range(1, depth):
+        block(bn, f"bn_layer.{index}", kind, 512 * e, 512, e, wide)
+    decoder: dict[str, tuple[int, ...]] = {}
+    for layer, (inputs, planes, blocks) in enumerate(
+        zip((512, 256, 128), (256, 128, 64), counts, strict=True), start=1
+    ):
+        block(decoder, f"layer{layer}.0", kind, inputs * e, planes, e, wide, up=True, shortcut="upsample")
+        for index in range(1, blocks):
+            block(decoder, f"layer{layer}.{index}", kind, planes * e, planes, e, wide)
+    return bn, decoder
+
+
+def published_state(net, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    states = []
+    for shapes in published_shapes(net):
+        state = {}
+        for name, shape in shapes.items():
+            if name.endswith("num_batches_tracked"):
+                state[name] = torch.tensor(17)
+            elif len(shape) == 4:
+                fan = shape[1] * shape[2] * shape[3] if "upsample" not in name else shape[0]
+                state[name] = torch.randn(shape, generator=draw) * (2 / fan) ** 0.5
+            else:
+                state[name] = torch.rand(shape, generator=draw) * 0.5 + 0.5
+        states.append(state)
+    return {"bn": states[0], "decoder": states[1]}
+
+
+def normed(state, name, x):
+    parts = [state[f"{name}.{leaf}"] for leaf in ("running_mean", "running_var", "weight", "bias")]
+    return F.batch_norm(x, *parts)
+
+
+def run_block(state, name, kind, x, stride=1, up=False):
+    def conv(layer, x, **options):
+        return F.conv2d(x, state[f"{name}.{layer}.weight"], **options)
+
+    def enlarge(layer, x):
+        return F.conv_transpose2d(x, state[f"{name}.{layer}.weight"], stride=2)
+
+    shortcut = x
+    if up:
+        shortcut = normed(state, f"{name}.upsample.1", enlarge("upsample.0", x))
+    elif f"{name}.downsample.0.weight" in state:
+        shortcut = normed(state, f"{name}.downsample.1", conv("downsample.0", x, stride=stride))
+    if kind == "bottleneck":
+        out = F.relu(normed(state, f"{name}.bn1", conv("conv1", x)))
+        out = enlarge("conv2", out) if up else conv("conv2", out, stride=stride, padding=1)
+        out = conv("conv3", F.relu(normed(state, f"{name}.bn2", out)))
+        return F.relu(normed(state, f"{name}.bn3", out) + shortcut)
+    out = enlarge("conv1", x) if up else conv("conv1", x, stride=stride, padding=1)
+    out = conv("conv2", F.relu(normed(state, f"{name}.bn1", out)), padding=1)
+    return F.relu(normed(state, f"{name}.bn2", out) + shortcut)
+
+
+def published_forward(net, checkpoint, levels, skips):
+    """What the published bottleneck and decoder compute, in evaluation mode, finest level first."""
+    kind, _, _, depth, counts = BACKBONES[net]
+    bn, decoder = checkpoint["bn"], checkpoint["decoder"]
+    e1, e2, e3 = levels
+
+    def halve(number, x):
+        return F.relu(normed(bn, f"bn{number}", F.conv2d(x, bn[f"conv{number}.weight"], stride=2, padding=1)))
+
+    x = torch.cat([halve(2, halve(1, e1)), halve(3, e2), e3], 1)
+    for index in range(depth):
+        x = run_block(bn, f"bn_layer.{index}", kind, x, stride=2 if index == 0 else 1)
+    made = []
+    for layer, blocks in enumerate(counts, start=1):
+        if skips and layer > 1:
+            x = F.relu(x + (e3 if layer == 2 else e2))
+        for index in range(blocks):
+            x = run_block(decoder, f"layer{layer}.{index}", kind, x, up=index == 0)
+        made.append(x)
+    return made[::-1]
+
+
+def build(net="res18", variant="sk_rd4ad"):
+    return build_distiller(VARIANTS[variant], build_teacher(net, weights="random")).eval()
+
+
+def refusal(content, tmp_path, net="res18"):
+    path = tmp_path / "wres50_bottle.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError) as caught:
+        load_published(path, build(net))
+    path.unlink()
+    text = str(caught.value)
+    assert "\n" not in text and str(path) in text
+    return text
+
+
+@pytest.mark.parametrize(("net", "variant"), [("res18", "sk_rd4ad"), ("res34", "rd4ad"), ("res50", "sk_rd4ad")])
+def test_a_published_checkpoint_computes_here_what_it_computed_there(net, variant, tmp_path):
+    checkpoint = published_state(net)
+    torch.save(checkpoint, tmp_path / "published.pth")
+    distiller = build(net, variant)
+    load_published(tmp_path / "published.pth", distiller)
+    (tmp_path / "published.pth").unlink()
+    pairs = distiller(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)))
+    expected = published_forward(net, checkpoint, [teacher for teacher, _ in pairs], skips=variant == "sk_rd4ad")
+    for (_, found), wanted in zip(pairs, expected, strict=True):
+        assert wanted.std() > 0
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("net", "bottleneck", "student"),
+    [
+        ("wide_res50", 67_277_824, 24_917_504),
+        ("res50", 39_222_272, 15_821_824),
+        ("res34", 16_925_952, 5_770_624),
+        ("res18", 12_205_312, 3_703_168),
+    ],
+)
+def test_the_structure_written_out_here_has_the_published_counts(net, bottleneck, student):
+    found = []
+    for shapes in published_shapes(net):
+        sizes = [torch.Size(s).numel() for n, s in shapes.items() if n.rsplit(".")[-1] in ("weight", "bias")]
+        found.append(sum(sizes))
+    assert found == [bottleneck, student]
+
+
+def test_wide_res50_takes_every_published_name(tmp_path):
+    states = [{n: torch.zeros(()).expand(s) for n, s in shapes.items()} for shapes in published_shapes("wide_res50")]
+    torch.save(dict(zip(("bn", "decoder"), states, strict=True)), tmp_path / "published.pth")  # a few kilobytes
+    distiller = build("wide_res50")
+    load_published(tmp_path / "published.pth", distiller)
+    assert not any(parameter.any() for parameter in distiller.trainable())
+
+
+def test_names_saved_through_data_parallel_and_without_the_dead_layer(tmp_path):
+    checkpoint = published_state("res18")
+    live = {name: value for name, value in checkpoint["bn"].items() if not name.startswith(("conv4", "bn4"))}
+    for part, state in (("bn", live), ("decoder", checkpoint["decoder"])):
+        checkpoint[part] = {f"module.{name}": value for name, value in state.items()}
+    torch.save(checkpoint, tmp_path / "published.pth")
+    distiller = build()
+    load_published(str(tmp_path / "published.pth"), distiller)
+    assert torch.equal(distiller.bottleneck.reduce1[0].weight, live["conv3.weight"])
+    assert torch.equal(
+        distiller.student.stages[2][0].conv1.weight, checkpoint["decoder"]["module.layer1.0.conv1.weight"]
+    )
+
+
+def test_a_decoder_without_its_bottleneck_is_refused(tmp_path):
+    decoder = published_state("res18")["decoder"]
+    for content in ({"decoder": decoder}, decoder, {f"module.{name}": value for name, value in decoder.items()}):
+        text = refusal(content, tmp_path)
+        assert "was saved by the published --seg 1 code, which leaves out the trained bottleneck" in text
+        assert "such a checkpoint cannot be scored" in text
+
+
+def test_another_backbone_is_refused_with_the_shapes(tmp_path):
+    text = refusal(published_state("res50"), tmp_path, net="res18")
+    assert "as a checkpoint of res18 does not fit" in text and "(512, 256, 3, 3) for (128, 64, 3, 3)" in text
+    assert "as a checkpoint of res34 does not fit" in refusal(published_state("res18"), tmp_path, net="res34")
+    assert "not of --net efficientnet_lite0" in refusal(published_state("res18"), tmp_path, net="efficientnet_lite0")
+
+
+def test_what_is_no_such_checkpoint_is_refused(tmp_path):
+    checkpoint = published_state("res18")
+    assert "RD++" in refusal({**checkpoint, "proj": {}}, tmp_path)
+    assert "wanted the parts bn and decoder, found epoch" in refusal({"epoch": 3}, tmp_path)
+    assert "found nothing" in refusal({}, tmp_path)
+    assert "holds a list" in refusal([1, 2], tmp_path)
+    assert "wanted the parts" in refusal({"bn": 1, "decoder": checkpoint["decoder"]}, tmp_path)
+    assert "not a table of tensors" in refusal({"bn": {"conv1.weight": 3}, "decoder": checkpoint["decoder"]}, tmp_path)
+    (tmp_path / "page.pth").write_text("<html>")
+    with pytest.raises(ValueError, match=r"cannot read .*page\.pth"):
+        load_published(tmp_path / "page.pth", build())
+    with pytest.raises(FileNotFoundError, match="--checkpoint"):
+        load_published(tmp_path / "nowhere.pth", build())

@@ -1,0 +1,325 @@
+"""summary and scripts.summarize: means and spreads by hand, gaps that stay gaps, published figures read by eye."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import summary
+from commandline import exit_code
+from scripts import summarize
+from summary import FIGURES, Result, insert, published, render, spread
+
+PIXEL = [figure for figure in FIGURES if not figure.startswith("image")]
+
+
+def result(class_name: str = "bottle", seed: int = 1, value: float = 0.9, **changes: Any) -> Result:
+    """What a run's metrics.json holds, every figure being `value`."""
+    return {
+        "class_name": class_name,
+        "seed": seed,
+        "benchmark": "mvtec",
+        "variant": "rd4ad",
+        "name": None,
+        "net": "wide_res50",
+        "image_size": 256,
+        "epochs": 200,
+        "figures": dict.fromkeys(FIGURES, value),
+        "reasons": {},
+        "oracle": {},
+        "train_seconds": 60.0,
+        "score_seconds": 1.5,
+        "hardware": "some CPU, 2 threads",
+        "revision": "abc",
+        "versions": {"torch": "2"},
+    } | changes
+
+
+def without_masks(class_name: str, seed: int = 1, value: float = 0.9, **changes: Any) -> Result:
+    figures = {figure: None if figure in PIXEL else value for figure in FIGURES}
+    reasons = dict.fromkeys(PIXEL, "no masks")
+    return result(class_name, seed, figures=figures, reasons=reasons, **changes)
+
+
+def save(root: Path, *results: Result) -> Path:
+    for one in results:
+        folder = root / one["benchmark"] / one["variant"] / one["class_name"] / f"seed{one['seed']}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "metrics.json").write_text(json.dumps(one))
+    return root
+
+
+def row_of(results: list[Result], label: str, figure: str = "image_auroc") -> tuple[float | None, float | None, int]:
+    """Mean, spread and n of one figure in the only table."""
+    (table,) = summary.summarize(results)
+    (row,) = (row for row in table.rows if row.label == label)
+    return row.figures[figure].mean, row.figures[figure].std, row.figures[figure].n
+
+
+def test_mean_and_spread_over_seeds_are_those_computed_by_hand() -> None:
+    # bottle .90 .94 .98: mean .94, squares .0016 + 0 + .0016, over n - 1 = 2: variance .0016, spread .04
+    runs = [result("bottle", seed, value) for seed, value in [(1, 0.90), (2, 0.94), (3, 0.98)]]
+    mean, std, n = row_of(runs, "bottle")
+    assert (mean, std, n) == (pytest.approx(0.94), pytest.approx(0.04), 3)
+    assert "94.00 ± 4.00" in render(summary.summarize(runs))
+
+
+def test_mean_row_spreads_over_the_seeds_that_have_all_classes() -> None:
+    # zipper .80 .86 in seeds 1 and 2, bottle .90 .94 .98: class means .83 and .94, their mean .885;
+    # seed means (.90 + .80) / 2 = .85 and (.94 + .86) / 2 = .90, spread .05 / sqrt(2)
+    bottle = [result("bottle", seed, value) for seed, value in [(1, 0.90), (2, 0.94), (3, 0.98)]]
+    zipper = [result("zipper", seed, value) for seed, value in [(1, 0.80), (2, 0.86)]]
+    mean, std, n = row_of([*bottle, *zipper], "mean (2 of 15)")
+    assert (mean, std, n) == (pytest.approx(0.885), pytest.approx(0.05 / 2**0.5), 2)
+
+
+def test_one_seed_has_no_spread_and_neither_have_seeds_without_common_classes() -> None:
+    assert row_of([result("bottle", 1, 0.9)], "bottle") == (0.9, None, 1)
+    assert spread({"a": {1: 0.25}, "b": {2: 0.75}}) == summary.Spread(0.5, None, 0, 2)
+    assert spread({"a": {}, "b": {}}) == summary.Spread(None, None, 0, 0)
+
+
+def test_missing_figures_stay_missing_with_their_reason_once() -> None:
+    runs = [without_masks("bottle", seed) for seed in (1, 2)]
+    assert row_of(runs, "bottle", "aupro") == (None, None, 0)
+    text = render(summary.summarize(runs))
+    assert text.count("no masks") == 1
+    line = next(line for line in text.splitlines() if line.startswith("bottle"))
+    assert line.split() == ["bottle", "2", *(3 * ["90.00", "±", "0.00"]), *(5 * ["n/a"])]
+
+
+def test_mean_row_says_when_not_all_classes_have_a_figure() -> None:
+    tables = summary.summarize([result("bottle", value=0.8), without_masks("zipper", value=0.6)])
+    mean = tables[0].rows[-1]
+    assert mean.figures["image_auroc"].mean == pytest.approx(0.7)
+    assert (mean.figures["aupro"].mean, mean.figures["aupro"].classes, mean.classes) == (0.8, 1, 2)
+    text = render(tables)
+    assert "80.00 (1 of 2)" in text
+    assert "AUPRO per image (zipper): no masks" in text
+
+
+def test_a_figure_that_some_seeds_lack_shows_its_own_n() -> None:
+    text = render(summary.summarize([result(seed=1, value=0.8), without_masks("bottle", seed=2)]))
+    assert "80.00 (n=1)" in text
+
+
+def test_classes_stand_in_the_benchmarks_order_and_unknown_ones_after_them() -> None:
+    (table,) = summary.summarize([result(c) for c in ("zipper", "aardvark", "grid", "carpet")])
+    assert [row.label for row in table.rows][:-1] == ["carpet", "grid", "zipper", "aardvark"]
+
+
+def test_runs_are_grouped_by_benchmark_and_name() -> None:
+    runs = [result(), result(variant="sk_rd4ad"), result(name="ablation"), result("vad", benchmark="vad")]
+    tables = [(table.benchmark, table.name, table.variant) for table in summary.summarize(runs)]
+    assert tables == [
+        ("mvtec", "ablation", "rd4ad"),
+        ("mvtec", "rd4ad", "rd4ad"),
+        ("mvtec", "sk_rd4ad", "sk_rd4ad"),
+        ("vad", "rd4ad", "rd4ad"),
+    ]
+
+
+def test_published_figures_are_those_in_the_tables() -> None:
+    value, source = published("mvtec", "rd4ad", "carpet", "pixel_auroc") or (0.0, "")
+    assert value == pytest.approx(0.989)
+    assert source.startswith("ICCK, DOI 10.62762/CJIF.2024.734267, Table 3 column RD")
+    hanium = "2024-Hanium-Anomaly-Dection/SK-RD4AD@8c2971b readme.md"
+    assert published("visa", "sk_rd4ad", "pcb2", "aupro_per_image") == (pytest.approx(0.892), hanium)
+    assert published("visa", "sk_rd4ad", "mean", "pixel_auroc") == (pytest.approx(0.985), hanium)
+    vad = published("vad", "sk_rd4ad", "vad", "image_auroc")
+    assert vad is not None and vad[0] == pytest.approx(0.87)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ("mvtec", "rd4ad", "carpet", "aupro"),  # the tables print the per-image figure
+        ("mvtec", "rd4ad", "carpet", "image_ap"),
+        ("mvtec", "sk_rd4ad", "cable", "pixel_auroc"),  # four classes only
+        ("mvtec", "sk_rd4ad", "mean", "image_auroc"),
+        ("visa", "rd4ad", "pcb1", "pixel_auroc"),  # quoted by others, not its own
+        ("demo", "rd4ad", "carpet", "image_auroc"),
+        ("mvtec", "own", "carpet", "image_auroc"),
+    ],
+)
+def test_gaps_among_the_published_figures_stay_gaps(wanted: tuple[str, str, str, str]) -> None:
+    assert published(*wanted) is None
+
+
+def test_every_published_row_has_a_number_a_unit_and_a_source() -> None:
+    with summary.PUBLISHED.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 374
+    for row in rows:
+        assert float(row["value"]) >= 0 and row["source"]
+        if row["metric"].endswith(("_pct", "_frac")):
+            assert float(row["value"]) <= (100 if row["metric"].endswith("_pct") else 1)
+
+
+def test_published_figures_stand_beside_ours_with_the_difference() -> None:
+    text = render(summary.summarize([result("carpet", value=0.98)]))
+    beside = text[text.index("beside the published figures") :]
+    (line,) = (line for line in beside.splitlines() if line.startswith("carpet"))
+    # published: image AUROC 98.9, pixel AUROC 98.9, AUPRO 97.0
+    assert " ".join(line.split()) == "carpet 98.00 98.90 -0.90 98.00 98.90 -0.90 98.00 97.00 +1.00"
+
+
+@pytest.mark.parametrize("changes", [{"net": "res18"}, {"net": None}, {"teacher_weights": "random:0"}])
+def test_published_figures_are_shown_for_their_teacher_only(changes: dict[str, Any]) -> None:
+    assert "published figures" in render(summary.summarize([result("carpet")]))
+    assert "published figures" not in render(summary.summarize([result("carpet", **changes)]))
+
+
+def test_the_published_mean_stands_only_beside_a_mean_over_all_classes() -> None:
+    classes = summary.BENCHMARKS["mvtec"].classes
+    (whole,) = summary.summarize([result(c) for c in classes])
+    (part,) = summary.summarize([result(c) for c in classes[1:]])
+    assert whole.rows[-1].published["image_auroc"].value == pytest.approx(0.985)
+    assert part.rows[-1].label == "mean (14 of 15)" and not part.rows[-1].published
+
+
+def test_oracle_figures_appear_on_request_and_under_their_name() -> None:
+    best = {"image_auroc": {"value": 0.95, "epoch": 40}}
+    runs = [result(seed=1, oracle=best), result(seed=2, oracle={"image_auroc": {"value": 0.97, "epoch": 160}})]
+    tables = summary.summarize(runs)
+    assert "96.00" not in render(tables) and "test set, not a result" not in render(tables)
+    text = render(tables, oracle=True)
+    assert "best on the test set, not a result" in text
+    assert "96.00 ± 1.41 @ 40–160" in text
+
+
+def test_runs_of_one_table_that_differ_are_warned_of() -> None:
+    assert "warning" not in render(summary.summarize([result(seed=1), result(seed=2)]))
+    runs = [result(seed=1), result(seed=2, epochs=10), result(seed=3, revision="def")]
+    text = render(summary.summarize(runs))
+    assert "warning: these runs differ in epochs: 10, 200" in text
+    assert "warning: these runs differ in revision: abc, def" in text
+
+
+def test_what_stands_below_a_table() -> None:
+    text = " ".join(render(summary.summarize([result(seed=seed) for seed in (1, 2)])).split())
+    assert "2 runs, 2 seeds (1, 2), epochs 200, teacher wide_res50, 256 pixels, revision abc" in text
+    assert "training 2 min 00 s, scoring 3.0 s over all runs, on some CPU, 2 threads; torch 2" in text
+
+
+def test_files_hold_fractions_in_full_precision(tmp_path: Path) -> None:
+    text = summary.write_tables(
+        tmp_path, [result("carpet", seed, value) for seed, value in [(1, 0.9), (2, 0.91234567)]]
+    )
+    assert text == render(summary.summarize([result("carpet", 1, 0.9), result("carpet", 2, 0.91234567)]))
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = {row["figure"]: row for row in csv.DictReader(file)}
+    assert float(rows["image_auroc"]["mean"]) == pytest.approx((0.9 + 0.91234567) / 2, abs=1e-12)
+    assert float(rows["image_auroc"]["difference"]) == pytest.approx((0.9 + 0.91234567) / 2 - 0.989, abs=1e-12)
+    assert rows["aupro"]["published"] == ""
+    saved = json.loads((tmp_path / "summary.json").read_text())
+    assert saved["tables"][0]["rows"][0]["figures"]["aupro"]["mean"] == pytest.approx(0.906172835, abs=1e-12)
+    assert "| class " in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
+def test_collect_finds_runs_at_any_depth_once_and_counts_the_unfinished(tmp_path: Path) -> None:
+    save(tmp_path, result(seed=1), result(seed=2), result("cable"))
+    (tmp_path / "mvtec/rd4ad/cable/seed1/metrics.json").unlink()
+    run = tmp_path / "mvtec/rd4ad/bottle/seed1"
+    assert [one["seed"] for one in summary.collect([tmp_path, run])] == [1, 2]
+    assert [one["seed"] for one in summary.collect([run])] == [1]
+    assert summary.unfinished([tmp_path]) == [tmp_path / "mvtec/rd4ad/cable/seed1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "null",
+        json.dumps({"class_name": "bottle"}),
+        json.dumps(result(figures=None)),
+        json.dumps(result(value=98.5)),  # percent
+        json.dumps(result(value=float("nan"))),
+        json.dumps(result(oracle={"aupro": 0.9})),
+    ],
+)
+def test_a_broken_metrics_file_is_one_line_that_names_it(content: str, tmp_path: Path) -> None:
+    save(tmp_path, result())
+    broken = tmp_path / "mvtec/rd4ad/bottle/seed1/metrics.json"
+    broken.write_text(content)
+    with pytest.raises(ValueError) as problem:
+        summary.collect([tmp_path])
+    assert str(broken) in str(problem.value) and "\n" not in str(problem.value)
+
+
+def test_two_folders_with_the_same_run_are_refused(tmp_path: Path) -> None:
+    roots = [save(tmp_path / "a", result()), save(tmp_path / "b", result())]
+    with pytest.raises(ValueError, match="hold the same run, mvtec rd4ad bottle 1"):
+        summary.collect(roots)
+
+
+def test_insert_replaces_what_stands_between_the_markers_and_can_be_repeated() -> None:
+    other = "<!-- table:b -->\n<!-- /table:b -->\nlines `<!-- table:a -->` in the text are no markers\n"
+    page = f"before\n<!-- table:a -->\nold\n<!-- /table:a -->\n{other}"
+    once = insert(page, "a", "| new |")
+    assert once == page.replace("\nold\n", "\n\n| new |\n\n")
+    assert insert(once, "a", "| new |") == once
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "",
+        "<!-- table:a -->\n",
+        "<!-- /table:a -->\n<!-- table:a -->\n",
+        "<!-- table:a -->\n<!-- table:a -->\n<!-- /table:a -->\n",
+        "see <!-- table:a --> and <!-- /table:a -->\n",
+    ],
+)
+def test_insert_refuses_a_page_without_its_markers(page: str) -> None:
+    with pytest.raises(ValueError, match="<!-- table:a -->"):
+        insert(page, "a", "| new |")
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = exit_code(lambda: summarize.main([str(argument) for argument in arguments]))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command_prints_saves_and_fills_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = save(tmp_path / "runs", result("carpet"), result("grid"))
+    (runs / "mvtec/rd4ad/grid/seed1/metrics.json").unlink()
+    page = tmp_path / "README.md"
+    page.write_text("top\n<!-- table:demo -->\n<!-- /table:demo -->\nend\n")
+    code, out, err = command(capsys, runs, "--out", tmp_path / "tables", "--into", page, "--marker", "demo")
+    assert code == 0
+    assert "carpet" in out and "|" not in out
+    assert "unfinished: " in err and "grid" in err
+    saved = (tmp_path / "tables/summary.md").read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == f"top\n<!-- table:demo -->\n\n{saved}\n<!-- /table:demo -->\nend\n"
+
+    code, out, _ = command(capsys, runs, "--markdown")
+    assert (code, out) == (0, saved)
+    assert (runs / "summary.csv").is_file()
+
+
+def test_the_command_explains_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, page = save(tmp_path / "runs", result()), tmp_path / "page.md"
+    page.write_text("no markers\n")
+    (tmp_path / "empty").mkdir()
+    cases: dict[str, list[object]] = {
+        "nowhere: no such folder": [tmp_path / "nowhere"],
+        "no finished run": [tmp_path / "empty"],
+        "page.md: wants the line <!-- table:demo -->": [runs, "--into", page, "--marker", "demo"],
+        "none.md: no such file": [runs, "--into", tmp_path / "none.md", "--marker", "demo"],
+    }
+    for said, arguments in cases.items():
+        code, out, err = command(capsys, *arguments)
+        assert (code, out) == (2, "")
+        assert said in err and err.count("\n") == 1
+    assert page.read_text() == "no markers\n" and not (runs / "summary.md").exists()
+    with pytest.raises(SystemExit) as stopped:
+        command(capsys, runs, "--into", page)
+    assert stopped.value.code == 2 and "--marker" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""What any repository could use: seeding, atomic writes, a threaded map that runs ahead, tables."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def seed_everything(*parts: object) -> int:
+    """Seed Python, NumPy and torch from the parts, e.g. (seed, class name, epoch); returns the 32-bit seed used.
+
+    The seed is a checksum of the parts' text, so it is the same on every machine and in every process.
+    """
+    seed = zlib.crc32("\x1f".join(map(str, parts)).encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write a whole file or nothing: into a neighbour first, flushed to the disk, then renamed over `path`.
+
+    `content` is text, bytes, or a function that writes the file it is given (torch.save, say).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if callable(content):
+            content(partial)
+        else:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`map` on `workers` threads, in order, at most 2 x workers results ahead of the reader; 0 workers: plain map."""
+    if workers < 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:  # the reader stopped early, or an item failed
+                future.cancel()
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
+    """Text cells -> an aligned table: first column left, the others right; as Markdown on request."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
+
+    dashes = ["-" * widths[0], *("-" * (w - 1) + ":" if markdown else "-" * w for w in widths[1:])]
+    return "\n".join([line(header), line(dashes), *map(line, rows)])
+
+
+def code_revision() -> str:
+    """The git revision of the code beside this file, with '+changes' where files differ from it, or 'unknown'."""
+    folder = Path(__file__).parent
+    try:
+        revision, changes = (
+            subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True).stdout
+            for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.strip() + ("+changes" if changes.strip() else "")
