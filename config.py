@@ -301,6 +301,7 @@ def parse(argv: Sequence[str] | None = None) -> Config:
                     f"--{flag} {number} means --{field_name} {table[number]}; found {given[field_name]} too"
                 )
             given[field_name] = table[number]
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return Config(**{**(Config.load(saved) if saved else {}), **given})
 
 

@@ -78,6 +78,7 @@ def run(config: Config, device: torch.device) -> None:
             "variant": config.variant,
             "name": config.folder_name,
             "net": config.net,
+            "teacher_weights": teacher.weights,
             "image_size": config.image_size,
             "epochs": config.epochs,
             "figures": result.figures(),
@@ -135,7 +136,7 @@ def train(
         if config.print_epoch and epoch % config.print_epoch == 0 and epoch < config.epochs:
             report = evaluate(distiller, test_images, device, parts.scoring_of(config), config.seg).report
             progress.evaluations.append({"epoch": epoch, **report.values})
-            epochs.write(f"{config.title}: epoch {epoch}: {summary.one_line(report.values)}")
+            epochs.write(f"{config.title}: epoch {epoch}: {one_line(report.values)}")
         folder.record(progress, distiller, optimiser, config.checkpoint_seconds)
         epochs.set_postfix(loss=f"{losses['loss']:.4f}")
         if config.print_loss and epochs.disable:
@@ -145,6 +146,11 @@ def train(
                 flush=True,
             )
     return progress
+
+
+def one_line(figures: dict[str, float]) -> str:
+    """The figures that are defined, by their titles."""
+    return ", ".join(f"{summary.FIGURES[name]} {value:.4f}" for name, value in figures.items() if not math.isnan(value))
 
 
 if __name__ == "__main__":

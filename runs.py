@@ -133,8 +133,8 @@ class Run:
             return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as problem:
-            raise ValueError(f"{path} cannot be read ({problem}): --fresh trains this run again") from None
+        except Exception as problem:  # torch raises many kinds for a damaged file
+            raise ValueError(f"{path} is damaged ({type(problem).__name__}): --fresh trains this run again") from None
 
     def restore(self, distiller: Distiller, optimiser: torch.optim.Optimizer) -> Progress:
         """Load the last resume point into the two; a fresh Progress where there is none."""

@@ -140,7 +140,7 @@ def _find(roots: Sequence[Path], name: str) -> list[Path]:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; give run folders, or folders that hold some")
     found = {path.resolve(): path for root in roots for path in root.rglob(name) if path.is_file()}
-    return sorted(found.values())
+    return [found[place] for place in sorted(found)]
 
 
 def _read(path: Path) -> Result:
@@ -212,6 +212,8 @@ def summarize(results: Iterable[Result]) -> list[Table]:
 
 def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
     facts: dict[str, Any] = {key: _distinct(run.get(key) for run in runs) for key in (*SETTINGS, "hardware")}
+    # random teachers are named random:SEED and differ by run, which is what was asked for
+    facts["teacher_weights"] = _distinct(re.sub(r"^random\b.*", "random", name) for name in facts["teacher_weights"])
     versions = [run.get("versions") or {} for run in runs]
     facts["versions"] = _distinct(", ".join(f"{name} {version}" for name, version in v.items()) for v in versions)
     facts |= {"seeds": _distinct(run["seed"] for run in runs), "runs": len(runs)}
@@ -262,7 +264,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def _random_teacher(facts: dict[str, Any]) -> bool:
-    return any(str(weights).startswith("random") for weights in facts["teacher_weights"])
+    return "random" in facts["teacher_weights"]
 
 
 def _reasons(runs: list[Result], classes: list[str]) -> list[str]:

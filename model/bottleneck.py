@@ -20,7 +20,7 @@ class OCBE(nn.Module):
     def __init__(
         self,
         channels: tuple[int, int, int],
-        widths: tuple[int, int, int] | None = None,
+        widths: tuple[int, ...] | None = None,
         block: Block = BasicBlock,
         blocks: int = 1,
         base_width: int = 64,

@@ -46,7 +46,7 @@ class Student(nn.Module):
         self,
         channels: tuple[int, int, int],
         embedding_channels: int,
-        widths: tuple[int, int, int] | None = None,
+        widths: tuple[int, ...] | None = None,
         block: Block = BasicBlock,
         blocks: tuple[int, int, int] = (1, 1, 1),
         base_width: int = 64,

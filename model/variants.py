@@ -24,7 +24,7 @@ class Recipe:
 
     skips: tuple[Skip, ...] = ()
     losses: tuple[tuple[str, float], ...] = (("cosine", 1.0),)
-    student_width: tuple[int, int, int] | None = None
+    student_width: tuple[int, ...] | None = None
     student_blocks: int = 1
 
     def __post_init__(self) -> None:
@@ -66,9 +66,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
         student = Student(channels, bottleneck.out_channels, widths, blocks=counts, skips=recipe.skips)
         return Distiller(teacher, bottleneck, student)
     if recipe.student_width is not None or recipe.student_blocks != 1:
-        raise ValueError(
-            f"--student_width and --student_blocks: --net {teacher.name}, a ResNet, fixes both; leave them out"
-        )
+        raise ValueError(f"--net {teacher.name} is a ResNet, whose student is fixed: leave --student_width/_blocks out")
     block, width = residual.block, residual.base_width
     bottleneck = OCBE(channels, block=block, blocks=residual.blocks[3], base_width=width)
     # The published student takes the teacher's counts in order, from the coarsest level: its finest stage is longest.

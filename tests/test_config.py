@@ -25,7 +25,8 @@ def test_published_command_is_sk_rd4ad_as_published() -> None:
 
 def test_every_published_flag_is_accepted() -> None:
     config = parse(
-        "--class_ bottle --score_num 3 --layerloss 0 --vis 1 --img_path I --print_max 1 --print_canshu 1 --cut 0 --seed 111 250 444 --rate 0.1 --layerloss 1".split()
+        "--class_ bottle --score_num 3 --layerloss 1 --vis 1 --img_path I --print_max 1 --print_canshu 1 --cut 0 "
+        "--seed 111 250 444 --rate 0.1".split()
     )
     assert config.classes == ("bottle",)
     assert config.seeds == (111, 250, 444)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MakeTree
+from toys import MakeTree
 
 from config import parse
 from dataset import ImageSet, Sample

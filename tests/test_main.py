@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, MakeTree, paint
 from PIL import Image
+from toys import TINY, MakeTree, paint
 
 import test as test_command
 from commandline import exit_code

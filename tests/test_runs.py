@@ -60,7 +60,7 @@ def test_leftovers_of_a_killed_write_are_swept(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
     (run.folder / CHECKPOINT).write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read.*--fresh"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged.*--fresh"):
         run.load_checkpoint()
 
 

@@ -109,8 +109,8 @@ def test_a_figure_that_some_seeds_lack_shows_its_own_n() -> None:
 
 
 def test_classes_stand_in_the_benchmarks_order_and_unknown_ones_after_them() -> None:
-    (table,) = summary.summarize([result(c) for c in ("zipper", "aardvark", "grid", "carpet")])
-    assert [row.label for row in table.rows][:-1] == ["carpet", "grid", "zipper", "aardvark"]
+    (table,) = summary.summarize([result(c) for c in ("bottle", "aardvark", "wood", "carpet")])
+    assert [row.label for row in table.rows][:-1] == ["carpet", "wood", "bottle", "aardvark"]
 
 
 def test_runs_are_grouped_by_benchmark_and_name() -> None:
@@ -195,6 +195,9 @@ def test_oracle_figures_appear_on_request_and_under_their_name() -> None:
 
 def test_runs_of_one_table_that_differ_are_warned_of() -> None:
     assert "warning" not in render(summary.summarize([result(seed=1), result(seed=2)]))
+    drawn = [result(seed=seed, teacher_weights=f"random:{seed}") for seed in (1, 2)]
+    assert "warning" not in render(summary.summarize(drawn))
+    assert "warning" in render(summary.summarize([*drawn, result(seed=3, teacher_weights="sha256:1f")]))
     runs = [result(seed=1), result(seed=2, epochs=10), result(seed=3, revision="def")]
     text = render(summary.summarize(runs))
     assert "warning: these runs differ in epochs: 10, 200" in text
@@ -226,7 +229,7 @@ def test_collect_finds_runs_at_any_depth_once_and_counts_the_unfinished(tmp_path
     save(tmp_path, result(seed=1), result(seed=2), result("cable"))
     (tmp_path / "mvtec/rd4ad/cable/seed1/metrics.json").unlink()
     run = tmp_path / "mvtec/rd4ad/bottle/seed1"
-    assert [one["seed"] for one in summary.collect([tmp_path, run])] == [1, 2]
+    assert [one["seed"] for one in summary.collect([tmp_path, run / "..", run])] == [1, 2]
     assert [one["seed"] for one in summary.collect([run])] == [1]
     assert summary.unfinished([tmp_path]) == [tmp_path / "mvtec/rd4ad/cable/seed1"]
 
