@@ -98,6 +98,7 @@ class Config:
     seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",))
     deterministic: bool = field(False, TRAINING, "only operations that repeat to the bit (slower on a GPU)")
 
+    levels: tuple[int, ...] = field((0, 1, 2), SCORING, "levels that make the anomaly map; 0 is the finest")
     anomaly_map: str = field("add", SCORING, "how the levels' maps are joined", choices=("add", "multiply"))
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
     seg: bool = field(True, SCORING, "1: pixel figures and AUPRO beside the image figures; 0: image figures only")
@@ -153,7 +154,9 @@ class Config:
             problems.append(f"--learning_rate {self.learning_rate}: must be above 0")
         if self.rate is not None and not 0 <= self.rate < float("inf"):
             problems.append(f"--rate {self.rate}: must not be negative")
-        for name in ("seeds", "classes"):
+        if not set(self.levels) <= {0, 1, 2}:
+            problems.append(f"--levels {' '.join(map(str, self.levels))}: choose from 0, 1, 2")
+        for name in ("seeds", "classes", "levels"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 problems.append(f"--{name} {' '.join(map(str, values))}: wants one or more, each once")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import metrics
 import numpy as np
@@ -125,6 +125,7 @@ def train_one_epoch(
 class Scoring:
     """How pairs become a map and a map becomes a number."""
 
+    levels: tuple[int, ...] = (0, 1, 2)
     anomaly_map: str = "add"
     score_num: int = 1
     batch_size: int = 16
@@ -152,6 +153,7 @@ def predict(
     distiller.eval()
     for _, pixels in image_batches(images, range(len(images)), scoring.batch_size, scoring.workers):
         pairs = distiller(torch.from_numpy(pixels).to(device, non_blocking=True))
+        pairs = [pairs[level] for level in scoring.levels]
         maps = anomaly_map(pairs, images.size, mode=scoring.anomaly_map)
         yield image_score(maps, scoring.score_num).cpu().numpy(), maps.cpu().numpy()
 
@@ -167,8 +169,9 @@ def evaluate(
         scores[done : done + len(batch_scores)] = batch_scores
         maps[done : done + len(batch_maps)] = batch_maps
         done += len(batch_scores)
-    masks = None
-    if pixel_figures and images.has_masks:
-        masks = list(map_ahead(images.mask, range(len(images)), scoring.workers))
-    report = metrics.evaluate(images.labels, scores, maps, masks)
-    return Evaluation(scores, maps, report)
+    if not pixel_figures:
+        report = metrics.evaluate(images.labels, scores)
+        unasked = {name: "pixel figures were not asked for" for name in report.reasons if not name.startswith("image_")}
+        return Evaluation(scores, maps, replace(report, reasons=report.reasons | unasked))
+    masks = list(map_ahead(images.mask, range(len(images)), scoring.workers)) if images.has_masks else None
+    return Evaluation(scores, maps, metrics.evaluate(images.labels, scores, maps, masks))

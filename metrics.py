@@ -245,78 +245,114 @@ def _published_aupro(scores: np.ndarray, defects: _Defects, steps: int = 200) ->
 class _Counter:
     """Counts, for each of some sorted distinct scores (the cuts), how many of a stream of scores exceed or equal it.
 
-    Sorting the stream, or searching every score among the cuts, would cost several times more. Scores are laid linearly
-    into bins, a few per cut, so that nearly every bin holds one cut or none: comparing with that one settles a score.
-    Only the scores equal to a cut, or in a bin of several, are searched for.
+    Sorting the stream, or searching each score among the cuts, would cost several times more. Scores are laid into bins,
+    a few per cut, by a rising function, so that nearly every bin holds one cut or none, and comparing with that one
+    settles a score. Only scores in a bin of several cuts are searched for. The function is linear, or where that crowds
+    the `sample` of the stream (products of distances do) a root of the score.
     """
 
-    def __init__(self, cuts: np.ndarray, bins_per_cut: float = 4) -> None:
+    def __init__(self, cuts: np.ndarray, sample: np.ndarray, bins_per_cut: int = 3) -> None:
         self.cuts = cuts
-        self.n_bins = int(np.clip(bins_per_cut * len(cuts), 1 << 12, 1 << 24))
-        finite = cuts[np.isfinite(cuts)]
-        self.low, self.scale = cuts.dtype.type(0), cuts.dtype.type(1)
-        if len(finite):
-            self.low = finite[0]
-            span = float(finite[int(0.999 * (len(finite) - 1))]) / 2 - float(self.low) / 2
-            self.scale = cuts.dtype.type(min(self.n_bins / 2 / max(span, 1e-300), 1e30))
-        bins = self._bins(cuts)
-        held = np.bincount(bins, minlength=self.n_bins)
-        self.first = np.zeros(self.n_bins + 1, np.int32)  # cuts in lower bins
-        np.cumsum(held, out=self.first[1:])
-        self.only = np.full(self.n_bins, np.inf, cuts.dtype)
-        self.only[bins] = cuts
-        self.only[held > 1] = np.nan
+        self.n_bins = min(max(bins_per_cut * len(cuts), 1 << 12), 1 << 24)
         self.padded = np.append(cuts, cuts.dtype.type(np.inf))
-    def _bins(self, scores: np.ndarray) -> np.ndarray:
-        places = np.empty(len(scores), cuts_dtype := self.cuts.dtype)
-        out=np.empty(len(scores), np.int32)
-        self._place(scores, places, out)
-        return out
-    def _place(self, scores, places, bins):
-        np.subtract(scores, self.low, out=places)
+        crowding = []
+        for self.roots in range(4):
+            self._lay_bins()
+            crowding.append(np.isnan(self.only[self.bins(sample)]).mean())
+            if crowding[-1] < 0.1:
+                return
+        self.roots = int(np.argmin(crowding))
+        self._lay_bins()
+
+    def _lay_bins(self) -> None:
+        """Bins from the first cut to the one above 999 of 1,000: a few outliers must not squeeze the others."""
+        finite = self.cuts[np.isfinite(self.cuts)][[0, -1]]
+        number = self.cuts.dtype.type
+        finite = self.cuts[np.isfinite(self.cuts)]
+        low, high = (finite[0], finite[int(0.999 * (len(finite) - 1))]) if len(finite) else (number(0), number(1))
+        with np.errstate(over="ignore"):
+            self.low, self.span = low, min(high - low, np.finfo(number).max)
+        width = float(self.span) ** (0.5**self.roots)
+        self.scale = number(min(self.n_bins / width if width else 1, np.finfo(number).max))
+        self.bin_of_cut = self.bins(self.cuts)
+        held = np.bincount(self.bin_of_cut, minlength=self.n_bins)
+        self.first = np.zeros(self.n_bins + 1, np.int32)  # how many cuts lie in lower bins
+        np.cumsum(held, out=self.first[1:])
+        self.only = np.full(self.n_bins + 2, np.inf, number)  # a bin's cut; NaN where it has several
+        self.only[self.bin_of_cut] = self.cuts
+        self.only[:-2][held > 1] = np.nan
+
+    def bins(self, scores: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
+        """Scores (n,) -> bins (n,) as int32; a higher score never lies in a lower bin."""
+        with np.errstate(over="ignore"):
+            places = np.subtract(scores, self.low, out=places)
+        np.clip(places, 0, self.span, out=places)
+        for _ in range(self.roots):
+            np.sqrt(places, out=places)
         np.multiply(places, self.scale, out=places)
-        np.clip(places, 0, self.n_bins-1, out=places)
-        bins[...] = places
-    def rank(self, scores, bins=None):
-        """number of cuts below"""
-        if bins is None: bins=self._bins(scores)
-        low=self.first.take(bins); high=self.first.take(bins+1)
-        crowded=np.flatnonzero(high-low>8)
-        if len(crowded):
-            low[crowded]=high[crowded]=np.searchsorted(self.cuts, scores[crowded])
-        open_=np.flatnonzero(self.padded.take(low)<scores)
-        while len(open_):
-            low[open_]+=1
-            open_=open_[self.padded.take(low.take(open_))<scores.take(open_)]
-        return low
-    def count(self, maps, CH=CHUNK):
-        K=len(self.cuts)
-        R=np.zeros(K+1,np.int64); E=np.zeros(K+1,np.int64)
-        hist=np.zeros(self.n_bins+2,np.int32); one=np.int32(1)
-        P=np.empty(CH,self.cuts.dtype); B=np.empty(CH,np.int32); J=np.empty(CH,np.intp); O=np.empty(CH,self.cuts.dtype); G=np.empty(CH,bool); L=np.empty(CH,bool)
-        pv=[];pb=[];pend=0
-        self.special=0
-        def flush():
-            nonlocal pend
-            v=np.concatenate(pv); r=self.rank(v,np.concatenate(pb))
-            np.add.at(R,r,1)
-            np.add.at(E,r[self.padded.take(r)==v],1)
-            pv.clear(); pb.clear(); pend=0
-        for m in maps:
-            flat=m.reshape(-1)
-            for s in range(0,len(flat),CH):
-                v=flat[s:s+CH]; n=len(v); places=P[:n]; b=B[:n]; j=J[:n]; only=O[:n]; gt=G[:n]; lt=L[:n]
-                self._place(v,places,b)
-                j[...]=b
-                self.only.take(j,out=only,mode="clip")
-                np.greater(v,only,out=gt); np.less(v,only,out=lt); np.equal(gt,lt,out=lt)
-                k=np.flatnonzero(lt)
-                np.add(j,gt,out=j)
-                if len(k):
-                    pv.append(v.take(k)); pb.append(j.take(k)); pend+=len(k)
-                    j[k]=self.n_bins+1
-                np.add.at(hist,j,one)
-                if pend>16384: self.special+=pend; flush()
-        if pend: flush()
-        R+=np.bincount(self.first,weights=hist[:-1],minlength=K+1).astype(np.int64)
-        return R.sum()-np.cumsum(R)[:-1], E[:-1]
+        np.minimum(places, self.n_bins-1, out=places)
+        return places.astype(np.int32)
+
+    def rank(self, scores: np.ndarray, bins: np.ndarray) -> np.ndarray:
+        """Scores (n,) and their bins -> how many cuts lie below each."""
+        rank, end = self.first[bins], self.first[bins + 1]
+        crowded = np.flatnonzero(end - rank > 8)
+        rank[crowded] = np.searchsorted(self.cuts, scores[crowded])
+        lower = np.flatnonzero(self.padded[rank] < scores)
+        while len(lower):
+            rank[lower] += 1
+            lower = lower[self.padded[rank[lower]] < scores[lower]]
+        return rank
+
+    def count(self, stream, CH=CHUNK) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of scores (n,) and sorted positions to leave out -> counts above and equal to each cut, (cuts,) each."""
+        dump = self.n_bins + 1
+        tally = np.zeros(dump + 2, np.int32)
+        ties = np.zeros(dump + 1, np.int32)
+        one = np.int32(1)
+        gaps, ties_in_crowd = np.zeros(len(self.cuts) + 1, np.int64), np.zeros(len(self.cuts) + 1, np.int64)
+        places_, only_ = np.empty((2, CH), self.cuts.dtype)
+        slots_ = np.empty(CH, np.intp)
+        above_ = np.empty(CH, bool)
+        crowd = []
+        waiting = 0
+
+        def settle():
+            scores, bins = map(np.concatenate, zip(*crowd, strict=True))
+            rank = self.rank(scores, bins)
+            np.add.at(gaps, rank, 1)
+            np.add.at(ties_in_crowd, rank[self.padded[rank] == scores], 1)
+            crowd.clear()
+
+        for scores, left_out in stream:
+            for start in range(0, len(scores), CH):
+                v = scores[start : start + CH]
+                n = len(v)
+                slots, only, above = slots_[:n], only_[:n], above_[:n]
+                slots[...] = self.bins(v, places_[:n])
+                if left_out is not None:
+                    i,k=np.searchsorted(left_out, (start, start+n))
+                    slots[left_out[i:k]-start] = dump
+                self.only.take(slots, out=only, mode="clip")
+                np.greater(v, only, out=above)
+                several = np.flatnonzero(np.isnan(only))
+                equal = np.flatnonzero(np.equal(v, only))
+                if len(equal):
+                    np.add.at(ties, slots[equal], one)
+                if len(several):
+                    crowd.append((v[several], slots[several]))
+                    waiting += len(several)
+                    slots[several] = dump
+                    if waiting > 1<<15:
+                        self.special+=waiting
+                        settle()
+                        waiting = 0
+                np.add(slots, above, out=slots)
+                np.add.at(tally, slots, one)
+        if crowd:
+            settle()
+        below = np.cumsum(tally[:dump], dtype=np.int64)
+        total = below[-1]
+        b = self.bin_of_cut
+        return total - below[b] + gaps.sum() - np.cumsum(gaps)[:-1], ties[b] + ties_in_crowd[:-1]
+    special=0

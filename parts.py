@@ -90,7 +90,7 @@ def optimiser_of(config: Config, distiller: Distiller, device: torch.device) -> 
 
 def scoring_of(config: Config) -> Scoring:
     """How the run's maps and scores are made."""
-    return Scoring(config.anomaly_map, config.score_num, config.batch_size, config.workers)
+    return Scoring(config.levels, config.anomaly_map, config.score_num, config.batch_size, config.workers)
 
 
 def normal_scale(

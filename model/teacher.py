@@ -183,12 +183,12 @@ def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Tea
 def _load_weights(net: nn.Module, name: str, row: TeacherRow, weights: str | Path) -> str:
     """Fill `net`; returns where the weights come from."""
     path = row.find(name, row.file, row.sha256) if weights == "auto" else Path(weights)
+    digest = file_sha256(path) if path.is_file() else ""
+    found = f"its SHA-256 begins with {digest[:8]}, not {row.sha256}"
+    if weights == "auto" and not digest.startswith(row.sha256):
+        raise ValueError(f"{path} is damaged or another file: {found}; delete it, or name a file by --weights FILE")
     state = read_torch_file(path, "--weights")
-    digest = file_sha256(path)
-    if not digest.startswith(row.sha256):
-        found = f"its SHA-256 begins with {digest[:8]}, not {row.sha256}"
-        if weights == "auto":
-            raise ValueError(f"{path} is damaged or another file: {found}; delete it, or name a file by --weights FILE")
-        warnings.warn(f"{path} is not {row.file} ({found}): other weights give other results", stacklevel=3)
     load_checked(net, row.rename(state) if isinstance(state, dict) else state, f"{path} as weights of {name}")
+    if not digest.startswith(row.sha256):
+        warnings.warn(f"{path} is not {row.file} ({found}): other weights give other results", stacklevel=3)
     return f"sha256:{digest}"

@@ -51,10 +51,9 @@ def build_timm(name: str, weights: str | Path, seed: int) -> tuple[Any, tuple[in
         net, channels = cut_timm(model, name)
         origin = f"random:{seed}"
     elif weights == "auto":
+        cut_timm(model, name)  # so that below nothing is wrong but the weights
         try:
             net, channels = cut_timm(model, name, pretrained=True)
-        except ValueError:
-            raise
         except Exception as error:  # the hub's library, the network and the disk each have their own kinds
             raise FileNotFoundError(
                 f"no weights for --net {name}: timm could not get them ({first_line(error)}); name a file by "

@@ -94,6 +94,9 @@ def test_scoring_options_reach_map_and_score(distiller: Distiller, images: Image
     ((scores, maps),) = predict(distiller, images, CPU, replace(plain, score_num=10))
     highest = np.sort(maps.reshape(7, -1), axis=1)[:, -10:].mean(axis=1)
     np.testing.assert_allclose(scores, highest, rtol=1e-6)
+    ((_, coarse),) = predict(distiller, images, CPU, replace(plain, levels=(1, 2)))
+    ((_, fine),) = predict(distiller, images, CPU, replace(plain, levels=(0,)))
+    np.testing.assert_allclose(coarse + fine, maps, atol=1e-5)
     ((_, product),) = predict(distiller, images, CPU, replace(plain, anomaly_map="multiply"))
     assert not np.allclose(product, maps)
 
@@ -121,3 +124,10 @@ def test_an_unreadable_image_is_named(distiller: Distiller, tmp_path: Path) -> N
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(ValueError, match=r"broken\.png"):
         list(predict(distiller, ImageSet([Sample(broken, False, "good")], 64), CPU, Scoring()))
+
+
+def test_image_figures_alone_say_that_the_others_were_not_asked_for(distiller: Distiller, images: ImageSet) -> None:
+    samples = [replace(sample, anomalous=i < 3, defect="x") for i, sample in enumerate(images.samples)]
+    result = evaluate(distiller, ImageSet(samples, 64), CPU, Scoring(), pixel_figures=False)
+    assert result.figures()["image_auroc"] is not None
+    assert result.report.reasons["aupro"] == "pixel figures were not asked for"
