@@ -14,7 +14,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ CONSISTENCY_RATE = 0.05  # the published default of --rate
 
 
 def field(
-    default: Any, group: str, text: str, choices: Sequence[str] = (), names: Sequence[str] = (), decides: bool = True
+    default: Any, group: str, text: str, choices: Iterable[str] = (), names: Sequence[str] = (), decides: bool = True
 ) -> Any:
     """A Config field with what its flag needs; `names` are further spellings of the flag, the published ones first."""
     metadata = {"group": group, "help": text, "choices": tuple(choices), "names": tuple(names), "decides": decides}

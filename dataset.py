@@ -1,7 +1,7 @@
 """Benchmarks as rows, samples as arrays.
 
-A benchmark is a title, its class names and a reader; readers/ has one function per layout on disk. Everything is resized
-to a square of `size` pixels, as the published code does it, on pictures rather than tensors.
+A benchmark is a title, its class names and a reader; readers/ has one function per layout on disk. Everything is
+resized to a square of `size` pixels, as the published code does it, on pictures rather than tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from readers.elpv import default_root, read_elpv
 from readers.folder import name_class, read_folder
 from readers.mvtec import read_mvtec
 from readers.pictures import read_mask_of, read_rgb
-from readers.vad import read_vad
+from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
 
 __all__ = [
@@ -41,15 +41,16 @@ __all__ = [
 class Benchmark:
     """One row: what it is called, which classes it has, how they are read.
 
-    `classes` is empty where the folders decide. `find` lists the classes that are really there; `default_root` gives a
-    root where --data_path is left out; `prepare` makes the data on first use. A mask pixel is set where its stored
-    value exceeds `mask_threshold`.
+    `classes` is empty where the folders decide. `find` lists the classes that are really there (None: all of them),
+    `class_folder` says where one lies (None: nowhere by itself); `default_root` gives a root where --data_path is left
+    out; `prepare` makes the data on first use. A mask pixel is set where its stored value exceeds `mask_threshold`.
     """
 
     title: str
     classes: tuple[str, ...]
     read: Reader
     find: Callable[[Path], tuple[str, ...]] | None = discover_classes
+    class_folder: Callable[[Path, str], Path] | None = find_class_folder
     default_root: Callable[[], Path] | None = None
     prepare: Callable[[Path], None] | None = None
     mask_threshold: int = 0
@@ -64,7 +65,7 @@ MPDD_CLASSES = "bracket_black bracket_brown bracket_white connector metal_plate 
 BENCHMARKS: dict[str, Benchmark] = {
     "mvtec": Benchmark("MVTec AD", tuple(MVTEC_CLASSES.split()), read_mvtec),
     "visa": Benchmark("VisA", tuple(VISA_CLASSES.split()), read_visa, find=find_visa_classes),
-    "vad": Benchmark("VAD (Valeo), one-class", ("vad",), read_vad, find=None),
+    "vad": Benchmark("VAD (Valeo), one-class", ("vad",), read_vad, find=None, class_folder=find_vad),
     "btad": Benchmark("BTAD", ("01", "02", "03"), read_mvtec),
     "mpdd": Benchmark("MPDD", tuple(MPDD_CLASSES.split()), read_mvtec),
     "elpv": Benchmark(
@@ -72,6 +73,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ("mono", "poly"),
         read_elpv,
         find=None,
+        class_folder=None,
         default_root=default_root,
     ),
     "elpv_dev": Benchmark(
@@ -79,6 +81,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ("mono", "poly"),
         partial(read_elpv, train_parts=(0,), test_parts=(1,)),
         find=None,
+        class_folder=None,
         default_root=default_root,
     ),
     "folder": Benchmark("own images", (), read_folder),
@@ -100,6 +103,11 @@ def locate(benchmark: Benchmark, source: Source) -> Source:
     if source.train_dir is not None or source.test_dir is not None:
         if benchmark.classes:
             raise ValueError("--train_dir and --test_dir are for --dataset folder; other benchmarks take --data_path")
+        if source.train_dir is None:
+            raise ValueError("--test_dir goes with --train_dir, the folder of your normal images")
+    if source.mask_dir is not None and source.test_dir is None:
+        raise ValueError("--mask_dir goes with --test_dir: under --data_path masks lie in <class>/ground_truth")
+    if source.train_dir is not None:
         return source
     if source.root is None:
         if benchmark.default_root is None:
@@ -130,7 +138,8 @@ def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
     if not known and not found:
         there = ", ".join(p.name for p in list_folders(source.root)) or "no folder"
         raise FileNotFoundError(
-            f"no class under --data_path {source.root}: it must hold one folder per class, each with train/good; found {there}"
+            f"no class under --data_path {source.root}: it must hold one folder per class, each with train/good; "
+            f"found {there}"
         )
     return known or found
 

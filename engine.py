@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import metrics
 import numpy as np
 import torch
 from torch import Tensor
 
+import metrics
 from dataset import ImageSet
 from discrepancy import LOSSES, anomaly_map, image_score
 from model import Distiller, Teacher
@@ -23,7 +23,7 @@ class Targets:
 
     `cache` says what stays in memory across epochs: `features` (the teacher's levels, in fp32), `images` (resized,
     uint8), `none`; `auto` takes the first that fits `cache_gb` GiB. Nothing random precedes the teacher, so all give
-    the same levels; `self.cache` is the choice that was made. Features are filled in one pass over the images, in order.
+    the same levels; `self.cache` is the choice that was made. Features are filled in one pass over the images.
     """
 
     def __init__(

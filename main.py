@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
@@ -56,20 +57,20 @@ def run(config: Config, device: torch.device) -> None:
     result = evaluate(distiller, test_images, device, scoring, config.seg)
     seconds = time.perf_counter() - started
     folder.write_predictions(test_images.samples, result.scores)
-    progress.evaluations.append({"epoch": config.epochs, **result.report.values})
+    progress.evaluated(config.epochs, result.report.values)
     folder.write_progress(progress)
     if config.print_scores:
         for sample, score in zip(test_images.samples, result.scores, strict=True):
             print(f"{config.title}: {int(sample.anomalous)} {score:.4f} {sample.image}")
     if test_images.vanished:
-        names = ", ".join(path.name for path in test_images.vanished[:5])
-        print(f"{config.title}: {len(test_images.vanished)} masks are below a pixel at this size, e.g. {names}")
+        count, example = len(test_images.vanished), test_images.vanished[0]
+        print(f"{config.title}: {count} masks are below half a pixel at this size, e.g. that of {example}")
     scale = parts.normal_scale(distiller, train_images, device, scoring)
     if config.vis:
         names = overlay_names(test_images.samples)
         write_overlays(config.overlay_folder, test_images.samples, names, result.maps, result.scores, scale)
         print(f"{config.title}: overlays in {config.overlay_folder}")
-    folder.save_checkpoint({"epoch": config.epochs, "trained": distiller.trained_state(), "colour_scale": scale})
+    folder.save_checkpoint({"trained": distiller.trained_state(), "colour_scale": scale, "progress": asdict(progress)})
     folder.finish(
         {
             "class_name": config.classes[0],
@@ -111,8 +112,9 @@ def train(
     progress = folder.restore(distiller, optimiser)
     if progress.epoch >= config.epochs:
         return progress
-    settings = {"cache": config.cache, "cache_gb": config.cache_gb, "workers": config.workers}
-    targets = Targets(distiller.teacher, train_images, device, batch_size=config.batch_size, **settings)
+    targets = Targets(
+        distiller.teacher, train_images, device, config.cache, config.cache_gb, config.batch_size, config.workers
+    )
     epochs = tqdm(
         range(progress.epoch + 1, config.epochs + 1),
         desc=config.title,
@@ -135,7 +137,7 @@ def train(
         progress.add(epoch, losses, len(train_images), seconds)
         if config.print_epoch and epoch % config.print_epoch == 0 and epoch < config.epochs:
             report = evaluate(distiller, test_images, device, parts.scoring_of(config), config.seg).report
-            progress.evaluations.append({"epoch": epoch, **report.values})
+            progress.evaluated(epoch, report.values)
             epochs.write(f"{config.title}: epoch {epoch}: {one_line(report.values)}")
         folder.record(progress, distiller, optimiser, config.checkpoint_seconds)
         epochs.set_postfix(loss=f"{losses['loss']:.4f}")

@@ -1,7 +1,7 @@
-"""Detection figures of one class: image and pixel AUROC, AP, F1-max, and AUPRO two ways. NumPy in, numbers out.
+"""Detection figures of one class: image and pixel AUROC, AP and F1-max, and AUPRO two ways. Pure NumPy, one thread.
 
-Every figure but `aupro_per_image` is exact: it depends on the order of the scores alone, equal scores enter together,
-and no threshold is chosen. That one keeps the 200 thresholds of the code published with RD4AD, to compare with tables.
+All but `aupro_per_image` are exact: no grid of thresholds, equal scores enter together, so only the order of the scores
+matters. That one keeps the 200 thresholds of the code published with RD4AD, to compare with tables.
 """
 
 from __future__ import annotations
@@ -12,55 +12,56 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
-FIGURES = (
-    "image_auroc",
-    "image_ap",
-    "image_f1max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_f1max",
-    "aupro",
-    "aupro_per_image",
-)
-LIMIT = 0.3  # largest false positive rate under `aupro`, and under the published figure
-CHUNK = 1 << 15  # pixels counted at a time: the buffers stay in the processor's cache
+IMAGE_FIGURES = ("image_auroc", "image_ap", "image_f1max")
+PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
+FIGURES = (*IMAGE_FIGURES, *PIXEL_FIGURES, "aupro_per_image")
+LIMIT = 0.3  # the largest false positive rate under `aupro`, and in the published figure
+CHUNK = 1 << 16  # scores handled at a time: few enough to stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Report:
-    """Figures by name, fractions in [0, 1]; NaN where one is undefined, and then `reasons` has one line of why."""
+    """Figures by name, fractions in [0, 1]; NaN where one is undefined, and then `reasons` says why in one line."""
 
     values: dict[str, float]
     reasons: dict[str, str]
 
 
-def evaluate(labels, scores, maps=None, masks=None, limits=(LIMIT,), per_image=True) -> Report:
-    """Every figure: `image_figures` of labels and scores, `pixel_figures` of maps and masks.
+def evaluate(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    maps: Sequence[ArrayLike] | np.ndarray | None = None,
+    masks: Sequence[ArrayLike | None] | np.ndarray | None = None,
+    limits: Sequence[float] = (LIMIT,),
+    per_image: bool = True,
+) -> Report:
+    """Every figure: `image_figures` of labels and scores (n,), `pixel_figures` of n maps and masks.
 
-    A label says what the folder says: an anomalous image may have an empty mask. One without any mask (None) where others
-    have theirs leaves the pixel figures undefined: its defect would count as normal. Raises ValueError on bad input.
+    A label says what the image's folder says: an anomalous image may well have an empty mask. Where one has no mask at
+    all (None) and others do, the pixel figures are undefined: its defects would count as normal. Raises as those two do.
     """
     image = image_figures(labels, scores)
-    if maps is not None and len(maps) != len(labels):
-        raise ValueError(f"{len(labels)} labels but {len(maps)} maps: one map per image, please")
-    why = "no anomaly maps" if maps is None else ""
-    if masks is not None and maps is not None and not all(mask is None for mask in masks):
-        unmasked = [i for i, mask in enumerate(masks) if mask is None and i < len(labels) and labels[i]]
-        why = f"image {unmasked[0]} is anomalous and has no mask" if unmasked else ""
-    if why:
-        pixel = _undefined(_pixel_names(limits, per_image), why)
+    anomalous = np.asarray(labels, bool)
+    if maps is None:
+        pixel = _undefined(_pixel_names(limits, per_image), "no anomaly maps")
+    elif len(maps) != len(anomalous):
+        raise ValueError(f"{len(anomalous)} labels but {len(maps)} maps: give one map per image")
     else:
         pixel = pixel_figures(maps, masks, limits, per_image)
+        unmasked = [i for i, mask in enumerate(() if masks is None else masks) if mask is None and anomalous[i]]
+        if unmasked and "no masks" not in pixel.reasons.values():
+            pixel = _undefined(pixel.values, f"image {unmasked[0]} is anomalous and has no mask")
     return Report(image.values | pixel.values, image.reasons | pixel.reasons)
 
 
-def image_figures(labels, scores) -> Report:
+def image_figures(labels: ArrayLike, scores: ArrayLike) -> Report:
     """Labels (n,) of 0/1 or bool and scores (n,), higher is more anomalous -> image_auroc, image_ap, image_f1max.
 
-    Undefined where a class of labels is missing. Raises ValueError on a NaN score, another label, unequal lengths.
+    Undefined where the set lacks normal or anomalous images. Raises ValueError on unequal lengths, and naming the image
+    on a NaN score or another label.
     """
-    names = FIGURES[:3]
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise ValueError(f"labels and scores must be two rows of one length: found {labels.shape} and {scores.shape}")
@@ -70,289 +71,268 @@ def image_figures(labels, scores) -> Report:
         raise ValueError(f"image {i}: its score is NaN")
     anomalous, normal = scores[labels == 1], np.sort(scores[labels == 0])
     for kind, found in (("anomalous", anomalous), ("normal", normal)):
-        if not len(found):
-            return _undefined(names, f"no {kind} image in the test set")
+        if not found.size:
+            return _undefined(IMAGE_FIGURES, f"no {kind} image in the test set")
     cuts, hits = np.unique(anomalous, return_counts=True)
-    above = len(normal) - np.searchsorted(normal, cuts, "right")
-    not_below = len(normal) - np.searchsorted(normal, cuts, "left")
-    return Report(dict(zip(names, _ranking(hits, above, not_below, len(normal)), strict=True)), {})
+    above, at_least = (len(normal) - np.searchsorted(normal, cuts, side) for side in ("right", "left"))
+    return Report(dict(zip(IMAGE_FIGURES, _ranking(hits, above, at_least, len(normal)), strict=True)), {})
 
 
-def pixel_figures(maps, masks, limits=(LIMIT,), per_image=False) -> Report:
-    """Maps and masks, each n arrays (H, W) of any sizes or one (n, H, W) -> pixel_auroc, pixel_ap, pixel_f1max, aupro.
+def pixel_figures(
+    maps: Sequence[ArrayLike] | np.ndarray,
+    masks: Sequence[ArrayLike | None] | np.ndarray | None,
+    limits: Sequence[float] = (LIMIT,),
+    per_image: bool = False,
+) -> Report:
+    """Maps and masks, n of (H, W) of any sizes or one array (n, H, W) -> pixel_auroc, pixel_ap, pixel_f1max, aupro.
 
-    Maps: any real numbers, infinities too, compared in their own precision (integers and half floats are widened).
-    Masks: bool, 0/1 or 0/255; None for an image without defect; no masks at all (None): every figure is undefined.
+    Maps: any real numbers but NaN, infinities too; float32 and float64 are compared as they are, others widened.
+    Masks: bool, 0/1 or 0/255; None for an image without defects; None for all: the benchmark has none, nothing defined.
 
-    `aupro` is the area under the per-region overlap (PRO) against the false positive rate, from 0 to 0.3, over 0.3.
+    aupro is the area under the per-region overlap (PRO) against the false positive rate, from 0 to 0.3, over 0.3.
     Regions are the 8-connected parts of a mask, all of the set weighted equally; the rate is over all pixels of the set
-    outside masks. Other `limits` in (0, 1] give `aupro_0.05`, `aupro_1`. `per_image` adds `aupro_per_image`.
+    outside masks, those of normal images too. Other `limits` in (0, 1] give aupro_0.05, aupro_1 and so on beside it.
+    `per_image` adds aupro_per_image.
 
-    Raises ValueError naming the image on a NaN, an empty map, unequal shapes or a mask of other values.
-    Source: Bergmann et al., The MVTec Anomaly Detection Dataset (IJCV 2021), section 5.
+    Raises ValueError naming the image: NaN, an empty map, a mask of another shape or with other values.
+    Source: Bergmann et al., The MVTec Anomaly Detection Dataset (IJCV 2021).
     """
     names = _pixel_names(limits, per_image)
-    maps = [_checked_map(i, scores) for i, scores in enumerate(maps)]
-    if masks is None:
+    maps = [_checked(i, scores) for i, scores in enumerate(maps)]
+    if masks is None or all(mask is None for mask in masks):
         return _undefined(names, "no masks")
     if len(masks) != len(maps):
-        raise ValueError(f"{len(maps)} maps but {len(masks)} masks: one mask per image, None where it has no defect")
-    if all(mask is None for mask in masks):
-        return _undefined(names, "no masks")
-    defects = [_find_defects(i, scores, mask) for i, (scores, mask) in enumerate(zip(maps, masks, strict=True))]
-    n_defect = sum(len(d.scores) for d in defects if d)
-    n_normal = sum(scores.size for scores in maps) - n_defect
-    if not n_defect:
+        raise ValueError(f"{len(maps)} maps but {len(masks)} masks: give one per image, None where it has no defects")
+    defects = [_find_defects(i, scores.shape, mask) for i, (scores, mask) in enumerate(zip(maps, masks, strict=True))]
+    flat = [scores.reshape(-1) for scores in maps]
+    pairs = [(scores, found) for scores, found in zip(flat, defects, strict=True) if found]
+    n_normal = sum(scores.size for scores in flat) - sum(found.places.size for _, found in pairs)
+    if not pairs:
         return _undefined(names, "no defect pixel in any mask")
     if not n_normal:
         return _undefined(names, "no normal pixel: the masks cover every image")
 
-    cuts, hits = np.unique(np.concatenate([d.scores for d in defects if d]), return_counts=True)
-    counter = _Counter(cuts)
-    above, equal = counter.count(maps)  # over all pixels; the defects' own are known and taken off
-    above -= n_defect - np.cumsum(hits)
-    not_below = above + equal - hits
-    values = dict(zip(names, _ranking(hits, above, not_below, n_normal), strict=False))
+    cuts, hits = np.unique(np.concatenate([scores[found.places] for scores, found in pairs]), return_counts=True)
+    counter = _Counter(cuts, flat)
+    above, equal = counter.count(flat, [found.places if found else None for found in defects])
+    values = dict(zip(PIXEL_FIGURES[:3], _ranking(hits, above, above + equal, n_normal), strict=True))
 
-    overlap, n_regions = np.zeros(len(cuts)), 0
-    for found in filter(None, defects):
-        np.add.at(overlap, counter.rank(found.scores), 1 / found.areas[found.regions])
-        n_regions += len(found.areas)
+    overlap, n_regions = np.zeros(len(cuts)), sum(len(found.areas) for _, found in pairs)
+    for scores, found in pairs:  # what PRO gains at each cut
+        share = 1 / (found.areas * n_regions)
+        np.add.at(overlap, counter.rank(scores[found.places]), share[found.regions])
     for limit in (LIMIT, *limits):
-        values[_aupro_name(limit)] = _area_under_pro(overlap / n_regions, above / n_normal, not_below / n_normal, limit)
-    reasons = {}
-    if per_image:
-        areas = [_published_aupro(m, d) for m, d in zip(maps, defects, strict=True) if d and len(d.scores) < m.size]
-        values["aupro_per_image"] = float(np.mean(areas)) if areas else math.nan
-        if not areas:
-            reasons["aupro_per_image"] = "no image has both defect and normal pixels"
-    return Report(values, reasons)
+        values[_aupro_name(limit)] = _area_under_pro(overlap, above / n_normal, (above + equal) / n_normal, limit)
+    areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
+    if areas:
+        values["aupro_per_image"] = float(np.mean(areas))
+    rest = _undefined([name for name in names if name not in values], "no image has both defect and normal pixels")
+    return Report(values | rest.values, rest.reasons)
+
+
+def _pixel_names(limits: Iterable[float], per_image: bool) -> list[str]:
+    for limit in limits:
+        if not 0 < limit <= 1:
+            raise ValueError(f"limit {limit:g}: a false positive rate above 0 and up to 1 is wanted")
+    return list(dict.fromkeys([*PIXEL_FIGURES, *map(_aupro_name, limits), *FIGURES[-1:] * per_image]))
 
 
 def _aupro_name(limit: float) -> str:
     return "aupro" if limit == LIMIT else f"aupro_{limit:g}"
 
 
-def _pixel_names(limits: Iterable[float], per_image: bool) -> list[str]:
-    for limit in limits:
-        if not 0 < limit <= 1:
-            raise ValueError(f"limit {limit:g}: a false positive rate must lie in (0, 1]")
-    aupros = dict.fromkeys(_aupro_name(limit) for limit in (LIMIT, *limits))
-    return [*FIGURES[3:6], *aupros, *(["aupro_per_image"] if per_image else [])]
-
-
 def _undefined(names: Iterable[str], why: str) -> Report:
-    names = list(names)
     return Report(dict.fromkeys(names, math.nan), dict.fromkeys(names, why))
 
 
-def _ranking(hits, above, not_below, n_negative) -> tuple[float, float, float]:
-    """Positives at each distinct positive score, ascending, and negatives above it and not below -> AUROC, AP, F1-max.
+def _ranking(hits: np.ndarray, above: np.ndarray, at_least: np.ndarray, n_normal: int) -> tuple[float, float, float]:
+    """Anomalous ones at each distinct anomalous score, rising; normal ones above it, and not below -> AUROC, AP, F1-max.
 
-    Nothing else is needed: a threshold between two positive scores only adds false alarms to the upper one.
+    Thresholds between these scores need no look: they find nothing more than the score above, at more false alarms.
     """
-    n_positive = hits.sum()
-    found = np.cumsum(hits[::-1])[::-1]  # positives at or above each score
-    auroc = 1 - np.dot(hits, (above + not_below) / 2) / n_positive / n_negative
-    ap = np.dot(hits, found / (found + not_below)) / n_positive
-    f1max = np.max(2 * found / (found + not_below + n_positive))
+    found = np.cumsum(hits[::-1])[::-1]
+    auroc = 1 - np.dot(hits, (above + at_least) / 2) / hits.sum() / n_normal
+    ap = np.dot(hits, found / (found + at_least)) / hits.sum()
+    f1max = np.max(2 * found / (found + at_least + hits.sum()))
     return float(auroc), float(ap), float(f1max)
 
 
-def _area_under_pro(steps, lower, upper, limit) -> float:
-    """The PRO curve is a sum of ramps: each score lifts it by its step while the rate grows from lower to upper."""
+def _area_under_pro(overlap: np.ndarray, lower: np.ndarray, upper: np.ndarray, limit: float) -> float:
+    """PRO is a sum of ramps: each score lifts it by its overlap while the false positive rate goes from lower to upper.
+
+    So this is the trapezoid rule from (0, 0), equal scores merged, cut by a straight line at the limit.
+    """
     area = np.where(upper <= limit, limit - (lower + upper) / 2, 0)
     cut = (lower < limit) & (limit < upper)
     area[cut] = (limit - lower[cut]) ** 2 / (2 * (upper[cut] - lower[cut]))
-    return float(np.dot(steps, area) / limit)
+    return min(float(np.dot(overlap, area) / limit), 1.0)
 
 
-def _checked_map(i: int, scores) -> np.ndarray:
+def _checked(i: int, scores: ArrayLike) -> np.ndarray:
     scores = np.asarray(scores)
     if scores.ndim != 2 or not scores.size:
         raise ValueError(f"image {i}: its map must be (H, W) and not empty: found {scores.shape}")
-    wide = np.float32 if np.can_cast(scores.dtype, np.float32) else np.float64
-    scores = scores.astype(wide, copy=False)
+    scores = scores.astype(np.float32 if np.can_cast(scores.dtype, np.float32) else np.float64, copy=False)
     if np.isnan(scores.min()):
-        raise ValueError(f"image {i}: its map has {np.isnan(scores).sum()} NaN")
+        raise ValueError(f"image {i}: its map holds {np.isnan(scores).sum()} NaN")
     return scores
 
 
 @dataclass(frozen=True)
 class _Defects:
-    """The defect pixels of one image: their scores (p,) and region numbers (p,), and each region's area in pixels."""
+    """Of one image: defect pixels' places in the flattened map (p,), rising, their regions (p,), and areas (regions,)."""
 
-    scores: np.ndarray
+    places: np.ndarray
     regions: np.ndarray
     areas: np.ndarray
 
 
-def _find_defects(i: int, scores: np.ndarray, mask) -> _Defects | None:
-    """None where the image has none. Labels inside the box around them only: defects are small."""
+def _find_defects(i: int, shape: tuple[int, ...], mask: ArrayLike | None) -> _Defects | None:
+    """None where there are none. Looks only inside the box around the defects, most often a small part of the image."""
     if mask is None:
         return None
     mask = np.asarray(mask)
-    if mask.shape != scores.shape:
-        raise ValueError(f"image {i}: its mask is {mask.shape} but its map {scores.shape}")
+    if mask.shape != shape:
+        raise ValueError(f"image {i}: its mask is {mask.shape}, its map {shape}")
     defect = mask != 0
     x, y, width, height = cv2.boundingRect(defect.view(np.uint8))
     if not width:
         return None
     box = (slice(y, y + height), slice(x, x + width))
     defect = defect[box]
-    found = mask[box][defect]
-    if found[0] not in (1, 255) or (found != found[0]).any():
-        raise ValueError(f"image {i}: a mask holds 0 and 1, or 0 and 255: found {np.unique(found)[:5]}")
-    _, labels = cv2.connectedComponents(defect.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
-    regions = labels[defect] - 1
-    return _Defects(scores[box][defect], regions, np.bincount(regions))
+    values = np.asarray(mask[box])[defect]
+    if values[0] not in (1, 255) or (values != values[0]).any():
+        raise ValueError(f"image {i}: a mask holds 0 and 1, or 0 and 255: found {np.unique(values)[:3]}")
+    regions = cv2.connectedComponents(defect.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)[1][defect] - 1
+    rows, columns = np.nonzero(defect)
+    return _Defects((rows + y) * shape[1] + columns + x, regions, np.bincount(regions))
 
 
-def _published_aupro(scores: np.ndarray, defects: _Defects, steps: int = 200) -> float:
-    """AUPRO of one image as the code published with RD4AD computes it, by counting instead of 200 passes.
+def _published_aupro(scores: np.ndarray, defects: _Defects) -> float:
+    """AUPRO of one image (its flattened map) as the code published with RD4AD defines it, by counting, not 200 passes.
 
-    Thresholds climb from the map's minimum by 1/200 of its range; a pixel counts as found strictly above. Of the points
-    with a false positive rate under 0.3 the rates are divided by their largest, and the trapezoids summed; there is no
-    point (0, 0). Where that code divides by zero: every kept rate is 0 -> the largest PRO kept; no point is kept -> 0.
-    Infinite scores: the range is that of the finite ones.
+    Thresholds climb from the map's minimum by 1/200 of its range; what lies strictly above is found. Of the points with a
+    false positive rate under 0.3 the rates are divided by their largest, then the trapezoids summed, without (0, 0).
+    Where that code fails: if all kept rates are 0, the largest PRO kept; if no point is kept or the map is constant, 0;
+    the range is that of the finite scores.
     """
-    finite = scores[np.isfinite(scores)] if np.isinf([scores.min(), scores.max()]).any() else scores
+    finite = scores if np.isfinite([scores.min(), scores.max()]).all() else scores[np.isfinite(scores)]
     low, high = (finite.min(), finite.max()) if finite.size else (scores.dtype.type(0),) * 2
     with np.errstate(over="ignore"):
-        step = (high - low) / steps
-    if 0 < step < np.inf:
-        thresholds = np.arange(low, high, step)
-    else:  # a constant map, or a range beyond the type's
-        thresholds = low * (1 - np.arange(steps) / steps) + high * (np.arange(steps) / steps)
+        step = (high - low) / 200
+    fractions = np.arange(200) / 200  # for a constant map, or a range too wide for the type
+    thresholds = np.arange(low, high, step) if 0 < step < np.inf else low * (1 - fractions) + high * fractions
+    exact, thresholds = thresholds, thresholds.astype(scores.dtype)
+    np.nextafter(thresholds, -np.inf, out=thresholds, where=thresholds > exact)  # rounded down: the same scores exceed it
     cuts, which = np.unique(thresholds, return_inverse=True)
-    found = _Counter(cuts).count([scores])[0][which]
+    rates = _Counter(cuts, [scores]).count([scores], [defects.places])[0][which] / (scores.size - defects.places.size)
 
-    n_regions = len(defects.areas)
-    passed = np.searchsorted(thresholds, defects.scores)  # thresholds below each defect pixel
-    slots = len(thresholds) + 1
-    table = np.bincount(defects.regions * slots + passed, minlength=n_regions * slots).reshape(n_regions, slots)
-    hits = table[:, :0:-1].cumsum(axis=1)[:, ::-1]
-    pro = (hits / defects.areas[:, None]).mean(axis=0)
-    rate = (found - hits.sum(axis=0)) / (scores.size - len(defects.scores))
-    kept = rate < LIMIT
-    pro, rate = pro[kept], rate[kept]
-    if not rate.any():
+    passed = np.searchsorted(thresholds, scores[defects.places])  # how many thresholds lie below each defect pixel
+    passed += defects.regions * (len(thresholds) + 1)
+    hits = np.bincount(passed, minlength=len(defects.areas) * (len(thresholds) + 1)).reshape(len(defects.areas), -1)
+    pro = (hits[:, :0:-1].cumsum(axis=1)[:, ::-1] / defects.areas[:, None]).mean(axis=0)
+    pro, rates = pro[rates < LIMIT], rates[rates < LIMIT]
+    if not rates.any():
         return float(pro.max(initial=0))
-    rate = rate / rate.max()
-    return float(np.sum((rate[:-1] - rate[1:]) * (pro[:-1] + pro[1:]) / 2))
+    return float(np.dot(rates[:-1] - rates[1:], pro[:-1] + pro[1:]) / 2 / rates.max())
 
 
 class _Counter:
-    """Counts, for each of some sorted distinct scores (the cuts), how many of a stream of scores exceed or equal it.
+    """For each of some distinct scores, rising (the cuts), counts how many of many other scores exceed or equal it.
 
-    Sorting the stream, or searching each score among the cuts, would cost several times more. Scores are laid into bins,
-    a few per cut, by a rising function, so that nearly every bin holds one cut or none, and comparing with that one
-    settles a score. Only scores in a bin of several cuts are searched for. The function is linear, or where that crowds
-    the `sample` of the stream (products of distances do) a root of the score.
+    Sorting the others, or searching each of them among the cuts, would take several times as long. Here a rising
+    function lays scores into bins, two per cut, so that most bins hold one cut or none, and comparing with that one
+    settles a score; only scores in a bin of several cuts are searched for. The function is linear, or a root where the
+    others (a sample of them decides) would crowd into few bins, as products of distances do.
     """
 
-    def __init__(self, cuts: np.ndarray, sample: np.ndarray, bins_per_cut: int = 3) -> None:
-        self.cuts = cuts
-        self.n_bins = min(max(bins_per_cut * len(cuts), 1 << 12), 1 << 24)
-        self.padded = np.append(cuts, cuts.dtype.type(np.inf))
-        crowding = []
-        for self.roots in range(4):
-            self._lay_bins()
-            crowding.append(np.isnan(self.only[self.bins(sample)]).mean())
-            if crowding[-1] < 0.1:
+    def __init__(self, cuts: np.ndarray, others: Sequence[np.ndarray]) -> None:
+        self.cuts = np.append(cuts, cuts.dtype.type(np.inf))  # an end that no score exceeds
+        self.n_bins = min(max(2 * len(cuts), 1 << 12), 1 << 22)
+        every = 1 + sum(scores.size for scores in others) // 10_000
+        sample = np.concatenate([scores[::every] for scores in others]).astype(cuts.dtype)
+        crowding: list[float] = []
+        for roots in range(4):
+            self._lay_bins(cuts, roots)
+            crowding.append(np.isnan(self.only[self._bins(sample)]).mean())
+            if crowding[-1] < 0.15:
                 return
-        self.roots = int(np.argmin(crowding))
-        self._lay_bins()
+        self._lay_bins(cuts, int(np.argmin(crowding)))
 
-    def _lay_bins(self) -> None:
-        """Bins from the first cut to the one above 999 of 1,000: a few outliers must not squeeze the others."""
-        finite = self.cuts[np.isfinite(self.cuts)][[0, -1]]
-        number = self.cuts.dtype.type
-        finite = self.cuts[np.isfinite(self.cuts)]
-        low, high = (finite[0], finite[int(0.999 * (len(finite) - 1))]) if len(finite) else (number(0), number(1))
+    def _lay_bins(self, cuts: np.ndarray, roots: int) -> None:
+        number = cuts.dtype.type
+        finite = cuts[np.isfinite(cuts)]
+        # Up to the cut above 999 of 1,000: a few outliers must not squeeze all others.
+        self.low, high = finite[[0, int(0.999 * (len(finite) - 1))]] if len(finite) else (number(0), number(0))
         with np.errstate(over="ignore"):
-            self.low, self.span = low, min(high - low, np.finfo(number).max)
-        width = float(self.span) ** (0.5**self.roots)
-        self.scale = number(min(self.n_bins / width if width else 1, np.finfo(number).max))
-        self.bin_of_cut = self.bins(self.cuts)
+            self.span = min(high - self.low, np.finfo(number).max)
+        self.roots = roots
+        width = float(self.span) ** (0.5**roots)
+        self.scale = number(min(0.9999 * self.n_bins / width, np.finfo(number).max)) if width else number(1)
+        self.bin_of_cut = self._bins(cuts)
         held = np.bincount(self.bin_of_cut, minlength=self.n_bins)
-        self.first = np.zeros(self.n_bins + 1, np.int32)  # how many cuts lie in lower bins
-        np.cumsum(held, out=self.first[1:])
-        self.only = np.full(self.n_bins + 2, np.inf, number)  # a bin's cut; NaN where it has several
-        self.only[self.bin_of_cut] = self.cuts
+        self.first = (np.cumsum(held) - held).astype(np.int32)  # how many cuts lie in lower bins
+        self.only = np.full(self.n_bins + 2, np.inf, number)  # the cut of a bin, NaN where it has several
+        self.only[self.bin_of_cut] = cuts
         self.only[:-2][held > 1] = np.nan
 
-    def bins(self, scores: np.ndarray, places: np.ndarray | None = None) -> np.ndarray:
-        """Scores (n,) -> bins (n,) as int32; a higher score never lies in a lower bin."""
+    def _bins(self, scores: np.ndarray, work: np.ndarray | None = None, bins: np.ndarray | None = None) -> np.ndarray:
+        """Scores (n,) -> bins (n,) as int32, a higher score never in a lower bin; `work` and `bins` are filled if given."""
         with np.errstate(over="ignore"):
-            places = np.subtract(scores, self.low, out=places)
-        np.clip(places, 0, self.span, out=places)
+            work = np.subtract(scores, self.low, out=work)
+        np.clip(work, 0, self.span, out=work)
         for _ in range(self.roots):
-            np.sqrt(places, out=places)
-        np.multiply(places, self.scale, out=places)
-        np.minimum(places, self.n_bins-1, out=places)
-        return places.astype(np.int32)
+            np.sqrt(work, out=work)
+        np.multiply(work, self.scale, out=work)
+        bins = np.empty(len(scores), np.int32) if bins is None else bins
+        np.copyto(bins, work, casting="unsafe")
+        return bins
 
-    def rank(self, scores: np.ndarray, bins: np.ndarray) -> np.ndarray:
-        """Scores (n,) and their bins -> how many cuts lie below each."""
-        rank, end = self.first[bins], self.first[bins + 1]
-        crowded = np.flatnonzero(end - rank > 8)
-        rank[crowded] = np.searchsorted(self.cuts, scores[crowded])
-        lower = np.flatnonzero(self.padded[rank] < scores)
-        while len(lower):
+    def rank(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (n,) -> how many cuts lie below each, (n,)."""
+        scores = scores.astype(self.cuts.dtype, copy=False)
+        rank = self.first.take(self._bins(scores))
+        lower = np.flatnonzero(self.cuts.take(rank) < scores)
+        for _ in range(8):  # a bin rarely holds more
             rank[lower] += 1
-            lower = lower[self.padded[rank[lower]] < scores[lower]]
+            lower = lower[self.cuts.take(rank[lower]) < scores[lower]]
+        rank[lower] = np.searchsorted(self.cuts, scores[lower])
         return rank
 
-    def count(self, stream, CH=CHUNK) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of scores (n,) and sorted positions to leave out -> counts above and equal to each cut, (cuts,) each."""
-        dump = self.n_bins + 1
-        tally = np.zeros(dump + 2, np.int32)
-        ties = np.zeros(dump + 1, np.int32)
-        one = np.int32(1)
-        gaps, ties_in_crowd = np.zeros(len(self.cuts) + 1, np.int64), np.zeros(len(self.cuts) + 1, np.int64)
-        places_, only_ = np.empty((2, CH), self.cuts.dtype)
-        slots_ = np.empty(CH, np.intp)
-        above_ = np.empty(CH, bool)
-        crowd = []
-        waiting = 0
+    def count(
+        self, others: Sequence[np.ndarray], left_out: Sequence[np.ndarray | None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Arrays of scores, and in each the rising places to leave out -> how many exceed each cut, how many equal it.
 
-        def settle():
-            scores, bins = map(np.concatenate, zip(*crowd, strict=True))
-            rank = self.rank(scores, bins)
-            np.add.at(gaps, rank, 1)
-            np.add.at(ties_in_crowd, rank[self.padded[rank] == scores], 1)
-            crowd.clear()
-
-        for scores, left_out in stream:
-            for start in range(0, len(scores), CH):
-                v = scores[start : start + CH]
-                n = len(v)
-                slots, only, above = slots_[:n], only_[:n], above_[:n]
-                slots[...] = self.bins(v, places_[:n])
-                if left_out is not None:
-                    i,k=np.searchsorted(left_out, (start, start+n))
-                    slots[left_out[i:k]-start] = dump
-                self.only.take(slots, out=only, mode="clip")
-                np.greater(v, only, out=above)
-                several = np.flatnonzero(np.isnan(only))
-                equal = np.flatnonzero(np.equal(v, only))
-                if len(equal):
-                    np.add.at(ties, slots[equal], one)
-                if len(several):
-                    crowd.append((v[several], slots[several]))
-                    waiting += len(several)
-                    slots[several] = dump
-                    if waiting > 1<<15:
-                        self.special+=waiting
-                        settle()
-                        waiting = 0
+        What lies in a bin above its cut is tallied with the next bin: up to that one's cut, both exceed the same cuts.
+        """
+        waste = self.n_bins + 1
+        tally = np.zeros(waste + 1, np.int32 if sum(scores.size for scores in others) < 1 << 31 else np.int64)
+        ties, one = np.zeros_like(tally), tally.dtype.type(1)  # of one type, or np.add.at is thirty times slower
+        ranks, ties_of_rank = np.zeros((2, len(self.cuts)), np.int64)  # of scores in bins with several cuts
+        number = self.cuts.dtype
+        buffers = [np.empty(CHUNK, kind) for kind in (number, np.int32, np.intp, number, bool)]
+        for scores, places in zip(others, left_out, strict=True):
+            for start in range(0, scores.size, CHUNK):
+                chunk = scores[start : start + CHUNK].astype(number, copy=False)
+                work, bins, slots, cut, above = (buffer[: chunk.size] for buffer in buffers)
+                np.copyto(slots, self._bins(chunk, work, bins))
+                if places is not None:
+                    first, last = np.searchsorted(places, (start, start + CHUNK))
+                    slots[places[first:last] - start] = waste
+                self.only.take(slots, out=cut, mode="clip")
+                np.greater(chunk, cut, out=above)
+                tied = np.flatnonzero(chunk == cut)
+                if tied.size:
+                    np.add.at(ties, slots[tied], one)
+                crowded = np.flatnonzero(np.isnan(cut))
+                if crowded.size:
+                    slots[crowded] = waste
+                    rank = self.rank(chunk[crowded])
+                    np.add.at(ranks, rank, 1)
+                    np.add.at(ties_of_rank, rank[self.cuts[rank] == chunk[crowded]], 1)
                 np.add(slots, above, out=slots)
                 np.add.at(tally, slots, one)
-        if crowd:
-            settle()
-        below = np.cumsum(tally[:dump], dtype=np.int64)
-        total = below[-1]
-        b = self.bin_of_cut
-        return total - below[b] + gaps.sum() - np.cumsum(gaps)[:-1], ties[b] + ties_in_crowd[:-1]
-    special=0
+        up_to = np.cumsum(tally[:waste], dtype=np.int64)
+        exceed = up_to[-1] - up_to[self.bin_of_cut] + ranks.sum() - np.cumsum(ranks)[:-1]
+        return exceed, ties[self.bin_of_cut] + ties_of_rank[:-1]

@@ -47,6 +47,11 @@ class Progress:
         self.seconds += seconds
         self.history.append({"epoch": epoch, **losses, "images_per_second": round(images / seconds, 2)})
 
+    def evaluated(self, epoch: int, figures: dict[str, float]) -> None:
+        """Note an epoch's figures, in place of those that an interrupted process noted."""
+        self.evaluations = [row for row in self.evaluations if row["epoch"] != epoch]
+        self.evaluations.append({"epoch": epoch, **figures})
+
     def oracle(self) -> dict[str, dict[str, float]]:
         """The best value of each figure over all evaluations with its epoch: chosen on test data, so never the result.
 

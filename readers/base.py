@@ -6,7 +6,8 @@ happens to list; masks are paired by file stem inside the defect's folder, never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +37,9 @@ class Source:
     mask_dir: Path | None = None
 
 
-def is_junk(path: Path) -> bool:
+def is_junk(name: str) -> bool:
     """True for what operating systems and archivers leave behind: hidden files, Thumbs.db, __MACOSX, ..."""
-    return path.name.startswith(".") or path.name.lower() in JUNK
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def is_normal_folder(name: str) -> bool:
@@ -48,17 +49,21 @@ def is_normal_folder(name: str) -> bool:
 
 def list_folders(folder: Path) -> list[Path]:
     """The visible folders directly inside, by name; empty where `folder` does not exist."""
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if not is_junk(p) and p.is_dir()), key=lambda p: p.name)
+    return [Path(entry.path) for entry in visible_entries(folder) if entry.is_dir()]
 
 
 def list_images(folder: Path) -> list[Path]:
     """The image files directly inside, by name; empty where `folder` does not exist."""
+    entries = (e for e in visible_entries(folder) if Path(e.name).suffix.lower() in IMAGE_SUFFIXES)
+    return [Path(entry.path) for entry in entries if not entry.is_dir()]
+
+
+def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is directly inside `folder` and no junk, by name; scandir spares a question to the disk per file."""
     if not folder.is_dir():
         return []
-    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not is_junk(p) and not p.is_dir())
-    return sorted(files, key=lambda p: p.name)
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not is_junk(e.name)), key=lambda e: e.name)
 
 
 def looks_like_class(folder: Path) -> bool:
@@ -134,13 +139,18 @@ def match_mask(image: Path, masks: dict[str, Path]) -> Path | None:
     return None
 
 
-def pair_masks(images: Iterable[Path], folder: Path, defect: str) -> list[Sample]:
+def match_masks(images: Sequence[Path], folder: Path, defect: str) -> list[Sample]:
+    """Anomalous samples with those masks of `folder` that are there."""
+    masks = index_masks(folder)
+    return [Sample(image, anomalous=True, defect=defect, mask=match_mask(image, masks)) for image in images]
+
+
+def pair_masks(images: Sequence[Path], folder: Path, defect: str) -> list[Sample]:
     """Anomalous samples with the masks of `folder`; every image must have one.
 
     Raises FileNotFoundError that counts the images without a mask and names the first.
     """
-    images, masks = list(images), index_masks(folder)
-    samples = [Sample(image, anomalous=True, defect=defect, mask=match_mask(image, masks)) for image in images]
+    samples = match_masks(images, folder, defect)
     missing = [s.image for s in samples if s.mask is None]
     if missing:
         raise FileNotFoundError(

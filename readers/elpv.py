@@ -1,8 +1,8 @@
 """ELPV: photographs of solar cells, from the pip package elpv-dataset alone.
 
-Deitsch et al., "Automatic classification of defective photovoltaic module cells in electroluminescence images" (2019).
-`labels.csv` gives a probability of a defect per cell: 0 is normal here, 1 anomalous, 1/3 and 2/3 are left out. There are
-no masks. Neighbouring cell numbers come from one module, so the split goes by blocks of 30 numbers, never by single cells.
+Deitsch et al., "Automatic classification of defective photovoltaic module cells in electroluminescence images", 2019.
+`labels.csv` gives a probability of a defect per cell: 0 is normal here, 1 anomalous, 1/3 and 2/3 are left out. There
+are no masks. Neighbouring cell numbers come from one module, so the split goes by blocks of 30 numbers, never by cells.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def default_root() -> Path:
     spec = importlib.util.find_spec("elpv_dataset")
     if spec is None or spec.origin is None:
         raise FileNotFoundError(
-            "--dataset elpv needs the package elpv-dataset: pip install elpv-dataset, or name its data folder by --data_path"
+            "--dataset elpv needs a package: pip install elpv-dataset, or name its folder of labels.csv by --data_path"
         )
     return Path(spec.origin).parent / "data"
 
@@ -48,7 +48,9 @@ def read_elpv(
     root = require_folder(source.root, "--data_path")
     labels = next((p / "labels.csv" for p in candidate_roots(root) if (p / "labels.csv").is_file()), None)
     if labels is None:
-        raise FileNotFoundError(f"no labels.csv under {root}: --data_path must hold labels.csv and images/ of elpv-dataset")
+        raise FileNotFoundError(
+            f"no labels.csv under {root}: --data_path must hold labels.csv and images/ of elpv-dataset"
+        )
     parts = train_parts if split == "train" else test_parts
     rows = read_labels(labels)
     if class_name not in {kind for _, _, kind in rows}:

@@ -1,8 +1,8 @@
 """One's own images: --train_dir, optional --test_dir and --mask_dir; or a root in the MVTec layout.
 
-    --train_dir   normal images, directly inside or in a folder good/ (ok/, Normal/); other folders are left alone
-    --test_dir    one folder per kind: good/ holds normal images, every other folder a defect
-    --mask_dir    <defect>/<stem>_mask.* or <defect>/<stem>.* for every anomalous test image
+--train_dir   normal images, directly inside or in a folder good/ (ok/, Normal/); other folders are left alone
+--test_dir    one folder per kind: good/ holds normal images, every other folder a defect
+--mask_dir    <defect>/<stem>_mask.* or <defect>/<stem>.* for every anomalous test image
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from readers.base import (
     check_split,
     find_class_folder,
     is_normal_folder,
-    list_folders,
     list_images,
     require_folder,
 )
@@ -69,8 +68,3 @@ def name_class(source: Source) -> str:
         if part.name and part.name.lower() != "train" and not is_normal_folder(part.name):
             return part.name
     return "folder"
-
-
-def has_layout(source: Source) -> bool:
-    """True where classes are folders under a root rather than one's own folders."""
-    return source.train_dir is None and source.root is not None and bool(list_folders(source.root))

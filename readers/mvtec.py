@@ -50,7 +50,7 @@ def read_normals(train: Path) -> list[Sample]:
 
 
 def read_test_folders(test: Path, masks: Path | None) -> list[Sample]:
-    """Every folder under `test`: the normal ones and one per defect; `masks` holds one folder per defect or is absent."""
+    """Every folder under `test`, normal ones and one per defect; `masks` holds one folder per defect or is absent."""
     samples: list[Sample] = []
     for folder in list_folders(test):
         images = list_images(folder)

@@ -1,8 +1,8 @@
 """Picture files to arrays, whatever mode they were stored in: images become RGB, masks become bool.
 
-Images are read as stored: an EXIF orientation tag does not turn them. The published code reads them so, and turning only
-those pictures that happen to have a mask would tell normal from anomalous. Where a mask was drawn on the turned picture
-(its shape fits only that way), the mask is turned back instead.
+Images are read as stored: an EXIF orientation tag does not turn them. The published code reads them so, and turning
+only those pictures that happen to have a mask would tell normal from anomalous. Where a mask was drawn on the turned
+picture (its shape fits only that way), the mask is turned back instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 ORIENTATION = 0x0112  # the EXIF tag
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 LFS_HEAD = b"version https://git-lfs"
 # what undoes the turn that an EXIF orientation asks for
@@ -64,12 +66,13 @@ def why_unreadable(path: Path, error: Exception) -> str:
 
 
 def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
-    """Any mode to RGB on purpose: grey is repeated, palettes are looked up, 16 bits are scaled (65535 -> 255) rather than
-    clipped, transparency is laid over black (as a viewer shows it, so that what was cut away stays away).
+    """Any mode to RGB on purpose: grey is repeated, palettes are looked up, 16 bits are scaled (65535 -> 255).
 
+    Transparency is laid over black, so that what was cut away stays away whatever colour is stored under it.
     Raises ValueError for floating-point pictures, whose range nothing tells.
     """
-    if picture.mode == "RGB" and not picture.has_transparency_data:
+    transparent = picture.mode in WITH_ALPHA or "transparency" in picture.info
+    if picture.mode == "RGB" and not transparent:
         return picture
     if picture.mode == "F":
         raise ValueError(f"{path}: is a floating-point picture of unknown range: convert it to 8 or 16 bits")
@@ -77,7 +80,7 @@ def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
         wide = np.asarray(picture).astype(np.float64)
         grey = np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
-    if picture.has_transparency_data:
+    if transparent:
         layer = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
     return picture.convert("RGB")
@@ -97,13 +100,13 @@ def read_mask(path: Path, threshold: int = 0) -> NDArray[np.bool_]:
     return mask_values(open_picture(path)) > threshold
 
 
-def mask_values(picture: Image.Image) -> NDArray[np.generic]:
+def mask_values(picture: Image.Image) -> NDArray[Any]:
     """(H, W) of the stored numbers. `convert("L")` would not do: it maps palettes to grey and clips 16 bits."""
     if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         picture = picture.convert("RGB")
     values = np.asarray(picture)
     if values.ndim == 3:
-        colours = values.shape[2] - (picture.mode in ("LA", "PA", "La", "RGBA", "RGBa"))
+        colours = values.shape[2] - (picture.mode in WITH_ALPHA)
         values = values[:, :, :colours].max(axis=2)
     return values
 
@@ -112,7 +115,8 @@ def read_orientation(path: Path) -> int:
     """The EXIF orientation, 1 (as stored) where there is no sensible tag."""
     with Image.open(path) as picture:
         tag = picture.getexif().get(ORIENTATION, 1)
-    return tag if tag in UNTURN else 1
+        stored = picture.format != "TIFF"  # Pillow turns a TIFF by itself while decoding
+    return tag if stored and tag in UNTURN else 1
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -139,11 +143,11 @@ def read_mask_of(image: Path, mask: Path, threshold: int = 0) -> NDArray[np.bool
     size = read_size(image)
     # the sizes alone nearly always decide, and reading EXIF of a PNG decodes it whole
     if picture.size != size and fits_only_turned(picture.size, size, orientation := read_orientation(image)):
+        # one text for all images, so that Python shows it once
         warnings.warn(
-            f"{image}: EXIF orientation {orientation}, and the mask fits only the turned picture: mask turned back",
+            "masks that fit only the EXIF-turned picture are turned back; python -m scripts.check_data names them",
             stacklevel=2,
         )
         turned = Image.fromarray(values.astype(np.uint8) * 255).transpose(UNTURN[orientation])
         values = np.asarray(turned) > 0
     return values
-

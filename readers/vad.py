@@ -17,13 +17,13 @@ def read_vad(source: Source, class_name: str, split: str) -> list[Sample]:
     """Samples of the one class; `class_name` is "vad". Raises FileNotFoundError where there are no images."""
     check_split(split)
     root = require_folder(source.root, "--data_path")
-    folder = find_vad(root)
+    folder = find_vad(root, class_name)
     samples = read_normals(folder / "train") if split == "train" else read_test_folders(folder / "test", None)
     if not samples:
         raise no_images(split, folder / ("train/good" if split == "train" else "test"), root)
     return samples
 
 
-def find_vad(root: Path) -> Path:
-    """The folder that holds train/good: the root itself, or vad/ (once or twice) below it."""
-    return next((p for p in candidate_roots(root) if looks_like_class(p)), root)
+def find_vad(root: Path, class_name: str = "vad") -> Path:
+    """The folder that holds train/good, whatever it is called: the root itself or the first one below it."""
+    return next((p for p in candidate_roots(root) if looks_like_class(p)), root / class_name)

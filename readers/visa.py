@@ -1,7 +1,7 @@
-"""VisA: the raw release with split_csv, or a copy prepared in the MVTec layout (`1cls/<class>/...`, or without that level).
+"""VisA: the raw release with split_csv, or a copy in the MVTec layout (`1cls/<class>/...`, or without that level).
 
 Raw masks hold defect ids (1, 2, ...), and 500 file names occur in both Normal and Anomaly: only whole paths are unique.
-Prepared masks have no `_mask` suffix and another extension than their image; some copies store them with three channels.
+Prepared masks have no `_mask` suffix and another extension than their image; some copies store three channels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def read_visa(source: Source, class_name: str, split: str) -> list[Sample]:
         raise no_images(split, split_file.parent.parent / class_name, root)
     missing = [p for s in samples for p in (s.image, s.mask) if p is not None and not p.is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} files of {split_file} are missing, the first {missing[0]}: unpack the set again")
+        raise FileNotFoundError(
+            f"{len(missing)} files of {split_file} are missing, the first {missing[0]}: unpack the set again"
+        )
     return sorted(samples, key=lambda s: (s.anomalous, str(s.image)))
 
 
@@ -49,7 +51,9 @@ def find_visa_classes(root: Path) -> tuple[str, ...]:
     """Classes of the prepared copy, or those that the split file names, sorted."""
     split_file = find_split_file(root)
     prepared = discover_classes(root)
-    return prepared if split_file is None or prepared else tuple(sorted({row["object"] for row in read_rows(split_file)}))
+    return (
+        prepared if split_file is None or prepared else tuple(sorted({row["object"] for row in read_rows(split_file)}))
+    )
 
 
 def find_split_file(root: Path) -> Path | None:

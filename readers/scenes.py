@@ -1,0 +1,223 @@
+"""What the demo's classes show: a scene for every class, the defects that suit it, and the camera that looks at it.
+
+Pictures are (256, 256, 3) uint8. Defects are painted on the scene, before the camera's light and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomalies import (
+    Mask,
+    Picture,
+    Plane,
+    blended_patch,
+    foreign_disc,
+    foreign_thread,
+    hole,
+    scratch,
+    smooth_noise,
+    stain,
+)
+
+SIDE = 256
+STEP = 3  # grey levels between two that are stored: hidden by the noise, and the files are a third smaller
+TRAIN_COLUMNS, TEST_COLUMNS = (0, 288), (292, 512)  # of the brick photograph
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What lies before the camera: its picture, and where a defect may be painted."""
+
+    picture: Picture
+    allowed: Mask
+
+
+Defect = Callable[[Scene, np.random.Generator], tuple[Picture, Mask]]
+
+
+def camera(picture: Picture, rng: np.random.Generator) -> Picture:
+    """A photograph of the picture: exposure, uneven light, colour cast, noise. Pixel by pixel: nothing is blurred."""
+    rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    turn = rng.uniform(0, 2 * np.pi)
+    light = 1 + rng.uniform(0, 0.22) * (np.cos(turn) * rows + np.sin(turn) * columns)
+    light *= 1 - rng.uniform(0, 0.12) * (rows**2 + columns**2)
+    cast = rng.uniform(0.74, 1.26) * rng.uniform(0.96, 1.04, 3)
+    noise = rng.normal(0, rng.uniform(1, 2), light.shape)
+    levels = np.rint((picture * light[..., None] * cast + noise[..., None]) / STEP)
+    return np.clip(STEP * levels, 0, 255).astype(np.uint8)
+
+
+# --- brick ---
+
+
+@lru_cache(maxsize=1)
+def brick_photograph() -> NDArray[np.uint8]:
+    """(512, 512) grey."""
+    from skimage import data  # only here: whoever never makes the demo need not have it
+
+    return data.brick()
+
+
+def brick_scene(rng: np.random.Generator, split: str) -> Scene:
+    """A crop of the photograph at its own place, scale and, half the time, mirrored."""
+    left, right = TRAIN_COLUMNS if split == "train" else TEST_COLUMNS
+    photo = Image.fromarray(brick_photograph()[:, left:right])
+    side = rng.uniform(188, 216)
+    x, y = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
+    crop = photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
+    grey = np.asarray(crop, dtype=np.float64)[:, :: rng.choice([1, -1])]
+    colours = np.clip(grey[..., None] * (1.12, 0.93, 0.80) + (28, 8, 0), 0, 255)
+    return Scene(np.rint(colours).astype(np.uint8), np.ones((SIDE, SIDE), dtype=bool))
+
+
+BRICK: dict[str, Defect] = {
+    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(60, 110), rng.uniform(2.5, 4), rng.uniform(45, 65)),
+    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.62, 0.66, 0.72)),
+    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(8, 13), (52, 44, 40)),
+    "foreign_part": lambda s, rng: foreign_disc(*given(s, rng), rng.uniform(7, 11), (128, 122, 118)),
+    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(20, 32), s.picture),
+}
+
+
+# --- denim ---
+
+
+def denim_scene(rng: np.random.Generator, split: str) -> Scene:
+    """Twill (over two, under two, one further each row) of blue and pale threads, a little turned and wavy."""
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
+    rows += 2.5 * smooth_noise(rng, rows.shape, 90)
+    columns += 2.5 * smooth_noise(rng, rows.shape, 90)
+    turn, pitch = rng.uniform(-0.04, 0.04), rng.uniform(12.6, 13.4)
+    across = (np.cos(turn) * columns + np.sin(turn) * rows) / pitch + rng.uniform(0, 4) + 8
+    along = (np.cos(turn) * rows - np.sin(turn) * columns) / pitch + rng.uniform(0, 4) + 8
+    warp, weft = np.floor(across).astype(int), np.floor(along).astype(int)
+    over = (warp + weft) % 4 < 2  # the warp thread lies on top
+    bulge = np.where(over, across - warp, along - weft)  # across the thread that shows
+    round_off = 0.62 + 0.38 * np.sin(np.pi * bulge)
+    shades = 1 + 0.05 * rng.normal(size=(2, 64))
+    shade = np.where(over, shades[0, warp % 64], shades[1, weft % 64]) * round_off
+    shade *= 1 + 0.04 * smooth_noise(rng, rows.shape, 4)
+    colours = np.where(over[..., None], (74.0, 98.0, 142.0), (168.0, 172.0, 178.0)) * shade[..., None]
+    return Scene(np.clip(np.rint(colours), 0, 255).astype(np.uint8), np.ones((SIDE, SIDE), dtype=bool))
+
+
+DENIM: dict[str, Defect] = {
+    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(70, 120), rng.uniform(4, 6), rng.uniform(55, 75)),
+    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(18, 30), (0.55, 0.50, 0.40)),
+    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(7, 12), (46, 42, 46)),
+    "foreign_thread": lambda s, rng: foreign_thread(
+        *given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), (158, 92, 74)
+    ),
+    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(16, 28), s.picture),
+}
+
+
+# --- gear ---
+
+TEETH = 14
+OUTER, TOOTH, BORE, RING, DRILL = 92.0, 16.0, 18.0, 53.0, 12.0  # radii and tooth height in pixels
+DRILLS = 5
+Wheel = Callable[[Plane, Plane], Plane]
+
+
+@dataclass(frozen=True)
+class Gear(Scene):
+    """The scene, and what draws it anew with another wheel: a function of (radius, angle) to coverage in [0, 1]."""
+
+    redraw: Callable[[Wheel], Picture]
+
+
+def gear_scene(rng: np.random.Generator, split: str) -> Gear:
+    """A toothed wheel with a bore and drilled holes, turned metal, its shadow on a bench."""
+    shape = (SIDE, SIDE)
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
+    centre = SIDE / 2 + rng.uniform(-14, 14, 2)
+    scale, turn = rng.uniform(0.93, 1.03), rng.uniform(0, 2 * np.pi)
+    down, right = (rows - centre[0]) / scale, (columns - centre[1]) / scale
+    radius, direction = np.hypot(down, right), np.arctan2(down, right)
+    shadow_radius, shadow_direction = np.hypot(down - 5, right - 5), np.arctan2(down - 5, right - 5)
+
+    fibre = smooth_noise(rng, (SIDE, SIDE // 16), 2).repeat(16, axis=1)
+    bench = np.array([126.0, 104.0, 82.0]) * (1 + 0.08 * smooth_noise(rng, shape, 60) + 0.03 * fibre)[..., None]
+    turned = 4 * np.sin(radius * 2.2) + 3 * np.sin(radius * 0.9)  # the grooves of the lathe
+    glint = 24 * np.cos(2 * direction + rng.uniform(-0.6, 0.6)) * np.clip(radius / 60, 0, 1)
+    grey = 150 + rng.uniform(-14, 14) + turned + glint + 2 * smooth_noise(rng, shape, 5)
+    grey -= 30 * np.exp(-(((radius - 28) / 2.5) ** 2))  # the hub's step
+    metal = grey[..., None] * (0.98, 1.0, 1.03)
+
+    def redraw(wheel: Wheel) -> Picture:
+        ground = bench * (1 - 0.4 * wheel(shadow_radius, shadow_direction + turn))[..., None]
+        mixed = ground + wheel(radius, direction + turn)[..., None] * (metal - ground)
+        return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+    return Gear(redraw(whole_wheel), whole_wheel(radius, direction + turn) > 0.99, redraw)
+
+
+def blank_wheel(radius: Plane, angle: Plane) -> Plane:
+    """Coverage of a wheel with teeth and bore, not drilled yet."""
+    profile = np.clip(1.6 * np.cos(TEETH * angle), -1, 1)
+    return np.clip(0.5 + OUTER + TOOTH / 2 * profile - radius, 0, 1) * np.clip(0.5 + radius - BORE, 0, 1)
+
+
+def whole_wheel(radius: Plane, angle: Plane, without: int | None = None) -> Plane:
+    """Coverage of the wheel as it should be, but for the drilled hole `without`."""
+    sector = 2 * np.pi / DRILLS
+    number = np.rint(angle / sector)  # of the nearest hole
+    offset = angle - sector * number
+    drilled = np.clip(0.5 + np.hypot(radius * np.cos(offset) - RING, radius * np.sin(offset)) - DRILL, 0, 1)
+    if without is not None:
+        drilled = np.where(number % DRILLS == without, 1, drilled)
+    return blank_wheel(radius, angle) * drilled
+
+
+def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[Picture, Mask]:
+    """One or two teeth gone, and their shadow with them."""
+    pitch, count = 2 * np.pi / TEETH, rng.integers(1, 3)
+    middle, stump = pitch * (rng.integers(TEETH) + (count - 1) / 2), OUTER - TOOTH / 2 + rng.uniform(-3, 0)
+
+    def broken_wheel(radius: Plane, angle: Plane) -> Plane:
+        offset = (angle - middle + np.pi) % (2 * np.pi) - np.pi
+        kept = np.where(np.abs(offset) < count * pitch / 2, np.clip(0.5 + stump - radius, 0, 1), 1)
+        return whole_wheel(radius, angle) * kept
+
+    return redrawn(scene, broken_wheel)
+
+
+def missing_hole(scene: Scene, rng: np.random.Generator) -> tuple[Picture, Mask]:
+    """A hole that was never drilled."""
+    return redrawn(scene, partial(whole_wheel, without=int(rng.integers(DRILLS))))
+
+
+def redrawn(scene: Scene, wheel: Wheel) -> tuple[Picture, Mask]:
+    """The scene with another wheel, and where that made a difference."""
+    assert isinstance(scene, Gear)
+    picture = scene.redraw(wheel)
+    return picture, (picture != scene.picture).any(axis=-1)
+
+
+GEAR: dict[str, Defect] = {
+    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), rng.choice([-60, 60])),
+    "rust": lambda s, rng: stain(*given(s, rng), rng.uniform(14, 22), (0.74, 0.50, 0.34)),
+    "broken_tooth": broken_tooth,
+    "missing_hole": missing_hole,
+    "foreign_part": lambda s, rng: foreign_disc(*given(s, rng), rng.uniform(8, 11), (168, 134, 70)),
+}
+
+
+def given(scene: Scene, rng: np.random.Generator) -> tuple[Picture, np.random.Generator, Mask]:
+    """The three arguments every painter starts with."""
+    return scene.picture, rng, scene.allowed
+
+
+CLASSES: dict[str, tuple[Callable[[np.random.Generator, str], Scene], dict[str, Defect]]] = {
+    "brick": (brick_scene, BRICK),
+    "denim": (denim_scene, DENIM),
+    "gear": (gear_scene, GEAR),
+}

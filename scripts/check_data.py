@@ -1,0 +1,386 @@
+"""The data doctor: what is wrong with a benchmark's files, one line per finding.
+
+    python -m scripts.check_data --dataset mvtec --data_path D
+    python -m scripts.check_data --dataset folder --train_dir T --test_dir U --mask_dir M
+
+Looks at counts against the published ones, files that cannot be read or lie where nothing reads them, masks that are
+missing, empty, orphaned or of another size, pictures that occur twice (also between train and test), mixed sizes and
+modes, EXIF turns. Exit code 0: no errors (there may be warnings); 1: errors; 2: it could not look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from commandline import Parser, exit_code
+from config import option
+from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes, locate
+from readers.base import (
+    IMAGE_SUFFIXES,
+    index_masks,
+    is_normal_folder,
+    list_folders,
+    list_images,
+    match_mask,
+    match_masks,
+    visible_entries,
+)
+from readers.mvtec import read_normals, read_test_folders
+from readers.pictures import fits_only_turned, mask_values, open_picture, read_orientation, to_rgb
+from utils import map_ahead
+
+PUBLISHED = Path(__file__).parent.parent / "readers" / "expected_counts.json"
+THUMB = 32  # side of the thumbnails by which near-duplicates are told
+ALIKE = 1.0  # grey levels between two thumbnails (root mean square) below which they show the same picture
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `level` is "error" (numbers would be wrong or missing) or "warning"."""
+
+    level: str
+    class_name: str
+    path: Path | None
+    text: str
+
+    def __str__(self) -> str:
+        place = f" {self.path}:" if self.path else ""
+        return f"{self.level}: {self.class_name}:{place} {self.text}"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a class laid out in folders keeps its images; None where there is no such place."""
+
+    train: Path
+    test: Path | None
+    masks: Path | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one decoding of an image told, or why it failed."""
+
+    sample: Sample
+    split: str
+    trouble: str = ""
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    orientation: int = 1
+    pixels: str = ""
+    thumb: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the findings of every class and a summary line; returns the exit code."""
+    parser = Parser(
+        prog="python -m scripts.check_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "workers"):
+        option(parser, name)
+    given = parser.parse_args(argv)
+    name = given.dataset or "mvtec"
+    if name not in BENCHMARKS:
+        parser.error(f"unknown --dataset {name!r}: choose from {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    source = locate(benchmark, Source(given.data_path, given.train_dir, given.test_dir, given.mask_dir))
+    workers = (os.cpu_count() or 1) if given.workers is None else given.workers
+
+    names, findings = choose_classes(benchmark, source, given.classes)
+    images, levels = 0, Counter[str]()
+    for finding in findings:
+        print(finding)
+        levels[finding.level] += 1
+    for class_name in names:
+        seen, found = check_class(name, benchmark, source, class_name, workers)
+        images += len(seen)
+        for finding in found:
+            print(finding, flush=True)
+            levels[finding.level] += 1
+    print(
+        f"errors: {levels['error']}, warnings: {levels['warning']}; looked at {images} images of {len(names)} classes"
+    )
+    return 1 if levels["error"] else 0
+
+
+def choose_classes(
+    benchmark: Benchmark, source: Source, asked: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[Finding]]:
+    """The classes to look at, and an error for each that the benchmark has but the folder lacks."""
+    try:
+        there = find_classes(benchmark, source)
+    except FileNotFoundError:
+        there = ()
+    wanted = tuple(asked) if asked and tuple(asked) != ("all",) else benchmark.classes
+    if benchmark.find is None or not wanted:
+        return wanted or there, []
+    found = tuple(name for name in wanted if name in there)
+    if there and not found and not asked:
+        text = f"none of the classes of {benchmark.title}: looking at {', '.join(there)}, without published counts"
+        return there, [Finding("warning", "all", source.root, text)]
+    missing = f"the class is missing: no folder with train/good under {source.root}"
+    return found, [Finding("error", name, None, missing) for name in wanted if name not in there]
+
+
+def check_class(
+    name: str, benchmark: Benchmark, source: Source, class_name: str, workers: int
+) -> tuple[list[Seen], list[Finding]]:
+    """Every image of a class decoded once, and the findings in the order: layout, counts, files, masks, duplicates."""
+    findings: list[Finding] = []
+    folders = find_folders(benchmark, source, class_name)
+    if folders is None:
+        train, test = [], []
+        try:
+            train, test = benchmark.read(source, class_name, "train"), benchmark.read(source, class_name, "test")
+        except (ValueError, FileNotFoundError) as error:
+            findings.append(Finding("error", class_name, None, str(error)))
+    else:
+        train, test = read_folders(folders)
+        findings += check_layout(class_name, folders)
+    findings += check_counts(class_name, train, test, published_counts(name).get(class_name))
+    jobs = [(sample, split) for split, samples in (("train", train), ("test", test)) for sample in samples]
+    seen = list(map_ahead(look, jobs, workers))
+    findings += [Finding("error", class_name, s.sample.image, s.trouble) for s in seen if s.trouble]
+    readable = [s for s in seen if not s.trouble]
+    findings += check_masks(class_name, readable, folders, benchmark.mask_threshold, workers)
+    findings += check_sameness(class_name, readable)
+    findings += check_duplicates(class_name, readable)
+    findings += check_likeness(class_name, readable)
+    return seen, findings
+
+
+def find_folders(benchmark: Benchmark, source: Source, class_name: str) -> Folders | None:
+    """The folders of a class; None where a list in a file tells the split (raw VisA, ELPV)."""
+    if source.train_dir is not None:
+        return Folders(source.train_dir, source.test_dir, source.mask_dir)
+    assert source.root is not None
+    folder = benchmark.class_folder(source.root, class_name) if benchmark.class_folder else None
+    if folder is None or not (folder / "train").is_dir():
+        return None
+    test, masks = folder / "test", folder / "ground_truth"
+    return Folders(folder / "train", test if test.is_dir() else None, masks if masks.is_dir() else None)
+
+
+def read_folders(folders: Folders) -> tuple[list[Sample], list[Sample]]:
+    """Training and test samples as the readers see them, but a missing mask is None and no error."""
+    loose = [Sample(image, anomalous=False, defect="good") for image in list_images(folders.train)]
+    train = read_normals(folders.train) or loose
+    if folders.test is None:
+        return train, []
+    test = read_test_folders(folders.test, None)
+    if folders.masks is None:
+        return train, test
+    paired = {
+        sample.image: sample
+        for folder in list_folders(folders.test)
+        if not is_normal_folder(folder.name)
+        for sample in match_masks(list_images(folder), folders.masks / folder.name, folder.name)
+    }
+    return train, [paired.get(sample.image, sample) for sample in test]
+
+
+def check_layout(class_name: str, folders: Folders) -> Iterator[Finding]:
+    """Images that lie where nothing reads them, and folders that are left alone."""
+    say = partial(Finding, "warning", class_name)
+    normal = [p for p in list_folders(folders.train) if is_normal_folder(p.name)]
+    for folder in list_folders(folders.train):
+        if folder not in normal:
+            yield say(folder, f"{count_images(folder)} images are left alone: only good/ is learnt from")
+    unread = list_images(folders.train) if normal else []
+    read = normal or [folders.train]
+    if folders.test is not None:
+        unread += list_images(folders.test)
+        read += list_folders(folders.test)
+    for folder in read:
+        for entry in visible_entries(folder):
+            path = Path(entry.path)
+            if entry.is_dir() and folder != folders.train:
+                yield say(path, f"{count_images(path)} images one folder too deep: nothing reads them; move them up")
+            elif not entry.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
+                yield say(path, "is no image by its name: nothing reads it; rename or remove it")
+    for path in unread:
+        yield Finding("error", class_name, path, "lies beside the folders and is not read: move it into one of them")
+
+
+def count_images(folder: Path) -> int:
+    """Images inside, at any depth."""
+    return len(list_images(folder)) + sum(count_images(p) for p in list_folders(folder))
+
+
+def published_counts(name: str) -> dict[str, Any]:
+    """Per class {"train", "good", "bad"} as published; empty for a benchmark without such counts."""
+    return json.loads(PUBLISHED.read_text(encoding="utf-8")).get(name, {})
+
+
+def check_counts(
+    class_name: str, train: Sequence[Sample], test: Sequence[Sample], published: dict[str, Any] | None
+) -> Iterator[Finding]:
+    """Counts per folder against the published ones, and splits that no figure can be computed from."""
+    bad = Counter(sample.defect for sample in test if sample.anomalous)
+    good = sum(not sample.anomalous for sample in test)
+    if not train:
+        yield Finding("error", class_name, None, "no training images: put normal ones into train/good")
+    if test and not (good and bad):
+        yield Finding("warning", class_name, None, f"{good} normal and {sum(bad.values())} bad test images: no AUROC")
+    if published is None:
+        return
+    pairs = [("train/good", len(train), published["train"]), ("test/good", good, published["good"])]
+    if isinstance(published["bad"], int):
+        pairs.append(("bad test images", sum(bad.values()), published["bad"]))
+    else:
+        kinds = sorted(bad.keys() | published["bad"].keys())
+        pairs += [(f"test/{kind}", bad[kind], published["bad"].get(kind, 0)) for kind in kinds]
+    for what, found, wanted in pairs:
+        if found != wanted:
+            yield Finding(
+                "error", class_name, None, f"{what}: {found} images, published {wanted}: unpack the set again"
+            )
+
+
+def look(job: tuple[Sample, str]) -> Seen:
+    """Decode an image once and keep what the checks need."""
+    sample, split = job
+    try:
+        picture = open_picture(sample.image)
+        rgb = to_rgb(picture, sample.image)
+        pixels = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+        thumb = rgb.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
+        orientation = read_orientation(sample.image)
+    except (ValueError, FileNotFoundError) as error:
+        return Seen(sample, split, trouble=str(error).removeprefix(f"{sample.image}: "))
+    flat = np.asarray(thumb, dtype=np.float32).ravel()
+    return Seen(sample, split, "", picture.size, picture.mode, orientation, pixels, flat)
+
+
+def check_masks(
+    class_name: str, seen: Sequence[Seen], folders: Folders | None, threshold: int, workers: int
+) -> Iterator[Finding]:
+    """Masks missing, unreadable, empty, of another size, doubled or without an image."""
+    bad = [s for s in seen if s.sample.anomalous]
+    if any(s.sample.mask for s in bad) or (folders is not None and folders.masks is not None):
+        for s in bad:
+            if s.sample.mask is None:
+                yield Finding("error", class_name, s.sample.image, f"has no mask {s.sample.image.stem}_mask.*: add it")
+    for found in map_ahead(partial(check_mask, class_name, threshold), bad, workers):
+        yield from found
+    if folders is not None and folders.masks is not None and folders.test is not None:
+        yield from check_orphans(class_name, folders.test, folders.masks)
+
+
+def check_mask(class_name: str, threshold: int, seen: Seen) -> list[Finding]:
+    """The findings on one image's mask."""
+    path = seen.sample.mask
+    if path is None:
+        return []
+    try:
+        picture = open_picture(path)
+    except (ValueError, FileNotFoundError) as error:
+        return [Finding("error", class_name, path, str(error).removeprefix(f"{path}: "))]
+    findings = []
+    if not (mask_values(picture) > threshold).any():
+        text = "is empty though its image is bad: pixel figures count all of it as normal; draw it or remove the image"
+        findings.append(Finding("warning", class_name, path, text))
+    if picture.size != seen.size:
+        (width, height), (w, h) = seen.size, picture.size
+        text = f"is {w}x{h}, its image {width}x{height}"
+        if fits_only_turned(picture.size, seen.size, seen.orientation):
+            findings.append(
+                Finding("warning", class_name, path, f"{text}: fits the turned picture, and is turned back")
+            )
+        elif abs(w * height - h * width) <= max(w, h, width, height):
+            findings.append(Finding("warning", class_name, path, f"{text}: both are resized, so it is used as it is"))
+        else:
+            findings.append(
+                Finding("error", class_name, path, f"{text}: another shape, so it cannot fit; draw it again")
+            )
+    return findings
+
+
+def check_orphans(class_name: str, test: Path, masks: Path) -> Iterator[Finding]:
+    """Masks that no image asks for, and images that two masks claim."""
+    for folder in list_folders(masks):
+        if is_normal_folder(folder.name):
+            continue
+        index, images = index_masks(folder), list_images(test / folder.name)
+        used = {match_mask(image, index) for image in images}
+        for mask in list_images(folder):
+            if mask in used:
+                continue
+            stem = mask.stem.lower().removesuffix("_mask")
+            claimed = any(image.stem.lower() in (stem, mask.stem.lower()) for image in images)
+            text = "a second mask of the same image, not used" if claimed else f"no image under {test / folder.name}"
+            yield Finding("warning", class_name, mask, f"{text}: remove it, or bring its image back")
+    for mask in list_images(masks):
+        yield Finding("warning", class_name, mask, "lies beside the defects' folders: move it into one of them")
+
+
+def check_sameness(class_name: str, seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Sizes and modes that differ within a class, and EXIF turns: one line each."""
+    for what, values in (
+        ("sizes", Counter(f"{s.size[0]}x{s.size[1]}" for s in seen)),
+        ("modes", Counter(s.mode for s in seen)),
+    ):
+        if len(values) > 1:
+            listed = ", ".join(f"{value} ({n})" for value, n in values.most_common(6))
+            yield Finding("warning", class_name, None, f"mixed {what}: {listed}; all are made alike, but look why")
+    turned = [s for s in seen if s.orientation != 1]
+    if turned:
+        text = (
+            f"EXIF orientation {turned[0].orientation}, as {len(turned)} images have one: pictures are read as stored"
+        )
+        yield Finding("warning", class_name, turned[0].sample.image, f"{text}; turn them for good if that is wrong")
+
+
+def check_duplicates(class_name: str, seen: Iterable[Seen]) -> Iterator[Finding]:
+    """Pictures equal to the pixel: errors where they join train and test, or normal and bad."""
+    first: dict[str, Seen] = {}
+    for s in seen:
+        other = first.setdefault(s.pixels, s)
+        if other is s:
+            continue
+        leak, torn = other.split != s.split, other.sample.anomalous != s.sample.anomalous
+        level = "error" if leak or torn else "warning"
+        why = " (once normal, once bad)" if torn else " (train and test)" if leak else ""
+        text = f"the same picture as {other.sample.image}{why}: keep one of them"
+        yield Finding(level, class_name, s.sample.image, text)
+
+
+def check_likeness(class_name: str, seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Test images that look like a training image without being equal: one line, with the most alike pair."""
+    train, test = ([s for s in seen if s.split == split] for split in ("train", "test"))
+    if not train or not test:
+        return
+    known = np.stack([s.thumb for s in train])
+    known_norms = (known**2).sum(axis=1)
+    alike: list[tuple[float, Seen, Seen]] = []
+    for s in test:
+        squares = np.maximum(known_norms + (s.thumb**2).sum() - 2 * known @ s.thumb, 0) / THUMB**2
+        best = int(squares.argmin())
+        if squares[best] < ALIKE**2 and train[best].pixels != s.pixels:
+            alike.append((float(squares[best]), s, train[best]))
+    if alike:
+        _, s, other = min(alike, key=lambda entry: entry[0])
+        text = (
+            f"looks like {other.sample.image}, as {len(alike)} test images look like a training image: near-duplicates?"
+        )
+        yield Finding("warning", class_name, s.sample.image, text)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
