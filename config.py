@@ -99,7 +99,12 @@ class Config:
     deterministic: bool = field(False, TRAINING, "only operations that repeat to the bit (slower on a GPU)")
 
     levels: tuple[int, ...] = field((0, 1, 2), SCORING, "levels that make the anomaly map; 0 is the finest")
-    anomaly_map: str = field("add", SCORING, "how the levels' maps are joined", choices=("add", "multiply"))
+    anomaly_map: str = field(
+        "add",
+        SCORING,
+        "how the levels' maps are joined; standardised: in units of their spread over training images, added",
+        choices=("add", "multiply", "standardised"),
+    )
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
     seg: bool = field(True, SCORING, "1: pixel figures and AUPRO beside the image figures; 0: image figures only")
     print_epoch: int = field(

@@ -6,7 +6,8 @@ computed with in fp32, also under autocast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -95,6 +96,40 @@ def anomaly_map(pairs: Sequence[Pair], size: int, mode: str = "add", sigma: floa
         for distance in distances:
             product = product * _enlarge(distance, size, 0.0)
         return _enlarge(product, size, sigma)
+
+
+def level_maps(pairs: Sequence[Pair], size: int, sigma: float = 4.0) -> Tensor:
+    """Pairs -> (levels, B, size, size) float32: each level's own map, smoothed; their sum is `anomaly_map`."""
+    return torch.stack([anomaly_map([pair], size, sigma=sigma) for pair in pairs])
+
+
+@dataclass(frozen=True)
+class Normality:
+    """What each level's map looks like on normal images: its mean and spread at each place, (levels, S, S) both.
+
+    The spread is the standard deviation at that place plus that of the whole level: where normal images hardly differ,
+    a small difference does not become a large one.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, maps: Iterable[Tensor]) -> Normality:
+        """From the `level_maps` (levels, B, S, S) of normal images, batch by batch; summed up in float64."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for batch in maps:
+            count += batch.shape[1]
+            total = total + batch.double().sum(dim=1)
+            squares = squares + batch.double().square().sum(dim=1)
+        mean = total / count
+        at_place = (squares / count - mean.square()).clamp(min=0).sqrt()
+        of_level = (squares / count).mean(dim=(1, 2), keepdim=True) - mean.mean(dim=(1, 2), keepdim=True).square()
+        return cls(mean.float(), (at_place + of_level.clamp(min=0).sqrt()).float())
+
+    def standardised(self, maps: Tensor) -> Tensor:
+        """(levels, B, S, S) -> (B, S, S): each level's deviation in spreads, summed; about 0 where normal."""
+        return ((maps - self.mean[:, None]) / self.spread[:, None].clamp(min=EPSILON)).sum(dim=0)
 
 
 def image_score(maps: Tensor, top: int = 1) -> Tensor:

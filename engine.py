@@ -11,7 +11,7 @@ from torch import Tensor
 
 import metrics
 from dataset import ImageSet
-from discrepancy import LOSSES, anomaly_map, image_score
+from discrepancy import LOSSES, Normality, Pair, anomaly_map, image_score, level_maps
 from model import Distiller, Teacher
 from utils import map_ahead
 
@@ -130,6 +130,7 @@ class Scoring:
     score_num: int = 1
     batch_size: int = 16
     workers: int = 0
+    normality: Normality | None = None  # of the trained student, for standardised maps
 
 
 @dataclass(frozen=True)
@@ -146,15 +147,34 @@ class Evaluation:
 
 
 @torch.no_grad()
+def scored_pairs(
+    distiller: Distiller, images: ImageSet, device: torch.device, scoring: Scoring
+) -> Iterator[list[Pair]]:
+    """The pairs of the levels that count, batch by batch, in the order of the images."""
+    distiller.eval()
+    for _, pixels in image_batches(images, range(len(images)), scoring.batch_size, scoring.workers):
+        pairs = distiller(torch.from_numpy(pixels).to(device, non_blocking=True))
+        yield [pairs[level] for level in scoring.levels]
+
+
+def ready_to_score(distiller: Distiller, normal_images: ImageSet, device: torch.device, scoring: Scoring) -> Scoring:
+    """The scoring with what it needs to know of normal images, for this state of the student: training images only."""
+    if scoring.anomaly_map != "standardised":
+        return scoring
+    batches = scored_pairs(distiller, normal_images, device, scoring)
+    return replace(scoring, normality=Normality.of(level_maps(pairs, normal_images.size) for pairs in batches))
+
+
+@torch.no_grad()
 def predict(
     distiller: Distiller, images: ImageSet, device: torch.device, scoring: Scoring
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image scores (B,) and anomaly maps (B, S, S), float32, in the order of the images, while the next ones decode."""
-    distiller.eval()
-    for _, pixels in image_batches(images, range(len(images)), scoring.batch_size, scoring.workers):
-        pairs = distiller(torch.from_numpy(pixels).to(device, non_blocking=True))
-        pairs = [pairs[level] for level in scoring.levels]
-        maps = anomaly_map(pairs, images.size, mode=scoring.anomaly_map)
+    for pairs in scored_pairs(distiller, images, device, scoring):
+        if scoring.normality is not None:
+            maps = scoring.normality.standardised(level_maps(pairs, images.size))
+        else:
+            maps = anomaly_map(pairs, images.size, mode=scoring.anomaly_map)
         yield image_score(maps, scoring.score_num).cpu().numpy(), maps.cpu().numpy()
 
 

@@ -19,7 +19,7 @@ import summary
 from commandline import exit_code
 from config import Config, parse
 from dataset import ImageSet
-from engine import Targets, evaluate, train_one_epoch
+from engine import Targets, evaluate, ready_to_score, train_one_epoch
 from overlays import overlay_names, write_overlays
 from runs import Progress, Run, machine
 from utils import code_revision, seed_everything
@@ -50,10 +50,10 @@ def run(config: Config, device: torch.device) -> None:
     train_images, test_images = parts.images_of(config, "train"), parts.images_of(config, "test")
     seed_everything(config.title)
     distiller = parts.distiller_of(config, teacher)
-    scoring = parts.scoring_of(config)
     progress = train(config, distiller, train_images, test_images, folder, device)
 
     started = time.perf_counter()
+    scoring = ready_to_score(distiller, train_images, device, parts.scoring_of(config))
     result = evaluate(distiller, test_images, device, scoring, config.seg)
     seconds = time.perf_counter() - started
     folder.write_predictions(test_images.samples, result.scores)
@@ -70,7 +70,14 @@ def run(config: Config, device: torch.device) -> None:
         names = overlay_names(test_images.samples)
         write_overlays(config.overlay_folder, test_images.samples, names, result.maps, result.scores, scale)
         print(f"{config.title}: overlays in {config.overlay_folder}")
-    folder.save_checkpoint({"trained": distiller.trained_state(), "colour_scale": scale, "progress": asdict(progress)})
+    folder.save_checkpoint(
+        {
+            "trained": distiller.trained_state(),
+            "normality": vars(scoring.normality) if scoring.normality else None,
+            "colour_scale": scale,
+            "progress": asdict(progress),
+        }
+    )
     folder.finish(
         {
             "class_name": config.classes[0],
@@ -136,7 +143,8 @@ def train(
             )
         progress.add(epoch, losses, len(train_images), seconds)
         if config.print_epoch and epoch % config.print_epoch == 0 and epoch < config.epochs:
-            report = evaluate(distiller, test_images, device, parts.scoring_of(config), config.seg).report
+            scoring = ready_to_score(distiller, train_images, device, parts.scoring_of(config))
+            report = evaluate(distiller, test_images, device, scoring, config.seg).report
             progress.evaluated(epoch, report.values)
             epochs.write(f"{config.title}: epoch {epoch}: {one_line(report.values)}")
         folder.record(progress, distiller, optimiser, config.checkpoint_seconds)

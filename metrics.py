@@ -120,7 +120,7 @@ def pixel_figures(
     overlap, n_regions = np.zeros(len(cuts)), sum(len(found.areas) for _, found in pairs)
     for scores, found in pairs:  # what PRO gains at each cut
         share = 1 / (found.areas * n_regions)
-        np.add.at(overlap, counter.rank(scores[found.places]), share[found.regions])
+        np.add.at(overlap, counter.rank(scores[found.places].astype(cuts.dtype))[0], share[found.regions])
     for limit in (LIMIT, *limits):
         values[_aupro_name(limit)] = _area_under_pro(overlap, above / n_normal, (above + equal) / n_normal, limit)
     areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
@@ -199,12 +199,13 @@ def _find_defects(i: int, shape: tuple[int, ...], mask: ArrayLike | None) -> _De
     if not width:
         return None
     box = (slice(y, y + height), slice(x, x + width))
-    defect = defect[box]
-    values = np.asarray(mask[box])[defect]
+    defect = np.ascontiguousarray(defect[box]).view(np.uint8)
+    inside = np.flatnonzero(defect)
+    values = mask[box].reshape(-1)[inside]
     if values[0] not in (1, 255) or (values != values[0]).any():
         raise ValueError(f"image {i}: a mask holds 0 and 1, or 0 and 255: found {np.unique(values)[:3]}")
-    regions = cv2.connectedComponents(defect.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)[1][defect] - 1
-    rows, columns = np.nonzero(defect)
+    regions = cv2.connectedComponents(defect, connectivity=8, ltype=cv2.CV_32S)[1].reshape(-1)[inside] - 1
+    rows, columns = np.divmod(inside, width)
     return _Defects((rows + y) * shape[1] + columns + x, regions, np.bincount(regions))
 
 
@@ -288,16 +289,16 @@ class _Counter:
         np.copyto(bins, work, casting="unsafe")
         return bins
 
-    def rank(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (n,) -> how many cuts lie below each, (n,)."""
-        scores = scores.astype(self.cuts.dtype, copy=False)
-        rank = self.first.take(self._bins(scores))
-        lower = np.flatnonzero(self.cuts.take(rank) < scores)
-        for _ in range(8):  # a bin rarely holds more
-            rank[lower] += 1
-            lower = lower[self.cuts.take(rank[lower]) < scores[lower]]
+    def rank(self, scores: np.ndarray, bins: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n,), and their bins where known -> how many cuts lie below each, and the next cut itself, (n,) each."""
+        rank = self.first.take(self._bins(scores) if bins is None else bins, mode="clip")
+        for _ in range(2):  # most bins hold no more than two
+            rank += self.cuts.take(rank, mode="clip") < scores
+        cuts = self.cuts.take(rank, mode="clip")
+        lower = np.flatnonzero(cuts < scores)
         rank[lower] = np.searchsorted(self.cuts, scores[lower])
-        return rank
+        cuts[lower] = self.cuts[rank[lower]]
+        return rank, cuts
 
     def count(
         self, others: Sequence[np.ndarray], left_out: Sequence[np.ndarray | None]
@@ -327,10 +328,11 @@ class _Counter:
                     np.add.at(ties, slots[tied], one)
                 crowded = np.flatnonzero(np.isnan(cut))
                 if crowded.size:
+                    scores_left = chunk.take(crowded)
+                    rank, cut_next = self.rank(scores_left, slots.take(crowded))
                     slots[crowded] = waste
-                    rank = self.rank(chunk[crowded])
                     np.add.at(ranks, rank, 1)
-                    np.add.at(ties_of_rank, rank[self.cuts[rank] == chunk[crowded]], 1)
+                    np.add.at(ties_of_rank, rank[cut_next == scores_left], 1)
                 np.add(slots, above, out=slots)
                 np.add.at(tally, slots, one)
         up_to = np.cumsum(tally[:waste], dtype=np.int64)

@@ -19,7 +19,8 @@ import parts
 from commandline import Parser, boolean, exit_code
 from config import Config
 from dataset import ImageSet, Sample
-from engine import evaluate, predict
+from discrepancy import Normality
+from engine import Scoring, evaluate, predict
 from model import Distiller
 from overlays import overlay_names, write_overlays
 from readers.base import list_images
@@ -51,16 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     distiller = parts.distiller_of(replace(config, checkpoint=None), teacher)
     distiller.load_trained_state(state["trained"])
+    scoring = parts.scoring_of(config)
+    if state["normality"]:
+        known = Normality(**{name: tensor.to(device) for name, tensor in state["normality"].items()})
+        scoring = replace(scoring, normality=known)
     scale = state["colour_scale"]
     if options.images:
         out = options.out or options.run / "images"
-        return predict_images(distiller, config, device, options.images, out, scale)
-    return score_again(distiller, config, device, folder, scale, options.vis)
+        return predict_images(distiller, config, scoring, device, options.images, out, scale)
+    return score_again(distiller, config, scoring, device, folder, scale, options.vis)
 
 
 def score_again(
     distiller: Distiller,
     config: Config,
+    scoring: Scoring,
     device: torch.device,
     folder: Run,
     scale: tuple[float, float],
@@ -68,7 +74,7 @@ def score_again(
 ) -> int:
     """Print the figures of a second scoring beside the recorded ones."""
     images = parts.images_of(config, "test")
-    result = evaluate(distiller, images, device, parts.scoring_of(config), config.seg)
+    result = evaluate(distiller, images, device, scoring, config.seg)
     figures, recorded = result.figures(), folder.read(METRICS)["figures"]
     rows = [
         [name, *("n/a" if value is None else f"{value:.6f}" for value in (figures[name], recorded.get(name)))]
@@ -87,6 +93,7 @@ def score_again(
 def predict_images(
     distiller: Distiller,
     config: Config,
+    scoring: Scoring,
     device: torch.device,
     paths: Sequence[Path],
     out: Path,
@@ -101,7 +108,7 @@ def predict_images(
     with (out / "scores.csv").open("w", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["path", "score"])
-        for scores, maps in predict(distiller, ImageSet(samples, config.image_size), device, parts.scoring_of(config)):
+        for scores, maps in predict(distiller, ImageSet(samples, config.image_size), device, scoring):
             batch = samples[done : done + len(scores)]
             writer.writerows([sample.image, f"{score:.9g}"] for sample, score in zip(batch, scores, strict=True))
             write_overlays(out / "overlays", batch, names[done : done + len(scores)], maps, scores, scale)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +46,9 @@ def camera(picture: Picture, rng: np.random.Generator) -> Picture:
     """A photograph of the picture: exposure, uneven light, colour cast, noise. Pixel by pixel: nothing is blurred."""
     rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
-    light = 1 + rng.uniform(0, 0.22) * (np.cos(turn) * rows + np.sin(turn) * columns)
+    light = 1 + rng.uniform(0, 0.25) * (np.cos(turn) * rows + np.sin(turn) * columns)
     light *= 1 - rng.uniform(0, 0.12) * (rows**2 + columns**2)
-    cast = rng.uniform(0.74, 1.26) * rng.uniform(0.96, 1.04, 3)
+    cast = rng.uniform(0.72, 1.28) * rng.uniform(0.99, 1.01, 3)
     noise = rng.normal(0, rng.uniform(1, 2), light.shape)
     levels = np.rint((picture * light[..., None] * cast + noise[..., None]) / STEP)
     return np.clip(STEP * levels, 0, 255).astype(np.uint8)
@@ -94,7 +94,7 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     rows += 2.5 * smooth_noise(rng, rows.shape, 90)
     columns += 2.5 * smooth_noise(rng, rows.shape, 90)
-    turn, pitch = rng.uniform(-0.04, 0.04), rng.uniform(12.6, 13.4)
+    turn, pitch = rng.uniform(-0.04, 0.04), rng.uniform(10.6, 11.4)
     across = (np.cos(turn) * columns + np.sin(turn) * rows) / pitch + rng.uniform(0, 4) + 8
     along = (np.cos(turn) * rows - np.sin(turn) * columns) / pitch + rng.uniform(0, 4) + 8
     warp, weft = np.floor(across).astype(int), np.floor(along).astype(int)
@@ -110,8 +110,8 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
 
 DENIM: dict[str, Defect] = {
     "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(70, 120), rng.uniform(4, 6), rng.uniform(55, 75)),
-    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(18, 30), (0.55, 0.50, 0.40)),
-    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(7, 12), (46, 42, 46)),
+    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.66, 0.60, 0.50)),
+    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(7, 11), (52, 50, 58)),
     "foreign_thread": lambda s, rng: foreign_thread(
         *given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), (158, 92, 74)
     ),
@@ -139,14 +139,14 @@ def gear_scene(rng: np.random.Generator, split: str) -> Gear:
     shape = (SIDE, SIDE)
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     centre = SIDE / 2 + rng.uniform(-14, 14, 2)
-    scale, turn = rng.uniform(0.93, 1.03), rng.uniform(0, 2 * np.pi)
+    scale, turn = rng.uniform(0.95, 1.02), rng.uniform(-0.15, 0.15)
     down, right = (rows - centre[0]) / scale, (columns - centre[1]) / scale
     radius, direction = np.hypot(down, right), np.arctan2(down, right)
     shadow_radius, shadow_direction = np.hypot(down - 5, right - 5), np.arctan2(down - 5, right - 5)
 
     fibre = smooth_noise(rng, (SIDE, SIDE // 16), 2).repeat(16, axis=1)
     bench = np.array([126.0, 104.0, 82.0]) * (1 + 0.08 * smooth_noise(rng, shape, 60) + 0.03 * fibre)[..., None]
-    turned = 4 * np.sin(radius * 2.2) + 3 * np.sin(radius * 0.9)  # the grooves of the lathe
+    turned = 5 * np.sin(radius * 0.9)  # the grooves of the lathe
     glint = 24 * np.cos(2 * direction + rng.uniform(-0.6, 0.6)) * np.clip(radius / 60, 0, 1)
     grey = 150 + rng.uniform(-14, 14) + turned + glint + 2 * smooth_noise(rng, shape, 5)
     grey -= 30 * np.exp(-(((radius - 28) / 2.5) ** 2))  # the hub's step
@@ -166,39 +166,29 @@ def blank_wheel(radius: Plane, angle: Plane) -> Plane:
     return np.clip(0.5 + OUTER + TOOTH / 2 * profile - radius, 0, 1) * np.clip(0.5 + radius - BORE, 0, 1)
 
 
-def whole_wheel(radius: Plane, angle: Plane, without: int | None = None) -> Plane:
-    """Coverage of the wheel as it should be, but for the drilled hole `without`."""
+def whole_wheel(radius: Plane, angle: Plane) -> Plane:
+    """Coverage of the wheel as it should be: teeth, bore, drilled holes."""
     sector = 2 * np.pi / DRILLS
-    number = np.rint(angle / sector)  # of the nearest hole
-    offset = angle - sector * number
+    offset = angle - sector * np.rint(angle / sector)  # from the nearest drilled hole
     drilled = np.clip(0.5 + np.hypot(radius * np.cos(offset) - RING, radius * np.sin(offset)) - DRILL, 0, 1)
-    if without is not None:
-        drilled = np.where(number % DRILLS == without, 1, drilled)
-    return blank_wheel(radius, angle) * drilled
+    profile = np.clip(1.6 * np.cos(TEETH * angle), -1, 1)
+    rim = np.clip(0.5 + OUTER + TOOTH / 2 * profile - radius, 0, 1)
+    return rim * drilled * np.clip(0.5 + radius - BORE, 0, 1)
 
 
 def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[Picture, Mask]:
-    """One or two teeth gone, and their shadow with them."""
+    """One or two teeth broken off with a jagged edge, their shadow gone with them; the mask is what that changed."""
+    assert isinstance(scene, Gear)
     pitch, count = 2 * np.pi / TEETH, rng.integers(1, 3)
-    middle, stump = pitch * (rng.integers(TEETH) + (count - 1) / 2), OUTER - TOOTH / 2 + rng.uniform(-3, 0)
+    middle, stump = pitch * (rng.integers(TEETH) + (count - 1) / 2), OUTER - TOOTH / 2 - rng.uniform(3, 8)
+    jags = 3 * smooth_noise(rng, scene.allowed.shape, 6)
 
     def broken_wheel(radius: Plane, angle: Plane) -> Plane:
         offset = (angle - middle + np.pi) % (2 * np.pi) - np.pi
-        kept = np.where(np.abs(offset) < count * pitch / 2, np.clip(0.5 + stump - radius, 0, 1), 1)
+        kept = np.where(np.abs(offset) < count * pitch / 2, np.clip(0.5 + stump + jags - radius, 0, 1), 1)
         return whole_wheel(radius, angle) * kept
 
-    return redrawn(scene, broken_wheel)
-
-
-def missing_hole(scene: Scene, rng: np.random.Generator) -> tuple[Picture, Mask]:
-    """A hole that was never drilled."""
-    return redrawn(scene, partial(whole_wheel, without=int(rng.integers(DRILLS))))
-
-
-def redrawn(scene: Scene, wheel: Wheel) -> tuple[Picture, Mask]:
-    """The scene with another wheel, and where that made a difference."""
-    assert isinstance(scene, Gear)
-    picture = scene.redraw(wheel)
+    picture = scene.redraw(broken_wheel)
     return picture, (picture != scene.picture).any(axis=-1)
 
 
@@ -206,7 +196,7 @@ GEAR: dict[str, Defect] = {
     "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), rng.choice([-60, 60])),
     "rust": lambda s, rng: stain(*given(s, rng), rng.uniform(14, 22), (0.74, 0.50, 0.34)),
     "broken_tooth": broken_tooth,
-    "missing_hole": missing_hole,
+    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(7, 10), (58, 54, 52)),
     "foreign_part": lambda s, rng: foreign_disc(*given(s, rng), rng.uniform(8, 11), (168, 134, 70)),
 }
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 import discrepancy
-from discrepancy import LOSSES, anomaly_map, consistency_loss, cosine_distance, image_score
+from discrepancy import LOSSES, Normality, anomaly_map, consistency_loss, cosine_distance, image_score, level_maps
 
 SQUARE = ((6, 16, 16), (10, 8, 8), (12, 4, 4))
 ODD = ((3, 15, 22), (5, 7, 11), (4, 3, 5))  # neither square nor halved exactly
@@ -201,3 +201,29 @@ def test_the_image_score_is_the_mean_of_the_largest_pixels():
     for top in (0, 5):
         with pytest.raises(ValueError, match=f"1 to 4 pixels; found {top}"):
             image_score(maps, top=top)
+
+
+def test_levels_maps_add_up_to_the_anomaly_map():
+    pairs = make_pairs()
+    torch.testing.assert_close(level_maps(pairs, 64).sum(dim=0), anomaly_map(pairs, 64), rtol=0, atol=1e-5)
+
+
+def test_standardised_maps_are_deviations_in_spreads():
+    """Against NumPy over all normal images at once: the standard deviation at a place plus that of the level."""
+    maps = (
+        torch.rand(2, 12, 5, 5, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 7.0])[:, None, None, None]
+    )
+    normality = Normality.of([maps[:, :5], maps[:, 5:]])
+    known = maps.double().numpy()
+    spread = known.std(axis=1) + known.std(axis=(1, 2, 3))[:, None, None]
+    np.testing.assert_allclose(normality.spread.numpy(), spread, rtol=1e-5)
+    new = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    expected = ((new.numpy() - known.mean(axis=1)[:, None]) / spread[:, None]).sum(axis=0)
+    np.testing.assert_allclose(normality.standardised(new).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(normality.standardised(maps).mean(dim=0).numpy(), 0, atol=1e-4)
+
+
+def test_a_place_without_any_spread_stays_finite():
+    maps = torch.ones(1, 4, 3, 3)
+    assert torch.equal(Normality.of([maps]).standardised(maps), torch.zeros(4, 3, 3))

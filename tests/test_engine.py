@@ -13,7 +13,7 @@ from toys import MakeTree
 from config import parse
 from dataset import ImageSet, Sample
 from discrepancy import anomaly_map, image_score
-from engine import Scoring, Targets, evaluate, predict, train_one_epoch
+from engine import Scoring, Targets, evaluate, predict, ready_to_score, train_one_epoch
 from model import VARIANTS, Distiller, build_distiller, build_teacher
 from parts import images_of
 
@@ -131,3 +131,11 @@ def test_image_figures_alone_say_that_the_others_were_not_asked_for(distiller: D
     result = evaluate(distiller, ImageSet(samples, 64), CPU, Scoring(), pixel_figures=False)
     assert result.figures()["image_auroc"] is not None
     assert result.report.reasons["aupro"] == "pixel figures were not asked for"
+
+
+def test_standardised_maps_know_the_training_images_alone(distiller: Distiller, images: ImageSet) -> None:
+    scoring = ready_to_score(distiller, images, CPU, Scoring(levels=(1, 2), anomaly_map="standardised", batch_size=3))
+    maps = np.concatenate([maps for _, maps in predict(distiller, images, CPU, scoring)])
+    assert maps.shape == (7, 64, 64)
+    np.testing.assert_allclose(maps.mean(axis=0), 0, atol=1e-3)
+    assert ready_to_score(distiller, images, CPU, Scoring()) == Scoring()

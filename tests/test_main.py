@@ -211,6 +211,18 @@ def test_scoring_again_gives_identical_figures_and_notices_others(
     assert "DIFFERENT" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("scoring", ["--anomaly_map multiply", "--anomaly_map standardised --levels 1 2", "--seg 0"])
+def test_a_run_remembers_how_it_is_scored(
+    scoring: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
+) -> None:
+    root = mvtec_tree()
+    assert train_command("--data_path", root, "--save_path", tmp_path / "runs", "--epochs", 1, *scoring.split()) == 0
+    run = tmp_path / "runs/mvtec/sk_rd4ad/bottle/seed111"
+    assert (metrics_of(run)["figures"]["aupro"] is None) == (scoring == "--seg 0")
+    shutil.rmtree(root / "bottle/train")  # nothing of the training images is needed again
+    assert score_again(run) == 0
+
+
 def test_a_class_result_does_not_depend_on_the_classes_before_it(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
 ) -> None:
@@ -348,12 +360,10 @@ def test_kill_in_the_middle_of_writing_results(
 
 def test_the_prescribed_names_resolve_here() -> None:
     """test.py shadows the standard library's `test`; main, utils and model are names that others use too."""
-    for name in ("main", "test", "utils", "dataset", "model"):
-        code = f"import {name}; print({name}.__file__)"
-        found = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        assert Path(found.strip()).is_relative_to(ROOT)
+    code = "from importlib.util import find_spec; print(*(find_spec(n).origin for n in 'main test utils dataset model'.split()))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert len(found.split()) == 5
+    assert all(Path(path).is_relative_to(ROOT) for path in found.split())
 
 
 def test_commands_answer_help_outside_their_folder(tmp_path: Path) -> None:
