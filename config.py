@@ -38,6 +38,7 @@ DISTILLATION_LOSSES = {
     "mse": (("mse", 1.0),),
     "halves": (("mse", 0.5), ("cosine", 0.5)),
 }
+METAVARS = {int: "N", float: "X", Path: "PATH"}
 CONSISTENCY_RATE = 0.05  # the published default of --rate
 
 
@@ -316,10 +317,13 @@ def parse(argv: Sequence[str] | None = None) -> Config:
 def _parser() -> Parser:
     parser = Parser(
         prog="main.py",
+        usage="python main.py [flags]",
         description="Train and score reverse distillation, one model per class and seed. Flags take - and _ alike.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", type=Path, help="start from a run's config.json; flags given here override it")
+    parser.add_argument(
+        "--config", type=Path, metavar="PATH", help="start from a run's config.json; flags given here override it"
+    )
     groups = {title: parser.add_argument_group(title) for title in (DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE)}
     for f in dataclasses.fields(Config):
         option(groups[f.metadata["group"]], f.name)
@@ -334,11 +338,12 @@ def option(parser: argparse._ActionsContainer, name: str) -> None:
     """Add one field's flag to a parser or a group of one: for commands that take some of the Config's flags."""
     f = next(f for f in dataclasses.fields(Config) if f.name == name)
     kind = _kind(typing.get_type_hints(Config)[name])
-    options: dict[str, Any] = {"type": kind}
+    options: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "NAME")}
     if kind is bool:
         options = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
     elif typing.get_origin(kind) is tuple:
-        options = {"type": typing.get_args(kind)[0], "nargs": "+"}
+        item = typing.get_args(kind)[0]
+        options = {"type": item, "nargs": "+", "metavar": METAVARS.get(item, "NAME")}
     if f.metadata["choices"]:
         options["metavar"] = "{" + ",".join(f.metadata["choices"]) + "}"
     text = f.metadata["help"] + ("" if f.default is None else f" (default: {_shown(f.default)})")

@@ -46,9 +46,10 @@ def camera(picture: Picture, rng: np.random.Generator) -> Picture:
     """A photograph of the picture: exposure, uneven light, colour cast, noise. Pixel by pixel: nothing is blurred."""
     rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
-    light = 1 + rng.uniform(0, 0.25) * (np.cos(turn) * rows + np.sin(turn) * columns)
+    light = 1 + rng.uniform(0, 0.18) * (np.cos(turn) * rows + np.sin(turn) * columns)
     light *= 1 - rng.uniform(0, 0.12) * (rows**2 + columns**2)
-    cast = rng.uniform(0.72, 1.28) * rng.uniform(0.99, 1.01, 3)
+    # the sine of an even angle: most pictures are clearly darker or brighter than the mean, none far beyond the others
+    cast = (1 + 0.24 * np.sin(rng.uniform(0, 2 * np.pi))) * rng.uniform(0.99, 1.01, 3)
     noise = rng.normal(0, rng.uniform(1, 2), light.shape)
     levels = np.rint((picture * light[..., None] * cast + noise[..., None]) / STEP)
     return np.clip(STEP * levels, 0, 255).astype(np.uint8)
@@ -78,7 +79,7 @@ def brick_scene(rng: np.random.Generator, split: str) -> Scene:
 
 
 BRICK: dict[str, Defect] = {
-    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(60, 110), rng.uniform(2.5, 4), rng.uniform(45, 65)),
+    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(70, 120), rng.uniform(3, 4.5), rng.uniform(55, 75)),
     "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.62, 0.66, 0.72)),
     "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(8, 13), (52, 44, 40)),
     "foreign_part": lambda s, rng: foreign_disc(*given(s, rng), rng.uniform(7, 11), (128, 122, 118)),
@@ -94,7 +95,7 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     rows += 2.5 * smooth_noise(rng, rows.shape, 90)
     columns += 2.5 * smooth_noise(rng, rows.shape, 90)
-    turn, pitch = rng.uniform(-0.04, 0.04), rng.uniform(10.6, 11.4)
+    turn, pitch = rng.uniform(-0.04, 0.04), rng.uniform(9.2, 10)
     across = (np.cos(turn) * columns + np.sin(turn) * rows) / pitch + rng.uniform(0, 4) + 8
     along = (np.cos(turn) * rows - np.sin(turn) * columns) / pitch + rng.uniform(0, 4) + 8
     warp, weft = np.floor(across).astype(int), np.floor(along).astype(int)
@@ -122,7 +123,7 @@ DENIM: dict[str, Defect] = {
 # --- gear ---
 
 TEETH = 14
-OUTER, TOOTH, BORE, RING, DRILL = 92.0, 16.0, 18.0, 53.0, 12.0  # radii and tooth height in pixels
+OUTER, TOOTH, BORE, RING, DRILL = 90.0, 16.0, 18.0, 52.0, 12.0  # radii and tooth height in pixels
 DRILLS = 5
 Wheel = Callable[[Plane, Plane], Plane]
 
@@ -138,8 +139,8 @@ def gear_scene(rng: np.random.Generator, split: str) -> Gear:
     """A toothed wheel with a bore and drilled holes, turned metal, its shadow on a bench."""
     shape = (SIDE, SIDE)
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
-    centre = SIDE / 2 + rng.uniform(-14, 14, 2)
-    scale, turn = rng.uniform(0.95, 1.02), rng.uniform(-0.15, 0.15)
+    centre = SIDE / 2 + rng.uniform(-18, 18, 2)
+    scale, turn = rng.uniform(0.95, 1.02), rng.uniform(-0.22, 0.22)
     down, right = (rows - centre[0]) / scale, (columns - centre[1]) / scale
     radius, direction = np.hypot(down, right), np.arctan2(down, right)
     shadow_radius, shadow_direction = np.hypot(down - 5, right - 5), np.arctan2(down - 5, right - 5)
@@ -148,7 +149,7 @@ def gear_scene(rng: np.random.Generator, split: str) -> Gear:
     bench = np.array([126.0, 104.0, 82.0]) * (1 + 0.08 * smooth_noise(rng, shape, 60) + 0.03 * fibre)[..., None]
     turned = 5 * np.sin(radius * 0.9)  # the grooves of the lathe
     glint = 24 * np.cos(2 * direction + rng.uniform(-0.6, 0.6)) * np.clip(radius / 60, 0, 1)
-    grey = 150 + rng.uniform(-14, 14) + turned + glint + 2 * smooth_noise(rng, shape, 5)
+    grey = 138 + rng.uniform(-8, 8) + turned + glint + 2 * smooth_noise(rng, shape, 5)
     grey -= 30 * np.exp(-(((radius - 28) / 2.5) ** 2))  # the hub's step
     metal = grey[..., None] * (0.98, 1.0, 1.03)
 
@@ -177,15 +178,15 @@ def whole_wheel(radius: Plane, angle: Plane) -> Plane:
 
 
 def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[Picture, Mask]:
-    """One or two teeth broken off with a jagged edge, their shadow gone with them; the mask is what that changed."""
+    """A tooth broken off with a jagged edge, its shadow gone with it; the mask is what that changed."""
     assert isinstance(scene, Gear)
-    pitch, count = 2 * np.pi / TEETH, rng.integers(1, 3)
-    middle, stump = pitch * (rng.integers(TEETH) + (count - 1) / 2), OUTER - TOOTH / 2 - rng.uniform(3, 8)
-    jags = 3 * smooth_noise(rng, scene.allowed.shape, 6)
+    pitch = 2 * np.pi / TEETH
+    middle, stump = pitch * rng.integers(TEETH), OUTER - TOOTH / 2 - rng.uniform(3, 8)
+    jags = 4 * smooth_noise(rng, scene.allowed.shape, 6)
 
     def broken_wheel(radius: Plane, angle: Plane) -> Plane:
         offset = (angle - middle + np.pi) % (2 * np.pi) - np.pi
-        kept = np.where(np.abs(offset) < count * pitch / 2, np.clip(0.5 + stump + jags - radius, 0, 1), 1)
+        kept = np.where(np.abs(offset) < pitch / 2, np.clip(0.5 + stump + jags - radius, 0, 1), 1)
         return whole_wheel(radius, angle) * kept
 
     picture = scene.redraw(broken_wheel)

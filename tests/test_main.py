@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from test_published import published_state
 from toys import TINY, MakeTree, paint
 
 import test as test_command
@@ -221,6 +223,20 @@ def test_a_run_remembers_how_it_is_scored(
     assert (metrics_of(run)["figures"]["aupro"] is None) == (scoring == "--seg 0")
     shutil.rmtree(root / "bottle/train")  # nothing of the training images is needed again
     assert score_again(run) == 0
+
+
+def test_a_published_checkpoint_is_scored_as_it_is(
+    mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
+) -> None:
+    torch.save(published_state("res18"), tmp_path / "published.pth")
+    arguments = ["--data_path", mvtec_tree(), "--net", "res18", "--weights", "random", "--epochs", 0]
+    scored = []
+    for name, extra in (("as_it_is", ["--checkpoint", tmp_path / "published.pth"]), ("untrained", [])):
+        assert train_command(*arguments, "--save_path", tmp_path / "runs", "--name", name, *extra) == 0
+        run = tmp_path / f"runs/mvtec/{name}/bottle/seed111"
+        assert score_again(run) == 0
+        scored.append((run / "predictions.csv").read_text())
+    assert scored[0] != scored[1]
 
 
 def test_a_class_result_does_not_depend_on_the_classes_before_it(
