@@ -18,7 +18,7 @@ IMAGE_FIGURES = ("image_auroc", "image_ap", "image_f1max")
 PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
 FIGURES = (*IMAGE_FIGURES, *PIXEL_FIGURES, "aupro_per_image")
 LIMIT = 0.3  # the largest false positive rate under `aupro`, and in the published figure
-CHUNK = 1 << 17  # scores handled at a time: few enough to stay in the processor's cache
+CHUNK = 1 << 16  # scores handled at a time: few enough to stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ def evaluate(
     """Every figure: `image_figures` of labels and scores (n,), `pixel_figures` of n maps and masks.
 
     A label says what the image's folder says: an anomalous image may well have an empty mask. Where one has no mask at
-    all (None) and others do, the pixel figures are undefined: its defects would count as normal. Raises as those two do.
+    all (None) and others do, the pixel figures are undefined: its defects would count as normal. Raises as these do.
     """
-    image = image_figures(labels, scores)
-    anomalous = np.asarray(labels, bool)
     if maps is None:
         pixel = _undefined(_pixel_names(limits, per_image), "no anomaly maps")
-    elif len(maps) != len(anomalous):
-        raise ValueError(f"{len(anomalous)} labels but {len(maps)} maps: give one map per image")
     else:
         pixel = pixel_figures(maps, masks, limits, per_image)
-        unmasked = [i for i, mask in enumerate(() if masks is None else masks) if mask is None and anomalous[i]]
-        if unmasked and "no masks" not in pixel.reasons.values():
-            pixel = _undefined(pixel.values, f"image {unmasked[0]} is anomalous and has no mask")
+    image = image_figures(labels, scores)
+    if maps is not None and len(maps) != np.size(labels):
+        raise ValueError(f"{np.size(labels)} labels but {len(maps)} maps: give one map per image")
+    masked = [mask is not None for mask in masks] if maps is not None and masks is not None else []
+    unmasked = [i for i, found in enumerate(masked) if not found and np.asarray(labels)[i]]
+    if any(masked) and unmasked:
+        pixel = _undefined(pixel.values, f"image {unmasked[0]} is anomalous and has no mask")
     return Report(image.values | pixel.values, image.reasons | pixel.reasons)
 
 
@@ -98,29 +98,35 @@ def pixel_figures(
     Source: Bergmann et al., The MVTec Anomaly Detection Dataset (IJCV 2021).
     """
     names = _pixel_names(limits, per_image)
-    maps = [_checked(i, scores) for i, scores in enumerate(maps)]
+    checked = [_checked(i, scores) for i, scores in enumerate(maps)]
     if masks is None or all(mask is None for mask in masks):
         return _undefined(names, "no masks")
-    if len(masks) != len(maps):
-        raise ValueError(f"{len(maps)} maps but {len(masks)} masks: give one per image, None where it has no defects")
-    defects = [_find_defects(i, scores.shape, mask) for i, (scores, mask) in enumerate(zip(maps, masks, strict=True))]
-    flat = [scores.reshape(-1) for scores in maps]
+    if len(masks) != len(checked):
+        raise ValueError(
+            f"{len(checked)} maps but {len(masks)} masks: give one per image, None where it has no defects"
+        )
+    defects = [
+        _find_defects(i, scores.shape, mask) for i, (scores, mask) in enumerate(zip(checked, masks, strict=True))
+    ]
+    flat = [scores.reshape(-1) for scores in checked]
     pairs = [(scores, found) for scores, found in zip(flat, defects, strict=True) if found]
-    n_normal = sum(scores.size for scores in flat) - sum(found.places.size for _, found in pairs)
     if not pairs:
         return _undefined(names, "no defect pixel in any mask")
+    anomalous = np.concatenate([scores[found.places] for scores, found in pairs])
+    n_normal = sum(scores.size for scores in flat) - anomalous.size
     if not n_normal:
         return _undefined(names, "no normal pixel: the masks cover every image")
 
-    cuts, hits = np.unique(np.concatenate([scores[found.places] for scores, found in pairs]), return_counts=True)
-    counter = _Counter(cuts, flat)
-    above, equal = counter.count(flat, [found.places if found else None for found in defects])
-    values = dict(zip(PIXEL_FIGURES[:3], _ranking(hits, above, above + equal, n_normal), strict=True))
+    n_regions = sum(len(found.areas) for _, found in pairs)
+    shares = np.concatenate([(1 / (found.areas * n_regions))[found.regions] for _, found in pairs])
+    order = np.argsort(anomalous)
+    anomalous = anomalous[order]
+    starts = np.flatnonzero(np.append(True, anomalous[1:] != anomalous[:-1]))  # of each distinct score
+    cuts, hits = anomalous[starts], np.diff(starts, append=anomalous.size)
+    overlap = np.add.reduceat(shares[order], starts)  # what PRO gains at each
+    above, equal = _Counter(cuts, flat).count(flat, [found.places if found else None for found in defects])
 
-    overlap, n_regions = np.zeros(len(cuts)), sum(len(found.areas) for _, found in pairs)
-    for scores, found in pairs:  # what PRO gains at each cut
-        share = 1 / (found.areas * n_regions)
-        np.add.at(overlap, counter.rank(scores[found.places]), share[found.regions])
+    values = dict(zip(PIXEL_FIGURES[:3], _ranking(hits, above, above + equal, n_normal), strict=True))
     for limit in (LIMIT, *limits):
         values[_aupro_name(limit)] = _area_under_pro(overlap, above / n_normal, (above + equal) / n_normal, limit)
     areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
@@ -146,7 +152,7 @@ def _undefined(names: Iterable[str], why: str) -> Report:
 
 
 def _ranking(hits: np.ndarray, above: np.ndarray, at_least: np.ndarray, n_normal: int) -> tuple[float, float, float]:
-    """Anomalous ones at each distinct anomalous score, rising; normal ones above it, and not below -> AUROC, AP, F1-max.
+    """Anomalous ones at each distinct anomalous score, rising, normal ones above it, and not below -> AUROC, AP, F1max.
 
     Thresholds between these scores need no look: they find nothing more than the score above, at more false alarms.
     """
@@ -170,8 +176,10 @@ def _area_under_pro(overlap: np.ndarray, lower: np.ndarray, upper: np.ndarray, l
 
 def _checked(i: int, scores: ArrayLike) -> np.ndarray:
     scores = np.asarray(scores)
-    if scores.ndim != 2 or not scores.size:
-        raise ValueError(f"image {i}: its map must be (H, W) and not empty: found {scores.shape}")
+    if scores.ndim != 2 or not scores.size or scores.dtype.kind not in "biuf":
+        raise ValueError(
+            f"image {i}: its map must be (H, W) numbers and not empty: found {scores.shape} {scores.dtype}"
+        )
     scores = scores.astype(np.float32 if np.can_cast(scores.dtype, np.float32) else np.float64, copy=False)
     if np.isnan(scores.min()):
         raise ValueError(f"image {i}: its map holds {np.isnan(scores).sum()} NaN")
@@ -180,7 +188,7 @@ def _checked(i: int, scores: ArrayLike) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Defects:
-    """Of one image: defect pixels' places in the flattened map (p,), rising, their regions (p,), and areas (regions,)."""
+    """Of one image: the defect pixels' places in the flattened map (p,), rising, their regions (p,), the areas (r,)."""
 
     places: np.ndarray
     regions: np.ndarray
@@ -210,12 +218,12 @@ def _find_defects(i: int, shape: tuple[int, ...], mask: ArrayLike | None) -> _De
 
 
 def _published_aupro(scores: np.ndarray, defects: _Defects) -> float:
-    """AUPRO of one image (its flattened map) as the code published with RD4AD defines it, by counting, not 200 passes.
+    """AUPRO of one image (its map flattened) as the code published with RD4AD defines it, but by counting.
 
-    Thresholds climb from the map's minimum by 1/200 of its range; what lies strictly above is found. Of the points with a
-    false positive rate under 0.3 the rates are divided by their largest, then the trapezoids summed, without (0, 0).
+    Thresholds climb from the map's minimum by 1/200 of its range; what lies strictly above is found. Of the points with
+    a false positive rate under 0.3, the rates are divided by their largest and the trapezoids summed, without (0, 0).
     Where that code fails: if all kept rates are 0, the largest PRO kept; if no point is kept or the map is constant, 0;
-    the range is that of the finite scores.
+    infinite scores: the range is that of the finite ones.
     """
     finite = scores if np.isfinite([scores.min(), scores.max()]).all() else scores[np.isfinite(scores)]
     low, high = (finite.min(), finite.max()) if finite.size else (scores.dtype.type(0),) * 2
@@ -223,15 +231,15 @@ def _published_aupro(scores: np.ndarray, defects: _Defects) -> float:
         step = (high - low) / 200
     fractions = np.arange(200) / 200  # for a constant map, or a range too wide for the type
     thresholds = np.arange(low, high, step) if 0 < step < np.inf else low * (1 - fractions) + high * fractions
-    exact, thresholds = thresholds, thresholds.astype(scores.dtype)
-    np.nextafter(thresholds, -np.inf, out=thresholds, where=thresholds > exact)  # rounded down: the same scores exceed it
-    cuts, which = np.unique(thresholds, return_inverse=True)
-    rates = _Counter(cuts, [scores]).count([scores], [defects.places])[0][which] / (scores.size - defects.places.size)
-
-    passed = np.searchsorted(thresholds, scores[defects.places])  # how many thresholds lie below each defect pixel
-    passed += defects.regions * (len(thresholds) + 1)
-    hits = np.bincount(passed, minlength=len(defects.areas) * (len(thresholds) + 1)).reshape(len(defects.areas), -1)
+    cuts = thresholds.astype(scores.dtype)  # rounded down, so that the same scores exceed them
+    np.nextafter(cuts, -np.inf, out=cuts, where=cuts > thresholds)
+    passed = np.searchsorted(cuts, scores[defects.places])  # how many thresholds lie below each defect pixel
+    n_regions, n_steps = len(defects.areas), len(cuts) + 1
+    hits = np.bincount(defects.regions * n_steps + passed, minlength=n_regions * n_steps).reshape(n_regions, n_steps)
     pro = (hits[:, :0:-1].cumsum(axis=1)[:, ::-1] / defects.areas[:, None]).mean(axis=0)
+
+    cuts, which = np.unique(cuts, return_inverse=True)
+    rates = _Counter(cuts, [scores]).count([scores], [defects.places])[0][which] / (scores.size - defects.places.size)
     pro, rates = pro[rates < LIMIT], rates[rates < LIMIT]
     if not rates.any():
         return float(pro.max(initial=0))
@@ -241,62 +249,47 @@ def _published_aupro(scores: np.ndarray, defects: _Defects) -> float:
 class _Counter:
     """For each of some distinct scores, rising (the cuts), counts how many of many other scores exceed or equal it.
 
-    Sorting the others, or searching each of them among the cuts, would take several times as long. Here a rising
-    function lays scores into bins, three per cut, so that most bins hold one cut or none, and comparing with that one
-    settles a score; only scores in a bin of several cuts are searched for. The function is linear, or a root where the
-    others (a sample of them decides) would crowd into few bins, as products of distances do.
+    Sorting the others, or searching each among the cuts, takes about twice as long. Here a rising function lays scores
+    into bins: of the lower cuts, among which most of the others lie, nearly every bin holds one or none, and comparing
+    with that one settles a score. The upper cuts share the last bin; only scores in a bin of several cuts are sorted.
+    The function is linear, or a root where a sample of the others would crowd (products of distances do).
     """
 
     @np.errstate(over="ignore")
     def __init__(self, cuts: np.ndarray, others: Sequence[np.ndarray]) -> None:
-        self.cuts = np.append(cuts, cuts.dtype.type(np.inf))  # an end that no score exceeds
-        self.n_bins = min(max(3 * len(cuts), 1 << 12), 1 << 22)
+        self.cuts = cuts
+        self.n_bins = min(max(4 * len(cuts), 1 << 12), 1 << 18)  # tables for the processor's cache
         every = 1 + sum(scores.size for scores in others) // 10_000
         sample = np.concatenate([scores[::every] for scores in others]).astype(cuts.dtype)
         crowding: list[float] = []
         for roots in range(4):
-            self._lay_bins(cuts, roots)
+            self._lay_bins(roots)
             crowding.append(np.isnan(self.only[self._bins(sample)]).mean())
-            if crowding[-1] < 0.1:
+            if crowding[-1] < 0.05 + (sample > self.high).mean():
                 return
-        self._lay_bins(cuts, int(np.argmin(crowding)))
+        self._lay_bins(int(np.argmin(crowding)))
 
-    def _lay_bins(self, cuts: np.ndarray, roots: int) -> None:
-        number = cuts.dtype.type
-        finite = cuts[np.isfinite(cuts)]
-        # Up to the cut above 999 of 1,000: a few outliers must not squeeze all others.
-        self.low, high = finite[[0, int(0.999 * (len(finite) - 1))]] if len(finite) else (number(0), number(0))
-        self.span, self.roots = min(high - self.low, np.finfo(number).max), roots
+    def _lay_bins(self, roots: int) -> None:
+        number = self.cuts.dtype.type
+        finite = self.cuts[np.isfinite(self.cuts)]
+        last = min(self.n_bins // 4, int(0.999 * (len(finite) - 1)))  # a few outliers must not squeeze all others
+        self.low, self.high = finite[[0, last]] if len(finite) else (number(0), number(0))
+        self.span, self.roots = min(self.high - self.low, np.finfo(number).max), roots
         width = float(self.span) ** (0.5**roots)
         self.scale = number(min(0.9999 * self.n_bins / width, np.finfo(number).max)) if width else number(1)
-        self.bin_of_cut = self._bins(cuts)
-        held = np.bincount(self.bin_of_cut, minlength=self.n_bins)
-        self.first = (np.cumsum(held) - held).astype(np.int32)  # how many cuts lie in lower bins
+        self.bin_of_cut = self._bins(self.cuts)
         self.only = np.full(self.n_bins + 2, np.inf, number)  # the cut of a bin, NaN where it has several
-        self.only[self.bin_of_cut] = cuts
-        self.only[:-2][held > 1] = np.nan
+        self.only[self.bin_of_cut] = self.cuts
+        self.only[self.bin_of_cut[1:][np.diff(self.bin_of_cut) == 0]] = np.nan
 
-    def _bins(self, scores: np.ndarray, work: np.ndarray | None = None, bins: np.ndarray | None = None) -> np.ndarray:
-        """Scores (n,) -> bins (n,) as int32, a higher score never in a lower one; `work` and `bins` are filled if given."""
+    def _bins(self, scores: np.ndarray, work: np.ndarray | None = None) -> np.ndarray:
+        """Scores (n,) -> bins (n,), int32, a higher score never in a lower bin; `work` (n,) is overwritten if given."""
         work = np.subtract(scores, self.low, out=work)
         np.clip(work, 0, self.span, out=work)
         for _ in range(self.roots):
             np.sqrt(work, out=work)
         np.multiply(work, self.scale, out=work)
-        bins = np.empty(len(scores), np.int32) if bins is None else bins
-        np.copyto(bins, work, casting="unsafe")
-        return bins
-
-    @np.errstate(over="ignore")
-    def rank(self, scores: np.ndarray, bins: np.ndarray | None = None) -> np.ndarray:
-        """Scores (n,), and their bins where known -> how many cuts lie below each, (n,)."""
-        scores = scores.astype(self.cuts.dtype, copy=False)
-        rank = self.first.take(self._bins(scores) if bins is None else bins)
-        for _ in range(2):  # few bins hold more
-            rank += self.cuts.take(rank) < scores
-        lower = np.flatnonzero(self.cuts.take(rank) < scores)
-        rank[lower] = np.searchsorted(self.cuts, scores[lower])
-        return rank
+        return work.astype(np.int32)
 
     @np.errstate(over="ignore")
     def count(
@@ -306,26 +299,18 @@ class _Counter:
 
         What lies in a bin above its cut is tallied with the next bin: up to that one's cut, both exceed the same cuts.
         """
-        waste = self.n_bins + 1
-        tally = np.zeros(waste + 1, np.int32 if sum(scores.size for scores in others) < 1 << 31 else np.int64)
-        ties, one = np.zeros_like(tally), tally.dtype.type(1)  # of one type, or np.add.at is thirty times slower
-        ranks, ties_of_rank = np.zeros((2, len(self.cuts)), np.int64)  # of scores in bins with several cuts
-        crowd: list[tuple[np.ndarray, np.ndarray]] = []  # such scores and their bins, until they are worth a look
-
-        def settle() -> None:
-            crowded, bins = (np.concatenate(parts) for parts in zip(*crowd, strict=True))
-            rank = self.rank(crowded, bins)
-            np.add.at(ranks, rank, 1)
-            np.add.at(ties_of_rank, rank[self.cuts.take(rank) == crowded], 1)
-            crowd.clear()
-
-        number = self.cuts.dtype
-        buffers = [np.empty(CHUNK, kind) for kind in (number, np.int32, np.intp, number, bool)]
+        total, number, waste = sum(scores.size for scores in others), self.cuts.dtype, self.n_bins + 1
+        tally, ties = np.zeros((2, waste + 1), np.int32 if total < 1 << 31 else np.int64)
+        one = tally.dtype.type(1)  # of the same type, or np.add.at is thirty times slower
+        exceed, equal = np.zeros((2, len(self.cuts)), np.int64)
+        crowd = np.empty(CHUNK + min(total, max(16 * len(self.cuts), 1 << 20), 1 << 26), number)
+        n_crowd = 0
+        buffers = [np.empty(CHUNK, kind) for kind in (np.intp, number, bool)]
         for scores, places in zip(others, left_out, strict=True):
             for start in range(0, scores.size, CHUNK):
                 chunk = scores[start : start + CHUNK].astype(number, copy=False)
-                work, bins, slots, cut, above = (buffer[: chunk.size] for buffer in buffers)
-                np.copyto(slots, self._bins(chunk, work, bins))
+                slots, cut, above = (buffer[: chunk.size] for buffer in buffers)
+                np.copyto(slots, self._bins(chunk, cut))
                 if places is not None:
                     first, last = np.searchsorted(places, (start, start + CHUNK))
                     slots[places[first:last] - start] = waste
@@ -336,14 +321,24 @@ class _Counter:
                     np.add.at(ties, slots[tied], one)
                 several = np.flatnonzero(np.isnan(cut))
                 if several.size:
-                    crowd.append((chunk.take(several), slots.take(several)))
+                    crowd[n_crowd : n_crowd + several.size] = chunk[several]
+                    n_crowd += several.size
                     slots[several] = waste
-                    if sum(len(bins) for _, bins in crowd) > CHUNK // 16:
-                        settle()
+                if n_crowd > len(crowd) - CHUNK:
+                    self._count_sorted(crowd[:n_crowd], exceed, equal)
+                    n_crowd = 0
                 np.add(slots, above, out=slots)
                 np.add.at(tally, slots, one)
-        if crowd:
-            settle()
+        self._count_sorted(crowd[:n_crowd], exceed, equal)
         up_to = np.cumsum(tally[:waste], dtype=np.int64)
-        exceed = up_to[-1] - up_to[self.bin_of_cut] + ranks.sum() - np.cumsum(ranks)[:-1]
-        return exceed, ties[self.bin_of_cut] + ties_of_rank[:-1]
+        return exceed + (up_to[-1] - up_to[self.bin_of_cut]), equal + ties[self.bin_of_cut]
+
+    def _count_sorted(self, crowd: np.ndarray, exceed: np.ndarray, equal: np.ndarray) -> None:
+        """Adds up what of the crowd (n,) exceeds and equals each cut; leaves it sorted."""
+        if not crowd.size:
+            return
+        crowd.sort()
+        upper = np.searchsorted(crowd, self.cuts, "right")
+        exceed += crowd.size - upper
+        tied = np.flatnonzero((crowd[upper - 1] == self.cuts) & (upper > 0))
+        equal[tied] += upper[tied] - np.searchsorted(crowd, self.cuts[tied])

@@ -85,19 +85,20 @@ def is_made(root: Path) -> bool:
 
 def list_pictures() -> Iterator[tuple[str, str, str, int]]:
     """(class, split, kind, number) of every picture of the benchmark."""
-    for class_name, (_, defects) in CLASSES.items():
-        counts = [("train", "good", TRAIN), ("test", "good", GOOD), *(("test", kind, PER_DEFECT) for kind in defects)]
+    for class_name, shown in CLASSES.items():
+        bad = [("test", kind, PER_DEFECT) for kind in shown.defects]
+        counts = [("train", "good", TRAIN), ("test", "good", GOOD), *bad]
         for split, kind, count in counts:
             yield from ((class_name, split, kind, number) for number in range(count))
 
 
 def make_picture(class_name: str, split: str, kind: str, number: int) -> tuple[Picture, Mask | None]:
     """One picture of the benchmark, and its mask unless `kind` is good; its own seed makes it stand for itself."""
-    draw, defects = CLASSES[class_name]
+    shown = CLASSES[class_name]
     rng = np.random.default_rng([zlib.crc32(f"{class_name}/{split}/{kind}".encode()), number])
-    scene = draw(rng, split)
-    picture, mask = (scene.picture, None) if kind == "good" else defects[kind](scene, rng)
-    return camera(picture, rng), mask
+    scene = shown.draw(rng, split)
+    picture, mask = (scene.picture, None) if kind == "good" else shown.defects[kind](scene, rng)
+    return camera(picture, rng, shown.exposure), mask
 
 
 def write_picture(root: Path, which: tuple[str, str, str, int]) -> None:

@@ -28,7 +28,8 @@ from anomalies import (
 
 SIDE = 256
 STEP = 3  # grey levels between two that are stored: hidden by the noise, and the files are a third smaller
-TRAIN_COLUMNS, TEST_COLUMNS = (0, 288), (292, 512)  # of the brick photograph
+# Of the brick photograph, disjoint: first and last row, and the sides of the crops, which make up for its perspective.
+BRICK_PARTS = {"train": (0, 288, 172, 204), "test": (292, 512, 198, 218)}
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Scene:
 Defect = Callable[[Scene, np.random.Generator], tuple[Picture, Mask]]
 
 
-def camera(picture: Picture, rng: np.random.Generator) -> Picture:
+def camera(picture: Picture, rng: np.random.Generator, exposure: float) -> Picture:
     """A photograph of the picture: exposure, uneven light, colour cast, noise. Pixel by pixel: nothing is blurred."""
     rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.18) * (np.cos(turn) * rows + np.sin(turn) * columns)
     light *= 1 - rng.uniform(0, 0.12) * (rows**2 + columns**2)
     # the sine of an even angle: most pictures are clearly darker or brighter than the mean, none far beyond the others
-    cast = (1 + 0.24 * np.sin(rng.uniform(0, 2 * np.pi))) * rng.uniform(0.99, 1.01, 3)
+    cast = (1 + exposure * np.sin(rng.uniform(0, 2 * np.pi))) * rng.uniform(0.99, 1.01, 3)
     noise = rng.normal(0, rng.uniform(1, 2), light.shape)
     levels = np.rint((picture * light[..., None] * cast + noise[..., None]) / STEP)
     return np.clip(STEP * levels, 0, 255).astype(np.uint8)
@@ -68,9 +69,9 @@ def brick_photograph() -> NDArray[np.uint8]:
 
 def brick_scene(rng: np.random.Generator, split: str) -> Scene:
     """A crop of the photograph at its own place, scale and, half the time, mirrored."""
-    left, right = TRAIN_COLUMNS if split == "train" else TEST_COLUMNS
-    photo = Image.fromarray(brick_photograph()[:, left:right])
-    side = rng.uniform(188, 216)
+    top, bottom, smallest, largest = BRICK_PARTS[split]
+    photo = Image.fromarray(brick_photograph()[top:bottom])
+    side = rng.uniform(smallest, largest)
     x, y = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
     crop = photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
     grey = np.asarray(crop, dtype=np.float64)[:, :: rng.choice([1, -1])]
@@ -111,8 +112,8 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
 
 DENIM: dict[str, Defect] = {
     "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(70, 120), rng.uniform(4, 6), rng.uniform(55, 75)),
-    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.66, 0.60, 0.50)),
-    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(7, 11), (52, 50, 58)),
+    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.88, 0.74, 0.52)),
+    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(8, 12), (92, 98, 112)),
     "foreign_thread": lambda s, rng: foreign_thread(
         *given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), (158, 92, 74)
     ),
@@ -207,8 +208,17 @@ def given(scene: Scene, rng: np.random.Generator) -> tuple[Picture, np.random.Ge
     return scene.picture, rng, scene.allowed
 
 
-CLASSES: dict[str, tuple[Callable[[np.random.Generator, str], Scene], dict[str, Defect]]] = {
-    "brick": (brick_scene, BRICK),
-    "denim": (denim_scene, DENIM),
-    "gear": (gear_scene, GEAR),
+@dataclass(frozen=True)
+class Demonstration:
+    """One class of the demo: how its scene is drawn, its defects, and by what fraction its exposure swings."""
+
+    draw: Callable[[np.random.Generator, str], Scene]
+    defects: dict[str, Defect]
+    exposure: float
+
+
+CLASSES = {
+    "brick": Demonstration(brick_scene, BRICK, exposure=0.16),
+    "denim": Demonstration(denim_scene, DENIM, exposure=0.14),
+    "gear": Demonstration(gear_scene, GEAR, exposure=0.22),
 }

@@ -376,7 +376,8 @@ def test_kill_in_the_middle_of_writing_results(
 
 def test_the_prescribed_names_resolve_here() -> None:
     """test.py shadows the standard library's `test`; main, utils and model are names that others use too."""
-    code = "from importlib.util import find_spec as f; print(*(f(n).origin for n in 'main test utils dataset model'.split()))"
+    names = ["main", "test", "utils", "dataset", "model"]
+    code = f"from importlib.util import find_spec; print(*(find_spec(name).origin for name in {names}))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert len(found.split()) == 5
     assert all(Path(path).is_relative_to(ROOT) for path in found.split())
