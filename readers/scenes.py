@@ -96,7 +96,7 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     rows += 2.5 * smooth_noise(rng, rows.shape, 90)
     columns += 2.5 * smooth_noise(rng, rows.shape, 90)
-    turn, pitch = rng.uniform(-0.04, 0.04), rng.uniform(9.2, 10)
+    turn, pitch = rng.uniform(-0.04, 0.04), rng.uniform(12.4, 13.2)
     across = (np.cos(turn) * columns + np.sin(turn) * rows) / pitch + rng.uniform(0, 4) + 8
     along = (np.cos(turn) * rows - np.sin(turn) * columns) / pitch + rng.uniform(0, 4) + 8
     warp, weft = np.floor(across).astype(int), np.floor(along).astype(int)

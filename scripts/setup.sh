@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: makes .venv where there is none, installs the named requirement files when they or
-# Python have changed since the last time, and puts the environment first in PATH. Arguments: requirement files.
+# Sourced by the scripts beside it: makes .venv where there is none, installs those of the named requirement files that
+# are new or have changed, and puts the environment first in PATH. Arguments: requirement files.
 python=${PYTHON:-python3}
 "$python" - <<'CHECK' || exit 2
 import importlib.util, sys
@@ -9,12 +9,12 @@ if importlib.util.find_spec("ensurepip") is None:
     sys.exit("error: this Python has no venv module; install it (Debian, Ubuntu: the package python3-venv)")
 CHECK
 venv=$PWD/.venv
-wanted=$(for file in "$@"; do echo "$file"; cat "$file"; done | cksum | tr ' ' -)
-stamp=$venv/installed-$wanted
-if [ ! -e "$stamp" ]; then
-    echo "setting up $venv from $*"
+for file in "$@"; do
+    stamp=$venv/installed-$(cksum < "$file" | tr ' ' -)
+    [ -e "$stamp" ] && continue
+    echo "installing $file into $venv"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$file"
     touch "$stamp"
-fi
+done
 PATH=$venv/bin:$PATH
