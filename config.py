@@ -143,6 +143,9 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        for name in ("classes", "seeds", "levels", "student_width"):  # lists from the command line
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = [
             f"unknown --{f.name} {getattr(self, f.name)!r}: choose from {', '.join(f.metadata['choices'])}"
             for f in dataclasses.fields(self)
@@ -310,7 +313,6 @@ def parse(argv: Sequence[str] | None = None) -> Config:
                     f"--{flag} {number} means --{field_name} {table[number]}; found {given[field_name]} too"
                 )
             given[field_name] = table[number]
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return Config(**{**(Config.load(saved) if saved else {}), **given})
 
 

@@ -340,5 +340,5 @@ class _Counter:
         crowd.sort()
         upper = np.searchsorted(crowd, self.cuts, "right")
         exceed += crowd.size - upper
-        tied = np.flatnonzero((crowd[upper - 1] == self.cuts) & (upper > 0))
+        tied = np.flatnonzero(crowd[upper - 1] == self.cuts)
         equal[tied] += upper[tied] - np.searchsorted(crowd, self.cuts[tied])

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from commandline import Parser, exit_code
-from config import option
-from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes, locate
+from config import Config, option
+from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes
+from parts import source_of
 from readers.base import (
     IMAGE_SUFFIXES,
     index_masks,
@@ -37,6 +37,7 @@ from readers.base import (
     list_images,
     match_mask,
     match_masks,
+    require_folder,
     visible_entries,
 )
 from readers.mvtec import read_normals, read_test_folders
@@ -91,24 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m scripts.check_data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
     for name in ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "workers"):
         option(parser, name)
-    given = parser.parse_args(argv)
-    name = given.dataset or "mvtec"
-    if name not in BENCHMARKS:
-        parser.error(f"unknown --dataset {name!r}: choose from {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
-    source = locate(benchmark, Source(given.data_path, given.train_dir, given.test_dir, given.mask_dir))
-    workers = (os.cpu_count() or 1) if given.workers is None else given.workers
-
-    names, findings = choose_classes(benchmark, source, given.classes)
+    config = Config(**vars(parser.parse_args(argv)))
+    benchmark, source = BENCHMARKS[config.dataset], source_of(config)
+    names, findings = choose_classes(benchmark, source, config.classes)
     images, levels = 0, Counter[str]()
     for finding in findings:
         print(finding)
         levels[finding.level] += 1
     for class_name in names:
-        seen, found = check_class(name, benchmark, source, class_name, workers)
+        seen, found = check_class(config.dataset, benchmark, source, class_name, config.workers)
         images += len(seen)
         for finding in found:
             print(finding, flush=True)
@@ -119,19 +115,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if levels["error"] else 0
 
 
-def choose_classes(
-    benchmark: Benchmark, source: Source, asked: Sequence[str] | None
-) -> tuple[tuple[str, ...], list[Finding]]:
+def choose_classes(benchmark: Benchmark, source: Source, asked: Sequence[str]) -> tuple[tuple[str, ...], list[Finding]]:
     """The classes to look at, and an error for each that the benchmark has but the folder lacks."""
     try:
         there = find_classes(benchmark, source)
     except FileNotFoundError:
+        if not benchmark.classes:  # one's own images: there is nothing to miss but the folder that was named
+            raise
         there = ()
-    wanted = tuple(asked) if asked and tuple(asked) != ("all",) else benchmark.classes
+    wanted = benchmark.classes if asked == ("all",) else asked
     if benchmark.find is None or not wanted:
         return wanted or there, []
     found = tuple(name for name in wanted if name in there)
-    if there and not found and not asked:
+    if there and not found and asked == ("all",):
         text = f"none of the classes of {benchmark.title}: looking at {', '.join(there)}, without published counts"
         return there, [Finding("warning", "all", source.root, text)]
     missing = f"the class is missing: no folder with train/good under {source.root}"
@@ -168,7 +164,9 @@ def check_class(
 def find_folders(benchmark: Benchmark, source: Source, class_name: str) -> Folders | None:
     """The folders of a class; None where a list in a file tells the split (raw VisA, ELPV)."""
     if source.train_dir is not None:
-        return Folders(source.train_dir, source.test_dir, source.mask_dir)
+        given = {"--test_dir": source.test_dir, "--mask_dir": source.mask_dir}
+        test, masks = (folder and require_folder(folder, flag) for flag, folder in given.items())
+        return Folders(source.train_dir, test, masks)
     assert source.root is not None
     folder = benchmark.class_folder(source.root, class_name) if benchmark.class_folder else None
     if folder is None or not (folder / "train").is_dir():

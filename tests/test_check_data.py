@@ -333,8 +333,8 @@ def test_dashes_and_underscores_are_alike(nut: Path, check: Check) -> None:
         (["--dataset", "mvtec", "--data_path", "D", "--workers", "two"], "--workers"),
         (["--dataset", "mvtec"], "needs --data_path"),
         (["--dataset", "mvtec", "--data_path", "D"], "--data_path D: no such folder"),
-        (["--dataset", "mvtec", "--train_dir", "D"], "for --dataset folder"),
-        (["--dataset", "folder", "--test_dir", "D"], "--test_dir goes with --train_dir"),
+        (["--dataset", "mvtec", "--train_dir", "D"], "belongs to --dataset folder"),
+        (["--dataset", "folder", "--test_dir", "D"], "wants --train_dir"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(
@@ -354,3 +354,21 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert printed.out == ""
     (line,) = printed.err.splitlines()
     assert "error: " in line and says in line
+
+
+@pytest.mark.parametrize(
+    "flags", ["--train_dir {}/none", "--train_dir {}/good --test_dir {}/none", "--data_path {}/empty"]
+)
+def test_a_folder_that_is_not_there_is_an_error_and_not_a_clean_report(
+    flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "good").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "good/0.png")
+    arguments = ["--dataset", "folder", *flags.replace("{}", str(tmp_path)).split()]
+    assert exit_code(lambda: main(arguments)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_workers_below_zero_are_refused(tmp_path: Path) -> None:
+    assert exit_code(lambda: main(["--data_path", str(tmp_path), "--workers", "-1"])) == 2

@@ -122,15 +122,16 @@ def test_aupro_equals_its_slow_definition_at_every_limit() -> None:
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize("whole", [False, True])
-def test_per_image_figure_equals_the_published_definition(kind: type, whole: bool) -> None:
-    """`whole`: scores from 0 to 200, so that thresholds are scores, and strictly above differs from at least."""
+@pytest.mark.parametrize("on_thresholds", [False, True])
+def test_per_image_figure_equals_the_published_definition(kind: type, on_thresholds: bool) -> None:
+    """`on_thresholds`: every score is a threshold, or the float32 next to it, where strictly above shows."""
     rng = np.random.default_rng(3)
     for _ in range(12):
         masks = [rng.random((24, 31)) < share for share in (0.03, 0.2, 0)]
         maps: Arrays = [(rng.standard_normal(mask.shape) + mask).astype(kind) for mask in masks]
-        if whole:
-            maps = [np.round((m - m.min()) / (m.max() - m.min()) * 200).astype(kind) for m in maps]
+        if on_thresholds:
+            steps = [np.append(np.arange(m.min(), m.max(), (m.max() - m.min()) / 200), m.max()) for m in maps]
+            maps = [s[np.searchsorted(s, m).clip(0, 200)].astype(kind) for s, m in zip(steps, maps, strict=True)]
         expected = np.mean([slow_published(*pair) for pair in zip(maps[:2], masks[:2], strict=True)])
         value = pixel_figures(maps, masks, per_image=True).values["aupro_per_image"]
         assert value == pytest.approx(expected, abs=1e-12)
@@ -286,6 +287,17 @@ def test_published_figure_where_the_published_code_divides_by_zero() -> None:
     assert pixel_figures([half], [mask], per_image=True).values["aupro_per_image"] == 0
     wide = np.where(mask, np.float32(3e38), np.float32(-3e38))
     assert pixel_figures([wide], [mask], per_image=True).values["aupro_per_image"] == 1
+
+
+def test_published_figure_keeps_rates_under_the_limit_only() -> None:
+    """Ten normal pixels, 0 to 9: 3/10 is not kept, so 1/10 and 2/10 become 1/2 and 1; PRO is 1/5 up to the half.
+
+    Between 1/2 and 1 it is 3/5: that is where the last threshold of 2/10 and the first of 1/10 meet.
+    """
+    scores = np.array([[*range(10), 9.5, 8.5, 8.5, 7.5, 6.5]])
+    mask = np.array([[0] * 10 + [1] * 5])
+    assert slow_published(scores, mask) == pytest.approx(0.4)
+    assert pixel_figures([scores], [mask], per_image=True).values["aupro_per_image"] == pytest.approx(0.4)
 
 
 def test_infinite_scores_and_signed_zeros() -> None:

@@ -71,6 +71,10 @@ def test_numbered_arrays_of_any_sizes(save: Any, capsys: pytest.CaptureFixture[s
     labels = [mask.any() for mask in masks]
     expected = evaluate(labels, [scores.max() for scores in maps], maps, masks, per_image=False).values
     assert figures(capsys, file) == expected
+    maps[10][0, 0] = np.nan
+    file = save(**{f"map_{i}": m for i, m in enumerate(maps)}, labels=labels)
+    with pytest.raises(ValueError, match="image 10"):
+        main([file])
 
 
 def test_labels_come_before_masks(toy: Any, save: Any, capsys: pytest.CaptureFixture[str]) -> None:
