@@ -115,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if levels["error"] else 0
 
 
-def choose_classes(benchmark: Benchmark, source: Source, asked: Sequence[str]) -> tuple[tuple[str, ...], list[Finding]]:
+def choose_classes(
+    benchmark: Benchmark, source: Source, asked: tuple[str, ...]
+) -> tuple[tuple[str, ...], list[Finding]]:
     """The classes to look at, and an error for each that the benchmark has but the folder lacks."""
     try:
         there = find_classes(benchmark, source)
