@@ -37,7 +37,7 @@ def blob(
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     down, right = rows - centre[0], columns - centre[1]
     angle = np.arctan2(down, right)
-    outline = np.full(shape, radius)
+    outline = np.full(shape, float(radius))
     for waves in range(2, 7):
         outline += radius * rough / waves * rng.normal() * np.cos(waves * angle + rng.uniform(0, 2 * np.pi))
     return np.clip(0.5 + (outline - np.hypot(down, right)) / soft, 0, 1)

@@ -107,7 +107,7 @@ def write_picture(root: Path, which: tuple[str, str, str, int]) -> None:
     picture, mask = make_picture(class_name, split, kind, number)
     folder = root / class_name / split / kind
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(folder / f"{number:03}.png")
+    Image.fromarray(picture).save(folder / f"{number:03}.png", compress_level=4)  # half the time for 4 % more bytes
     if mask is not None:
         masks = root / class_name / "ground_truth" / kind
         masks.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def camera(picture: Picture, rng: np.random.Generator, exposure: float) -> Pictu
     light *= 1 - rng.uniform(0, 0.12) * (rows**2 + columns**2)
     # the sine of an even angle: most pictures are clearly darker or brighter than the mean, none far beyond the others
     cast = (1 + exposure * np.sin(rng.uniform(0, 2 * np.pi))) * rng.uniform(0.99, 1.01, 3)
-    noise = rng.normal(0, rng.uniform(1, 2), light.shape)
+    noise = rng.normal(0, rng.uniform(0.8, 1.6), light.shape)
     levels = np.rint((picture * light[..., None] * cast + noise[..., None]) / STEP)
     return np.clip(STEP * levels, 0, 255).astype(np.uint8)
 

@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh requirements.txt
-exec python main.py --dataset demo --class all --variant sk_rd4ad --net efficientnet_lite0 --epochs 10 --batch_size 8 \
+exec python main.py --dataset demo --class all --variant rd4ad --net efficientnet_lite0 --epochs 12 --batch_size 8 \
     --seeds 0 1 2 --save_path runs --vis "$@"
