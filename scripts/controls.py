@@ -15,13 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import metrics
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
+import metrics
 import parts
 from commandline import Parser, exit_code
 from config import Config, option
