@@ -606,7 +606,6 @@ def test_mpdd_classes(tmp_path: Path) -> None:
 
 
 def elpv(name: str, class_name: str, split: str) -> list[Sample]:
-    pytest.importorskip("elpv_dataset")
     benchmark = BENCHMARKS[name]
     return benchmark.read(locate(benchmark, Source(None)), class_name, split)
 
