@@ -71,7 +71,8 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
     """Text cells -> an aligned table: first column left, the others right; as Markdown on request."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    least = 3 if markdown else 1  # Markdown wants dashes beside the colon that aligns a column
+    widths = [max(least, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]

@@ -64,4 +64,5 @@ def test_map_ahead_raises_what_the_function_raised() -> None:
 
 def test_tables_align() -> None:
     assert format_table(["class", "n"], [["nut", "12"]]) == "class   n\n-----  --\nnut    12"
-    assert format_table(["class", "n"], [["nut", "12"]], markdown=True).splitlines()[1] == "| ----- | -: |"
+    assert format_table(["class", "n"], [["nut", "12"]], markdown=True).splitlines()[1] == "| ----- | --: |"
+    assert format_table(["a", "n"], [["b", "1"]], markdown=True).splitlines()[1] == "| --- | --: |"
