@@ -336,6 +336,15 @@ def _parser() -> Parser:
     return parser
 
 
+def parse_some(prog: str, description: str | None, names: Sequence[str], argv: Sequence[str] | None) -> Config:
+    """The command line of a command that takes only the named fields' flags -> Config; errors as in `parse`."""
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=prog, description=description, formatter_class=kind, argument_default=argparse.SUPPRESS)
+    for name in names:
+        option(parser, name)
+    return Config(**vars(parser.parse_args(argv)))
+
+
 def option(parser: argparse._ActionsContainer, name: str) -> None:
     """Add one field's flag to a parser or a group of one: for commands that take some of the Config's flags."""
     f = next(f for f in dataclasses.fields(Config) if f.name == name)

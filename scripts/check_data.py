@@ -10,7 +10,6 @@ modes, EXIF turns. Exit code 0: no errors (there may be warnings); 1: errors; 2:
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -25,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from commandline import Parser, exit_code
-from config import Config, option
+from commandline import exit_code
+from config import parse_some
 from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes
 from parts import source_of
 from readers.base import (
@@ -88,15 +87,8 @@ class Seen:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings of every class and a summary line; returns the exit code."""
-    parser = Parser(
-        prog="python -m scripts.check_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
-    for name in ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "workers"):
-        option(parser, name)
-    config = Config(**vars(parser.parse_args(argv)))
+    flags = ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "workers")
+    config = parse_some("python -m scripts.check_data", __doc__, flags, argv)
     benchmark, source = BENCHMARKS[config.dataset], source_of(config)
     names, findings = choose_classes(benchmark, source, config.classes)
     images, levels = 0, Counter[str]()

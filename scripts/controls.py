@@ -10,7 +10,6 @@ nearest neighbour   distance of each patch's teacher features to the nearest of 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,8 +22,8 @@ from torch.nn import functional
 
 import metrics
 import parts
-from commandline import Parser, exit_code
-from config import Config, option
+from commandline import exit_code
+from config import parse_some
 from dataset import ImageSet
 from engine import image_batches
 from model import Teacher
@@ -81,15 +80,8 @@ def figures(test: ImageSet, maps: Iterator[np.ndarray]) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row per class and control, and their means."""
-    parser = Parser(
-        prog="python -m scripts.controls",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
-    for name in ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers"):
-        option(parser, name)
-    config = Config(**vars(parser.parse_args(argv)))
+    flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
+    config = parse_some("python -m scripts.controls", __doc__, flags, argv)
     teacher = parts.teacher_of(config, torch.device("cpu"))
     rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbour": []}
     names = parts.classes_of(config)
