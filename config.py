@@ -1,14 +1,13 @@
-"""What decides a run: one frozen dataclass, the command line made from it, and the published flags translated.
+"""What decides a run: one frozen dataclass, from which flags.py makes the command line.
 
-The fields are the truth. A field's flag is its name (`-` and `_` alike, never abbreviated); its help text, group,
-choices and further names stand beside it. `decides=False` marks what may change between two parts of one run without
-changing its numbers: where things lie, how many threads read them, what is printed. (Weights and checkpoints are files:
-the run folder compares their contents by hash, not their places.)
+The fields are the truth. A field's help text, group, choices and further names stand beside it. `decides=False` marks
+what may change between two parts of one run without changing its numbers: where things lie, how many threads read
+them, what is printed. (Weights and checkpoints are files: the run folder compares their contents by hash, not their
+places.) None where a field may be None means "the variant's": `recipe` and `training` have what holds.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -19,11 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from commandline import Parser, boolean
 from dataset import BENCHMARKS
-from model import SKIPS, TEACHERS, VARIANTS, Recipe
+from model import SKIPS, SSOT, TEACHERS, VARIANTS, Recipe, Term, Training
 
-DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
+GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
     "what to train on",
     "method",
     "training",
@@ -38,7 +36,6 @@ DISTILLATION_LOSSES = {
     "mse": (("mse", 1.0),),
     "halves": (("mse", 0.5), ("cosine", 0.5)),
 }
-METAVARS = {int: "N", float: "X", Path: "PATH"}
 CONSISTENCY_RATE = 0.05  # the published default of --rate
 
 
@@ -86,6 +83,12 @@ class Config:
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
     rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_RATE})")
+    train_levels: tuple[int, ...] = field((0, 1, 2), METHOD, "levels that the losses compare; 0 is the finest")
+    scconv: bool | None = field(None, METHOD, "SCConv in the bottleneck (default: the variant's)")
+    simam: bool | None = field(None, METHOD, "SimAM in the bottleneck (default: the variant's)")
+    fmm: bool | None = field(None, METHOD, "hide features, generate them anew (default: the variant's)")
+    mask_rate: float | None = field(None, METHOD, "share of the cells that --fmm hides (default: 0.2)")
+    ssot: bool = field(False, METHOD, "rdpp's optimal-transport term, which is 0 as published")
     checkpoint: Path | None = field(
         None,
         METHOD,
@@ -93,18 +96,38 @@ class Config:
         decides=False,
     )
 
-    epochs: int = field(200, TRAINING, "passes over the training images; the last one is the result")
-    batch_size: int = field(16, TRAINING, "images per step")
-    learning_rate: float = field(0.005, TRAINING, "Adam's step size", names=("lr",))
+    epochs: int | None = field(
+        None,
+        TRAINING,
+        "passes over the training images; the last is the result (default: the variant's, often 200)",
+    )
+    batch_size: int | None = field(None, TRAINING, "images per step (default: the variant's; drd 4, others 16)")
+    learning_rate: float | None = field(
+        None, TRAINING, "Adam's step size (default: the variant's; masked 0.001, others 0.005)", names=("lr",)
+    )
+    weight_decay: float | None = field(None, TRAINING, "L2 regularisation by Adam (default: the variant's)")
+    patience: int | None = field(
+        None,
+        TRAINING,
+        "stop after so many epochs without a lower loss on held-out training images; 0: never (default: the variant's)",
+    )
+    holdout: float = field(0.1, TRAINING, "share of the training images that --patience holds out")
     seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",))
     deterministic: bool = field(False, TRAINING, "only operations that repeat to the bit (slower on a GPU)")
 
     levels: tuple[int, ...] = field((0, 1, 2), SCORING, "levels that make the anomaly map; 0 is the finest")
-    anomaly_map: str = field(
-        "add",
+    anomaly_map: str | None = field(
+        None,
         SCORING,
-        "how the levels' maps are joined; standardised: in units of their spread over training images, added",
-        choices=("add", "multiply", "standardised"),
+        "how the levels' maps are joined; standardised: in units of their spread over training images, added "
+        "(default: the variant's; drd mean, others add)",
+        choices=("add", "mean", "multiply", "standardised"),
+    )
+    refine: bool | None = field(
+        None, SCORING, "raise image scores by DRD's factor of the steadiest level (default: the variant's)"
+    )
+    normalise: bool = field(
+        False, SCORING, "also write scores in 0..1 and decisions by the F1-optimal threshold, as anomalib does"
     )
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
     seg: bool = field(True, SCORING, "1: pixel figures and AUPRO beside the image figures; 0: image figures only")
@@ -154,13 +177,17 @@ class Config:
         if self.net not in TEACHERS and not self.net.startswith("timm/"):
             problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME")
         at_least = {"epochs": 0, "batch_size": 1, "score_num": 1, "print_epoch": 0, "workers": 0, "image_size": 32}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                problems.append(f"--{name} {getattr(self, name)}: must be at least {least}")
+        for name, least in (at_least | {"patience": 0, "weight_decay": 0}).items():
+            if (value := getattr(self, name)) is not None and not least <= value < float("inf"):
+                problems.append(f"--{name} {value}: must be at least {least}")
         if self.image_size % 32:
             problems.append(f"--image_size {self.image_size}: must be a multiple of 32")
-        if not 0 < self.learning_rate < float("inf"):
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             problems.append(f"--learning_rate {self.learning_rate}: must be above 0")
+        if not 0 < self.holdout < 1:
+            problems.append(f"--holdout {self.holdout}: must be between 0 and 1")
+        if self.mask_rate is not None and not 0 <= self.mask_rate < 1:
+            problems.append(f"--mask_rate {self.mask_rate}: must be at least 0 and below 1")
         if self.rate is not None and not 0 <= self.rate < float("inf"):
             problems.append(f"--rate {self.rate}: must not be negative")
         if not set(self.levels) <= {0, 1, 2}:
@@ -182,34 +209,51 @@ class Config:
             problems.append(f"--name {self.name!r}: wants a plain folder name")
         if self.variant in VARIANTS and self.rate is not None and not self.consistency:
             problems.append("--rate: weighs the consistency loss, which is off here; add --layerloss 1")
+        if not problems:
+            recipe = self.recipe  # raises what cannot be
+            if self.mask_rate is not None and not recipe.fmm:
+                problems.append("--mask_rate: nothing is hidden here; add --fmm 1")
         if problems:
             raise ValueError("\n".join(problems))
 
     @property
     def consistency(self) -> bool:
         """Whether the consistency loss takes part."""
-        own = any(name == "consistency" for name, _ in VARIANTS[self.variant].losses)
+        own = any(term.name == "consistency" for term in VARIANTS[self.variant].losses)
         return own if self.layerloss is None else self.layerloss
 
     @property
     def recipe(self) -> Recipe:
-        """The variant's recipe with this run's changes."""
+        """The variant's recipe with this run's changes. Raises ValueError where they do not go together."""
         recipe = VARIANTS[self.variant]
-        rates = dict(recipe.losses)
-        losses = tuple((name, weight) for name, weight in recipe.losses if name != "consistency")
-        if self.loss is not None:
-            losses = DISTILLATION_LOSSES[self.loss]
-        if self.consistency:
-            rate = rates.get("consistency", CONSISTENCY_RATE) if self.rate is None else self.rate
-            losses = (*losses, ("consistency", rate))
-        changes: dict[str, Any] = {"losses": losses}
+        changes: dict[str, Any] = {"losses": self._losses(recipe), "train_levels": self.train_levels}
         if self.skips is not None:
             changes["skips"] = SKIPS[self.skips]
-        if self.student_width is not None:
-            changes["student_width"] = self.student_width
-        if self.student_blocks is not None:
-            changes["student_blocks"] = self.student_blocks
+        same = ("student_width", "student_blocks", "scconv", "simam", "fmm", "mask_rate", "anomaly_map", "refine")
+        changes |= {name: value for name in same if (value := getattr(self, name)) is not None}
         return replace(recipe, **changes)
+
+    def _losses(self, recipe: Recipe) -> tuple[Term, ...]:
+        """The recipe's terms; --loss takes the place of those that distil, over the first term's pairs."""
+        consistency = [term for term in recipe.losses if term.name == "consistency"]
+        terms = [term for term in recipe.losses if term.name != "consistency"]
+        if self.loss is not None:
+            pairs = recipe.losses[0].of
+            distilling = [Term(name, weight, pairs) for name, weight in DISTILLATION_LOSSES[self.loss]]
+            terms = [*distilling, *(term for term in terms if term.of != pairs)]
+        if self.consistency:
+            term = consistency[0] if consistency else Term("consistency", CONSISTENCY_RATE, recipe.losses[0].of)
+            terms.append(term if self.rate is None else term._replace(weight=self.rate))
+        return (*terms, SSOT) if self.ssot else tuple(terms)
+
+    @property
+    def training(self) -> Training:
+        """How this run is trained: the variant's settings, those of its one class included, with this run's changes."""
+        training = VARIANTS[self.variant].training
+        own = training.epochs_of.get(self.classes[0], training.epochs) if len(self.classes) == 1 else training.epochs
+        same = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience")
+        changes = {name: value for name in same if (value := getattr(self, name)) is not None}
+        return replace(training, **{"epochs": own, "epochs_of": {}, **changes})
 
     @property
     def folder_name(self) -> str:
@@ -243,10 +287,11 @@ class Config:
         return replace(self, classes=(class_name,), seeds=(seed,))
 
     def deciding(self) -> dict[str, Any]:
-        """The fields that decide a run's numbers, as plain JSON values."""
-        return {
-            f.name: value for f in dataclasses.fields(self) if f.metadata["decides"] for value in [self.plain(f.name)]
-        }
+        """What decides a run's numbers, as plain JSON values: fields, with what the variant settles filled in."""
+        names = [f.name for f in dataclasses.fields(self) if f.metadata["decides"]]
+        training = {name: value for name, value in dataclasses.asdict(self.training).items() if name != "epochs_of"}
+        scoring = {"anomaly_map": self.recipe.anomaly_map, "refine": self.recipe.refine}
+        return {name: self.plain(name) for name in names} | training | scoring | {"recipe": repr(self.recipe)}
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
@@ -278,7 +323,7 @@ class Config:
 
 def _typed(value: Any, hint: Any) -> Any:
     """A plain JSON value as the field's type wants it."""
-    kind = _kind(hint)
+    kind = kind_of(hint)
     if value is None:
         return None
     if kind is Path:
@@ -286,83 +331,7 @@ def _typed(value: Any, hint: Any) -> Any:
     return tuple(value) if typing.get_origin(kind) is tuple else value
 
 
-def _kind(hint: Any) -> Any:
+def kind_of(hint: Any) -> Any:
     """The type in `X | None`, or the type itself."""
     options = [option for option in typing.get_args(hint) if option is not types.NoneType]
     return options[0] if isinstance(hint, types.UnionType) else hint
-
-
-RES_TO_SKIPS = {0: "none", 1: "none", 2: "E3", 3: "both"}  # the published help text; its code treats 1 and 2 like 3
-L2_TO_LOSS = {0: "cosine", 1: "mse", 2: "halves"}
-
-
-def parse(argv: Sequence[str] | None = None) -> Config:
-    """The command line -> Config: defaults, then a saved --config, then the flags given.
-
-    A wrong flag exits with one line and code 2. Raises ValueError or FileNotFoundError on values that cannot be.
-    """
-    given = vars(_parser().parse_args(argv))
-    saved = given.pop("config", None)
-    if given.pop("cut", 0):
-        raise ValueError("--cut: the published code parses this flag and never uses it; CutPaste is not part of it")
-    for flag, field_name, table in (("res", "skips", RES_TO_SKIPS), ("L2", "loss", L2_TO_LOSS)):
-        if flag in given:
-            number = given.pop(flag)
-            if field_name in given and given[field_name] != table[number]:
-                raise ValueError(
-                    f"--{flag} {number} means --{field_name} {table[number]}; found {given[field_name]} too"
-                )
-            given[field_name] = table[number]
-    return Config(**{**(Config.load(saved) if saved else {}), **given})
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="main.py",
-        usage="python main.py [flags]",
-        description="Train and score reverse distillation, one model per class and seed. Flags take - and _ alike.",
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--config", type=Path, metavar="PATH", help="start from a run's config.json; flags given here override it"
-    )
-    groups = {title: parser.add_argument_group(title) for title in (DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE)}
-    for f in dataclasses.fields(Config):
-        option(groups[f.metadata["group"]], f.name)
-    published = parser.add_argument_group("published flags, translated")
-    published.add_argument("--res", type=int, choices=RES_TO_SKIPS, help="--skips: 0, 1 none; 2 E3 only; 3 E3 and E2")
-    published.add_argument("--L2", type=int, choices=L2_TO_LOSS, help="--loss: 0 cosine; 1 mse; 2 half of each")
-    published.add_argument("--cut", type=int, help="accepted at 0 only: the published code never uses it")
-    return parser
-
-
-def parse_some(prog: str, description: str | None, names: Sequence[str], argv: Sequence[str] | None) -> Config:
-    """The command line of a command that takes only the named fields' flags -> Config; errors as in `parse`."""
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog=prog, description=description, formatter_class=kind, argument_default=argparse.SUPPRESS)
-    for name in names:
-        option(parser, name)
-    return Config(**vars(parser.parse_args(argv)))
-
-
-def option(parser: argparse._ActionsContainer, name: str) -> None:
-    """Add one field's flag to a parser or a group of one: for commands that take some of the Config's flags."""
-    f = next(f for f in dataclasses.fields(Config) if f.name == name)
-    kind = _kind(typing.get_type_hints(Config)[name])
-    options: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "NAME")}
-    if kind is bool:
-        options = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
-    elif typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        options = {"type": item, "nargs": "+", "metavar": METAVARS.get(item, "NAME")}
-    if f.metadata["choices"]:
-        options["metavar"] = "{" + ",".join(f.metadata["choices"]) + "}"
-    text = f.metadata["help"] + ("" if f.default is None else f" (default: {_shown(f.default)})")
-    names = [f"--{name}" for name in (f.name, *f.metadata["names"])]
-    parser.add_argument(*names, dest=f.name, help=text.replace("%", "%%"), **options)
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return str(int(default))
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

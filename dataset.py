@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from readers.base import Reader, Sample, Source, discover_classes, find_class_folder, list_folders, looks_like_class
+from readers.cifar10 import CIFAR10_CLASSES, read_cifar10
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import default_root, read_elpv
 from readers.folder import name_class, read_folder
@@ -84,6 +85,9 @@ BENCHMARKS: dict[str, Benchmark] = {
         class_folder=None,
         default_root=default_root,
     ),
+    "cifar10": Benchmark(
+        "CIFAR-10, one class against nine", CIFAR10_CLASSES, read_cifar10, find=None, class_folder=None
+    ),
     "folder": Benchmark("own images", (), read_folder),
     "demo": Benchmark(
         "embedded demonstration, made on first use",
@@ -112,7 +116,7 @@ def locate(benchmark: Benchmark, source: Source) -> Source:
     if source.root is None:
         if benchmark.default_root is None:
             own = "" if benchmark.classes else ", or --train_dir, the folder of your normal images"
-            raise ValueError(f"{benchmark.title} needs --data_path, the folder that holds its classes{own}")
+            raise ValueError(f"{benchmark.title} needs --data_path, the folder that holds its files{own}")
         source = replace(source, root=benchmark.default_root())
     assert source.root is not None
     if benchmark.prepare is not None:

@@ -1,4 +1,4 @@
-"""Where teacher and student disagree: losses, anomaly maps and image scores. Pure functions of tensors.
+"""Where teacher and student disagree: distances, anomaly maps and image scores. Pure functions of tensors.
 
 A pair is (teacher, student), both (B, C, H, W); pairs come finest level first. Half-precision features are
 computed with in fp32, also under autocast.
@@ -6,10 +6,9 @@ computed with in fp32, also under autocast.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,78 +19,27 @@ EPSILON = 1e-8  # the smallest norm that a cosine divides by, as in torch.nn.Cos
 
 def cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
     """(B, C, H, W) twice -> (B, H, W) in [0, 2]; 0 where both point the same way, 1 where either is zero."""
-    teacher, student = _wide(teacher), _wide(student)
-    return (1 - _cosine(teacher, student, dims=(1,))).clamp(0, 2)
-
-
-def cosine_loss(pairs: Sequence[Pair]) -> Tensor:
-    """Sum over levels of 1 - cosine of the flattened (C·H·W) features, averaged over the batch; 0 for equal ones.
-
-    What the published RD4AD code does; its paper's equation 2 is `cosine_pixel_loss`.
-    """
-    return _cosine_over(pairs, dims=(1, 2, 3))
-
-
-def cosine_pixel_loss(pairs: Sequence[Pair]) -> Tensor:
-    """Sum over levels of 1 - cosine over the channels, averaged over positions and batch; 0 for equal directions.
-
-    RD4AD's paper, equations 1 and 2.
-    """
-    return _cosine_over(pairs, dims=(1,))
-
-
-def cosine_channel_loss(pairs: Sequence[Pair]) -> Tensor:
-    """Sum over levels of 1 - cosine over the positions, averaged over channels and batch; 0 for equal directions.
-
-    DRD's "individual" loss, by its published code.
-    """
-    return _cosine_over(pairs, dims=(2, 3))
-
-
-def mse_loss(pairs: Sequence[Pair]) -> Tensor:
-    """Sum over levels of the mean squared difference; 0 for equal features. SK-RD4AD's published code."""
-    return _sum([_mean_square(_difference(pair)) for pair in pairs])
-
-
-def consistency_loss(pairs: Sequence[Pair]) -> Tensor:
-    """Sum over neighbouring levels of |MSE of the coarser one, both upsampled - MSE of the finer one|; >= 0.
-
-    SK-RD4AD's inter-group consistency by its published code (bilinear, corners aligned), for any image size. Upsampling
-    is linear and separable, U d V', so its squared norm is <d, (U'U) d (V'V)>: nothing is upsampled.
-    """
-    differences = [_difference(pair) for pair in pairs]
-    terms = []
-    for fine, coarse in zip(differences, differences[1:], strict=False):
-        upsampled = _mean_square(coarse, size=(fine.shape[-2], fine.shape[-1]))
-        terms.append((upsampled - _mean_square(fine)).abs())
-    return _sum(terms)
-
-
-LOSSES: dict[str, Callable[[Sequence[Pair]], Tensor]] = {
-    "cosine": cosine_loss,
-    "cosine_pixel": cosine_pixel_loss,
-    "cosine_channel": cosine_channel_loss,
-    "mse": mse_loss,
-    "consistency": consistency_loss,
-}
+    teacher, student = wide(teacher), wide(student)
+    return (1 - cosine(teacher, student, dims=(1,))).clamp(0, 2)
 
 
 def anomaly_map(pairs: Sequence[Pair], size: int, mode: str = "add", sigma: float = 4.0) -> Tensor:
     """Pairs of any sizes -> (B, size, size) float32, >= 0; 0 where teacher and student agree at every level.
 
-    The levels' cosine distances, upsampled (bilinear, corners aligned), are added or multiplied and smoothed by a
-    Gaussian of `sigma` pixels (0: not at all) that mirrors the border, as scipy.ndimage.gaussian_filter does. Both are
-    linear and separable: matrices from the left and the right. Raises ValueError for another mode or a negative sigma.
-    Source: the published RD4AD code; "multiply" is RD4AD's ablation and anomalib's option.
+    The levels' cosine distances, upsampled (bilinear, corners aligned), are added, averaged or multiplied and smoothed
+    by a Gaussian of `sigma` pixels (0: not at all) that mirrors the border, as scipy.ndimage.gaussian_filter does. Both
+    are linear and separable: matrices from the left and the right. Raises ValueError for another mode or a negative
+    sigma. Source: the published RD4AD code; "mean" is DRD's, "multiply" RD4AD's ablation and anomalib's option.
     """
-    if mode not in ("add", "multiply"):
-        raise ValueError(f"unknown mode '{mode}' of the anomaly map: choose from add, multiply")
+    if mode not in ("add", "mean", "multiply"):
+        raise ValueError(f"unknown mode '{mode}' of the anomaly map: choose from add, mean, multiply")
     if sigma < 0:
         raise ValueError(f"the anomaly map's sigma must be >= 0 pixels; found {sigma}")
     distances = [cosine_distance(*pair).float() for pair in pairs]
     with torch.autocast(distances[0].device.type, enabled=False):
-        if mode == "add":  # smoothing is linear too: it goes into each level's matrices
-            return _sum([_enlarge(distance, size, sigma) for distance in distances])
+        if mode in ("add", "mean"):  # smoothing is linear too: it goes into each level's matrices
+            added = sum_of([_enlarge(distance, size, sigma) for distance in distances])
+            return added / len(distances) if mode == "mean" else added
         product = torch.ones((), device=distances[0].device)
         for distance in distances:
             product = product * _enlarge(distance, size, 0.0)
@@ -143,57 +91,34 @@ def image_score(maps: Tensor, top: int = 1) -> Tensor:
     return pixels.topk(top, dim=1).values.mean(dim=1)
 
 
-def _wide(x: Tensor) -> Tensor:
+def refinement(pairs: Sequence[Pair], size: int) -> Tensor:
+    """Pairs -> (B,), at least 1: the factor by which DRD raises an image score.
+
+    1 + the largest value of one level's distances before upsampling: of the level whose upsampled map varies least over
+    the image. Source: the published DRD code.
+    """
+    distances = [cosine_distance(*pair).float() for pair in pairs]
+    variances = torch.stack([_enlarge(distance, size, 0.0).flatten(1).var(dim=1) for distance in distances])
+    largest = torch.stack([distance.flatten(1).amax(dim=1) for distance in distances])
+    return 1 + largest.gather(0, variances.argmin(dim=0, keepdim=True))[0]
+
+
+def wide(x: Tensor) -> Tensor:
     """At least fp32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
+def sum_of(terms: list[Tensor]) -> Tensor:
+    """Tensors of one shape -> their sum."""
     return torch.stack(terms).sum(dim=0)
 
 
-def _cosine(teacher: Tensor, student: Tensor, dims: tuple[int, ...]) -> Tensor:
+def cosine(teacher: Tensor, student: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The cosine over `dims`, in [-1, 1] up to rounding; 0 where either is zero."""
     # The clamp lies under the root: a zero vector then has cosine 0 and a finite gradient.
     teacher_norm = teacher.square().sum(dims).clamp(min=EPSILON**2).sqrt()
     student_norm = student.square().sum(dims).clamp(min=EPSILON**2).sqrt()
     return (teacher * student).sum(dims) / (teacher_norm * student_norm)
-
-
-def _cosine_over(pairs: Sequence[Pair], dims: tuple[int, ...]) -> Tensor:
-    return _sum([(1 - _cosine(_wide(teacher), _wide(student), dims)).mean() for teacher, student in pairs])
-
-
-def _difference(pair: Pair) -> Tensor:
-    teacher, student = pair
-    return _wide(teacher) - _wide(student)
-
-
-def _mean_square(difference: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """The mean square of a difference (B, C, H, W), after upsampling it to `size` where one is given."""
-    return _MeanSquare.apply(difference, size)
-
-
-class _MeanSquare(torch.autograd.Function):
-    """<d, G d K> / n and its gradient 2 G d K / n, with G = U'U and K = V'V for the upsampling U d V' (else ones)."""
-
-    @staticmethod
-    def forward(ctx: Any, difference: Tensor, size: tuple[int, int] | None) -> Tensor:
-        weighed, count = difference, difference.numel()
-        if size is not None:
-            height, width = difference.shape[-2:]
-            kind = (difference.device, difference.dtype)
-            with torch.autocast(difference.device.type, enabled=False):
-                weighed = _gram(size[0], height, *kind) @ difference @ _gram(size[1], width, *kind)
-            count = count // (height * width) * size[0] * size[1]
-        ctx.save_for_backward(weighed)
-        ctx.count = count
-        return (difference * weighed).sum() / count
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (weighed,) = ctx.saved_tensors
-        return weighed * (2 * gradient / ctx.count), None
 
 
 def _enlarge(maps: Tensor, size: int, sigma: float) -> Tensor:
@@ -208,22 +133,14 @@ def _enlarge(maps: Tensor, size: int, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _gram(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """U'U (inputs, inputs) of the upsampling matrix U."""
-    with torch.inference_mode(False), torch.no_grad():
-        up = _upsampling(outputs, inputs)
-        return (up.T @ up).to(device=device, dtype=dtype)
-
-
-@lru_cache(maxsize=64)
 def _enlarging(outputs: int, inputs: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(outputs, inputs): upsampling followed by smoothing."""
     with torch.inference_mode(False), torch.no_grad():
-        return (_gaussian(outputs, sigma) @ _upsampling(outputs, inputs)).to(device=device, dtype=dtype)
+        return (_gaussian(outputs, sigma) @ upsampling(outputs, inputs)).to(device=device, dtype=dtype)
 
 
-def _upsampling(outputs: int, inputs: int) -> Tensor:
-    """(outputs, inputs) float64: bilinear interpolation of a line, corners aligned."""
+def upsampling(outputs: int, inputs: int) -> Tensor:
+    """The matrix (outputs, inputs) float64 of bilinear interpolation of a line, corners aligned."""
     if outputs == 1 or inputs == 1:
         matrix = torch.zeros(outputs, inputs, dtype=torch.float64)
         matrix[:, 0] = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 import metrics
+from damage import Painter
 from dataset import ImageSet
-from discrepancy import LOSSES, Normality, Pair, anomaly_map, image_score, level_maps
-from model import Distiller, Teacher
+from discrepancy import Normality, Pair, anomaly_map, cosine_distance, image_score, level_maps, refinement
+from losses import LOSSES
+from model import Distiller, Recipe, Seen, Teacher, Views
 from utils import map_ahead
 
 GIB = 2**30
 
 
 class Targets:
-    """The teacher's levels of the training images, batch by batch, computed once where that is exact and fits.
+    """What the teacher sees of the training images, batch by batch, computed once where that is exact and fits.
 
     `cache` says what stays in memory across epochs: `features` (the teacher's levels, in fp32), `images` (resized,
-    uint8), `none`; `auto` takes the first that fits `cache_gb` GiB. Nothing random precedes the teacher, so all give
-    the same levels; `self.cache` is the choice that was made. Features are filled in one pass over the images.
+    uint8), `none`; `auto` takes the first that fits `cache_gb` GiB. All give the same levels; `self.cache` is the
+    choice that was made. Where `paint` damages the images anew in each epoch, `features` keeps the images too: the
+    teacher has to look at the damaged ones every time. Features are filled in one pass over the images.
     """
 
     def __init__(
@@ -35,52 +38,69 @@ class Targets:
         cache_gb: float = 4.0,
         batch_size: int = 16,
         workers: int = 0,
+        paint: Painter | None = None,
     ) -> None:
-        self.teacher, self.images, self.device, self.workers = teacher, images, device, workers
-        first = self._look([0])
+        self.teacher, self.images, self.device, self.workers, self.paint = teacher, images, device, workers, paint
+        first = teacher(self._on_device(images.image(0)[None]))
         feature_bytes = len(images) * sum(level.numel() * level.element_size() for level in first)
         image_bytes = len(images) * 3 * images.size**2
         if cache == "auto":
-            fits = {"features": feature_bytes, "images": image_bytes, "none": 0}
+            with_images = feature_bytes + (image_bytes if paint else 0)
+            fits = {"features": with_images, "images": image_bytes, "none": 0}
             cache = next(kind for kind, size in fits.items() if size <= cache_gb * GIB)
         self.cache = cache
-        self.pixels: Tensor | None = None
+        self.pixels: np.ndarray | None = None
         self.levels: list[Tensor] | None = None
-        if cache == "images":
-            self.pixels = torch.from_numpy(np.stack(list(map_ahead(images.image, range(len(images)), workers))))
-        elif cache == "features":
+        if cache == "images" or (cache == "features" and paint):
+            self.pixels = np.stack(list(map_ahead(images.image, range(len(images)), workers)))
+        if cache == "features":
             # on the GPU where less than half of what is free there is taken, else in main memory
             free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
             place = device if feature_bytes < free / 2 else torch.device("cpu")
             self.levels = [torch.empty((len(images), *level.shape[1:]), device=place) for level in first]
-            for indices, levels in self._looks(range(len(images)), batch_size):
-                for kept, level in zip(self.levels, levels, strict=True):
+            for indices, pixels in self._pictures(range(len(images)), batch_size):
+                for kept, level in zip(self.levels, teacher(self._on_device(pixels)), strict=True):
                     kept[indices] = level.to(place)
 
-    def _look(self, indices: Sequence[int]) -> list[Tensor]:
-        """The teacher's levels of some images, decoded now."""
-        return self._see(np.stack([self.images.image(i) for i in indices]))
+    def batches(self, order: Sequence[int], batch_size: int) -> Iterator[Seen]:
+        """What is seen of `batch_size` images at a time, on the device; the last batch may be smaller.
 
-    def _see(self, pixels: np.ndarray) -> list[Tensor]:
-        return self.teacher(torch.from_numpy(pixels).to(self.device, non_blocking=True))
+        Damage is drawn from a generator that torch's global state seeds.
+        """
+        rng = np.random.default_rng(int(torch.randint(2**62, ()))) if self.paint else None
+        if self.levels is not None and rng is None:  # no picture is needed any more
+            for start in range(0, len(order), batch_size):
+                yield Seen(self._kept(order[start : start + batch_size]))
+            return
+        for indices, pixels in self._pictures(order, batch_size):
+            images = self._on_device(pixels)
+            clean = self.teacher(images) if self.levels is None else self._kept(indices)
+            yield Seen(clean) if rng is None else self._damaged(images, clean, rng)
 
-    def _looks(self, order: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], list[Tensor]]]:
-        """The teacher's levels of all images in this order, decoded on threads that run ahead of the teacher."""
-        for indices, pixels in image_batches(self.images, order, batch_size, self.workers):
-            yield indices, self._see(pixels)
+    def _damaged(self, images: Tensor, clean: list[Tensor], rng: np.random.Generator) -> Seen:
+        assert self.paint is not None
+        images = images / 255.0
+        painted = self.paint(images, rng)
+        damage = cosine_distance(self.teacher.normalised(painted), self.teacher.normalised(images))
+        return Seen(clean, self.teacher(painted), damage[:, None])
 
-    def batches(self, order: Sequence[int], batch_size: int) -> Iterator[list[Tensor]]:
-        """Levels of (B, C, H, W) on the device, `batch_size` images at a time; the last batch may be smaller."""
-        if self.levels is None and self.pixels is None:
-            for _, levels in self._looks(order, batch_size):
-                yield levels
+    def _kept(self, order: Sequence[int]) -> list[Tensor]:
+        """The cached levels of some images."""
+        assert self.levels is not None
+        indices = torch.as_tensor(order)
+        return [level[indices.to(level.device)].to(self.device, non_blocking=True) for level in self.levels]
+
+    def _pictures(self, order: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(indices, pixels) in this order, from memory or decoded on threads that run ahead of the teacher."""
+        if self.pixels is None:
+            yield from image_batches(self.images, order, batch_size, self.workers)
             return
         for start in range(0, len(order), batch_size):
-            indices = torch.as_tensor(order[start : start + batch_size])
-            if self.levels is not None:
-                yield [level[indices.to(level.device)].to(self.device, non_blocking=True) for level in self.levels]
-            elif self.pixels is not None:
-                yield self.teacher(self.pixels[indices].to(self.device, non_blocking=True))
+            indices = list(order[start : start + batch_size])
+            yield indices, self.pixels[indices]
+
+    def _on_device(self, pixels: np.ndarray) -> Tensor:
+        return torch.from_numpy(pixels).to(self.device, non_blocking=True)
 
 
 def image_batches(
@@ -93,32 +113,71 @@ def image_batches(
         yield indices, np.stack([next(decoded) for _ in indices])
 
 
+def terms_of(distiller: Distiller, seen: Seen, recipe: Recipe) -> dict[str, Tensor]:
+    """The loss of a batch: `loss`, the weighted sum, and each term by its label, all scalars."""
+    views = Views(distiller, seen, recipe.train_levels, recipe.feature_noise)
+    terms = {term.label: LOSSES[term.name](getattr(views, term.of)) for term in recipe.losses}
+    loss = torch.stack([term.weight * terms[term.label] for term in recipe.losses]).sum()
+    return {"loss": loss, **terms}
+
+
 def train_one_epoch(
     distiller: Distiller,
-    batches: Iterator[list[Tensor]],
+    batches: Iterable[Seen],
     optimiser: torch.optim.Optimizer,
-    losses: Sequence[tuple[str, float]],
+    recipe: Recipe,
+    accumulate: int = 1,
 ) -> dict[str, float]:
-    """One pass over the batches; gradients live in bottleneck and student only.
+    """One pass over the batches; gradients live in the trained parts only, and are summed over `accumulate` batches.
 
-    Returns the means over images of `loss` (the weighted sum) and of each named loss. They are read once, after the
-    last step, so that a GPU never waits; a loss that is not finite shows there.
+    What is left over at the end makes a step of its own: nothing is carried into the next epoch. Returns the means
+    over images of `loss` and of each of its terms. They are read once, after the last step, so that a GPU never waits;
+    a loss that is not finite shows there.
     """
     distiller.train()
-    totals: dict[str, Tensor] = {}
-    count = 0
-    for targets in batches:
-        pairs = distiller.rebuild(targets)
-        terms = {name: LOSSES[name](pairs) for name, _ in losses}
-        loss = torch.stack([weight * terms[name] for name, weight in losses]).sum()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+    mean = Mean()
+    optimiser.zero_grad(set_to_none=True)
+    waiting = 0
+    for seen in batches:
+        terms = terms_of(distiller, seen, recipe)
+        terms["loss"].backward()
+        waiting += 1
+        if waiting == accumulate:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            waiting = 0
+        mean.add(terms, len(seen.clean[0]))
+    if waiting:
         optimiser.step()
-        size = len(targets[0])
-        count += size
-        for name, value in {"loss": loss, **terms}.items():
-            totals[name] = totals.get(name, torch.zeros_like(loss)) + size * value.detach()
-    return {name: float(total) / count for name, total in totals.items()}
+    return mean.values()
+
+
+@torch.no_grad()
+def held_out_loss(distiller: Distiller, batches: Iterable[Seen], recipe: Recipe) -> float:
+    """The mean loss over images that are not trained on, as in scoring: running batch norms, nothing hidden."""
+    distiller.eval()
+    mean = Mean()
+    for seen in batches:
+        mean.add(terms_of(distiller, seen, recipe), len(seen.clean[0]))
+    return mean.values()["loss"]
+
+
+class Mean:
+    """Means of named scalars over images; nothing is read from the device before `values`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.totals: dict[str, Tensor] = {}
+
+    def add(self, terms: Mapping[str, Tensor], size: int) -> None:
+        """The terms of a batch of `size` images."""
+        self.count += size
+        for name, value in terms.items():
+            self.totals[name] = self.totals.get(name, torch.zeros_like(value)) + size * value.detach()
+
+    def values(self) -> dict[str, float]:
+        """The means by name."""
+        return {name: float(total) / self.count for name, total in self.totals.items()}
 
 
 @dataclass(frozen=True)
@@ -131,6 +190,7 @@ class Scoring:
     batch_size: int = 16
     workers: int = 0
     normality: Normality | None = None  # of the trained student, for standardised maps
+    refine: bool = False  # raise image scores as DRD does
 
 
 @dataclass(frozen=True)
@@ -175,7 +235,10 @@ def predict(
             maps = scoring.normality.standardised(level_maps(pairs, images.size))
         else:
             maps = anomaly_map(pairs, images.size, mode=scoring.anomaly_map)
-        yield image_score(maps, scoring.score_num).cpu().numpy(), maps.cpu().numpy()
+        scores = image_score(maps, scoring.score_num)
+        if scoring.refine:
+            scores = scores * refinement(pairs, images.size)
+        yield scores.cpu().numpy(), maps.cpu().numpy()
 
 
 def evaluate(

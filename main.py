@@ -17,9 +17,11 @@ from tqdm import tqdm
 import parts
 import summary
 from commandline import exit_code
-from config import Config, parse
+from config import Config
 from dataset import ImageSet
-from engine import Targets, evaluate, ready_to_score, train_one_epoch
+from engine import evaluate, held_out_loss, ready_to_score, train_one_epoch
+from flags import parse
+from model import Distiller
 from overlays import overlay_names, write_overlays
 from runs import Progress, Run, machine
 from utils import code_revision, seed_everything
@@ -47,17 +49,18 @@ def run(config: Config, device: torch.device) -> None:
     if folder.finished:
         print(f"{config.title}: finished already, in {folder}")
         return
-    train_images, test_images = parts.images_of(config, "train"), parts.images_of(config, "test")
+    normal_images, test_images = parts.images_of(config, "train"), parts.images_of(config, "test")
+    train_images, held_out = parts.split_held_out(config, normal_images)
     seed_everything(config.title)
     distiller = parts.distiller_of(config, teacher)
-    progress = train(config, distiller, train_images, test_images, folder, device)
+    progress = train(config, distiller, train_images, held_out, test_images, folder, device)
 
     started = time.perf_counter()
     scoring = ready_to_score(distiller, train_images, device, parts.scoring_of(config))
     result = evaluate(distiller, test_images, device, scoring, config.seg)
     seconds = time.perf_counter() - started
     folder.write_predictions(test_images.samples, result.scores)
-    progress.evaluated(config.epochs, result.report.values)
+    progress.evaluated(progress.epoch, result.report.values)
     folder.write_progress(progress)
     if config.print_scores:
         for sample, score in zip(test_images.samples, result.scores, strict=True):
@@ -88,11 +91,14 @@ def run(config: Config, device: torch.device) -> None:
             "net": config.net,
             "teacher_weights": teacher.weights,
             "image_size": config.image_size,
-            "epochs": config.epochs,
+            "batch_size": config.training.batch_size,
+            "epochs": config.training.epochs,
+            "epochs_trained": progress.epoch,
             "figures": result.figures(),
             "reasons": result.report.reasons,
             "oracle": progress.oracle(),
             "n_train": len(train_images),
+            "n_held_out": len(held_out or ()),
             "n_test": len(test_images),
             "n_anomalous": int(test_images.labels.sum()),
             "train_seconds": round(progress.seconds, 2),
@@ -105,28 +111,30 @@ def run(config: Config, device: torch.device) -> None:
 
 def train(
     config: Config,
-    distiller: parts.Distiller,
+    distiller: Distiller,
     train_images: ImageSet,
+    held_out: ImageSet | None,
     test_images: ImageSet,
     folder: Run,
     device: torch.device,
 ) -> Progress:
     """All epochs still to be done. Each is seeded by itself, so a resumed run goes the way of an undisturbed one.
 
-    Raises ValueError when the loss stops being finite; the last resume point stays.
+    With held-out images training ends early once their loss has not fallen for --patience epochs. Raises ValueError
+    when the loss stops being finite; the last resume point stays.
     """
+    training, recipe = config.training, config.recipe
     optimiser = parts.optimiser_of(config, distiller, device)
     progress = folder.restore(distiller, optimiser)
-    if progress.epoch >= config.epochs:
+    if progress.epoch >= training.epochs or progress.stale(training.patience):
         return progress
-    targets = Targets(
-        distiller.teacher, train_images, device, config.cache, config.cache_gb, config.batch_size, config.workers
-    )
+    targets = parts.targets_of(config, distiller.teacher, train_images, device)
+    controls = parts.targets_of(config, distiller.teacher, held_out, device) if held_out else None
     epochs = tqdm(
-        range(progress.epoch + 1, config.epochs + 1),
+        range(progress.epoch + 1, training.epochs + 1),
         desc=config.title,
         initial=progress.epoch,
-        total=config.epochs,
+        total=training.epochs,
         disable=not sys.stderr.isatty(),
         leave=False,
     )
@@ -134,7 +142,13 @@ def train(
         started = time.perf_counter()
         seed_everything(config.title, epoch)
         order = torch.randperm(len(train_images)).tolist()
-        losses = train_one_epoch(distiller, targets.batches(order, config.batch_size), optimiser, config.recipe.losses)
+        losses = train_one_epoch(
+            distiller, targets.batches(order, training.batch_size), optimiser, recipe, training.accumulate
+        )
+        if controls is not None:
+            seed_everything(config.title, "held out")  # the same damage and noise in every epoch
+            batches = controls.batches(range(len(controls.images)), training.batch_size)
+            losses["held_out"] = held_out_loss(distiller, batches, recipe)
         seconds = time.perf_counter() - started
         if not math.isfinite(losses["loss"]):
             raise ValueError(
@@ -142,7 +156,8 @@ def train(
                 f"help. {folder} keeps the last resume point"
             )
         progress.add(epoch, losses, len(train_images), seconds)
-        if config.print_epoch and epoch % config.print_epoch == 0 and epoch < config.epochs:
+        stop = progress.stale(training.patience)
+        if config.print_epoch and epoch % config.print_epoch == 0 and epoch < training.epochs and not stop:
             scoring = ready_to_score(distiller, train_images, device, parts.scoring_of(config))
             report = evaluate(distiller, test_images, device, scoring, config.seg).report
             progress.evaluated(epoch, report.values)
@@ -152,9 +167,15 @@ def train(
         if config.print_loss and epochs.disable:
             speed = len(train_images) / seconds
             print(
-                f"{config.title}: epoch {epoch}/{config.epochs} loss {losses['loss']:.4f} {speed:.0f} images/s",
+                f"{config.title}: epoch {epoch}/{training.epochs} loss {losses['loss']:.4f} {speed:.0f} images/s",
                 flush=True,
             )
+        if stop:
+            epochs.write(
+                f"{config.title}: stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has "
+                f"not fallen for {training.patience} epochs"
+            )
+            break
     return progress
 
 

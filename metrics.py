@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -23,10 +23,15 @@ CHUNK = 1 << 16  # scores handled at a time: few enough to stay in the processor
 
 @dataclass(frozen=True)
 class Report:
-    """Figures by name, fractions in [0, 1]; NaN where one is undefined, and then `reasons` says why in one line."""
+    """Figures by name, fractions in [0, 1]; NaN where one is undefined, and then `reasons` says why in one line.
+
+    `thresholds` holds the score at which F1-max is reached, of "image" and of "pixel", where that is defined: what scores
+    as high or higher is called anomalous. It is an anomalous score that occurs, to the bit; of several, the lowest.
+    """
 
     values: dict[str, float]
     reasons: dict[str, str]
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -53,7 +58,8 @@ def evaluate(
     unmasked = [i for i, found in enumerate(masked) if not found and np.asarray(labels)[i]]
     if any(masked) and unmasked:
         pixel = _undefined(pixel.values, f"image {unmasked[0]} is anomalous and has no mask")
-    return Report(image.values | pixel.values, image.reasons | pixel.reasons)
+    thresholds = image.thresholds | pixel.thresholds
+    return Report(image.values | pixel.values, image.reasons | pixel.reasons, thresholds)
 
 
 def image_figures(labels: ArrayLike, scores: ArrayLike) -> Report:
@@ -75,7 +81,8 @@ def image_figures(labels: ArrayLike, scores: ArrayLike) -> Report:
             return _undefined(IMAGE_FIGURES, f"no {kind} image in the test set")
     cuts, hits = np.unique(anomalous, return_counts=True)
     above, at_least = (len(normal) - np.searchsorted(normal, cuts, side) for side in ("right", "left"))
-    return Report(dict(zip(IMAGE_FIGURES, _ranking(hits, above, at_least, len(normal)), strict=True)), {})
+    figures, best = _ranking(hits, above, at_least, len(normal))
+    return Report(dict(zip(IMAGE_FIGURES, figures, strict=True)), {}, {"image": float(cuts[best])})
 
 
 def pixel_figures(
@@ -126,14 +133,15 @@ def pixel_figures(
     overlap = np.add.reduceat(shares[order], starts)  # what PRO gains at each
     above, equal = _Counter(cuts, flat).count(flat, [found.places if found else None for found in defects])
 
-    values = dict(zip(PIXEL_FIGURES[:3], _ranking(hits, above, above + equal, n_normal), strict=True))
+    figures, best = _ranking(hits, above, above + equal, n_normal)
+    values = dict(zip(PIXEL_FIGURES[:3], figures, strict=True))
     for limit in (LIMIT, *limits):
         values[_aupro_name(limit)] = _area_under_pro(overlap, above / n_normal, (above + equal) / n_normal, limit)
     areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
     if areas:
         values["aupro_per_image"] = float(np.mean(areas))
     rest = _undefined([name for name in names if name not in values], "no image has both defect and normal pixels")
-    return Report(values | rest.values, rest.reasons)
+    return Report(values | rest.values, rest.reasons, {"pixel": float(cuts[best])})
 
 
 def _pixel_names(limits: Iterable[float], per_image: bool) -> list[str]:
@@ -151,16 +159,20 @@ def _undefined(names: Iterable[str], why: str) -> Report:
     return Report(dict.fromkeys(names, math.nan), dict.fromkeys(names, why))
 
 
-def _ranking(hits: np.ndarray, above: np.ndarray, at_least: np.ndarray, n_normal: int) -> tuple[float, float, float]:
-    """Anomalous ones at each distinct anomalous score, rising, normal ones above it, and not below -> AUROC, AP, F1max.
+def _ranking(
+    hits: np.ndarray, above: np.ndarray, at_least: np.ndarray, n_normal: int
+) -> tuple[tuple[float, float, float], int]:
+    """Anomalous ones at each distinct anomalous score, rising, normal ones above it, and not below -> figures, place.
 
-    Thresholds between these scores need no look: they find nothing more than the score above, at more false alarms.
+    The figures are AUROC, AP and F1max; the place is that of the lowest score at which F1max is reached. Thresholds
+    between these scores need no look: they find nothing more than the score above, at more false alarms.
     """
     found = np.cumsum(hits[::-1])[::-1]
     auroc = 1 - np.dot(hits, (above + at_least) / 2) / hits.sum() / n_normal
     ap = np.dot(hits, found / (found + at_least)) / hits.sum()
-    f1max = np.max(2 * found / (found + at_least + hits.sum()))
-    return float(auroc), float(ap), float(f1max)
+    f1 = 2 * found / (found + at_least + hits.sum())
+    best = int(np.argmax(f1))
+    return (float(auroc), float(ap), float(f1[best])), best
 
 
 def _area_under_pro(overlap: np.ndarray, lower: np.ndarray, upper: np.ndarray, limit: float) -> float:

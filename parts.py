@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from config import Config
+from damage import Painter, painter
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
-from engine import Scoring, predict
+from engine import Scoring, Targets, predict
 from model import Distiller, Teacher, build_distiller, build_teacher, load_published
 from overlays import colour_scale
 
@@ -83,14 +85,58 @@ def distiller_of(config: Config, teacher: Teacher) -> Distiller:
 
 
 def optimiser_of(config: Config, distiller: Distiller, device: torch.device) -> torch.optim.Optimizer:
-    """Adam as published, over everything that is trainable; fused where torch has that, for speed alone."""
+    """Adam as published, over everything that is trainable; fused where torch has that, for speed alone.
+
+    A projection has its own step size, as RD++'s second optimiser.
+    """
+    training = config.training
+    projection = [] if distiller.projection is None else list(distiller.projection.parameters())
+    apart = {id(parameter) for parameter in projection}
+    groups: list[dict[str, Any]] = [{"params": [p for p in distiller.trainable() if id(p) not in apart]}]
+    if projection:
+        groups.append({"params": projection, "lr": training.projection_rate})
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.Adam(distiller.trainable(), lr=config.learning_rate, betas=(0.5, 0.999), fused=fused)
+    return torch.optim.Adam(
+        groups, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay, fused=fused
+    )
+
+
+def painter_of(config: Config) -> Painter | None:
+    """What paints the damaged view of the training images, where the recipe wants one."""
+    damage = config.recipe.damage
+    return None if damage is None else painter(damage, config.seeds[0], config.image_size)
+
+
+def targets_of(config: Config, teacher: Teacher, images: ImageSet, device: torch.device) -> Targets:
+    """What the teacher sees of some of the training images, cached as the run wants it."""
+    size, paint = config.training.batch_size, painter_of(config)
+    return Targets(teacher, images, device, config.cache, config.cache_gb, size, config.workers, paint)
+
+
+def split_held_out(config: Config, images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
+    """The images to train on and those held out for early stopping, None without --patience.
+
+    Drawn by class and seed, at least one of each. Raises ValueError for a single image.
+    """
+    if not config.training.patience:
+        return images, None
+    if len(images) < 2:
+        raise ValueError(
+            f"--patience wants training images to hold out; found {len(images)}. Add images or --patience 0"
+        )
+    count = min(len(images) - 1, max(1, round(config.holdout * len(images))))
+    chosen = set(random.Random(f"{config.title} held out").sample(range(len(images)), count))
+    parts = ([s for i, s in enumerate(images.samples) if (i in chosen) == held] for held in (False, True))
+    train, held_out = (ImageSet(samples, images.size, images.mask_threshold) for samples in parts)
+    return train, held_out
 
 
 def scoring_of(config: Config) -> Scoring:
     """How the run's maps and scores are made."""
-    return Scoring(config.levels, config.anomaly_map, config.score_num, config.batch_size, config.workers)
+    recipe, batch_size = config.recipe, config.training.batch_size
+    return Scoring(
+        config.levels, recipe.anomaly_map, config.score_num, batch_size, config.workers, refine=recipe.refine
+    )
 
 
 def normal_scale(
@@ -104,7 +150,7 @@ def normal_scale(
 
 def facts_of(config: Config, teacher: Teacher) -> dict[str, Any]:
     """What decides the run's numbers: two runs with equal facts are the same run."""
-    facts = config.deciding() | {"teacher_weights": teacher.weights, "recipe": repr(config.recipe)}
+    facts = config.deciding() | {"teacher_weights": teacher.weights}
     if config.checkpoint is not None:
         facts["checkpoint"] = sha256(config.checkpoint)
     return facts

@@ -52,6 +52,11 @@ class Progress:
         self.evaluations = [row for row in self.evaluations if row["epoch"] != epoch]
         self.evaluations.append({"epoch": epoch, **figures})
 
+    def stale(self, patience: int) -> bool:
+        """Whether the loss on held-out images has not fallen for `patience` epochs; never with 0."""
+        course = [row["held_out"] for row in self.history if "held_out" in row]
+        return bool(patience and course) and len(course) - 1 - course.index(min(course)) >= patience
+
     def oracle(self) -> dict[str, dict[str, float]]:
         """The best value of each figure over all evaluations with its epoch: chosen on test data, so never the result.
 

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from discrepancy import Pair
 from model.states import load_checked
 from model.teacher import Teacher
-
-Pair = tuple[Tensor, Tensor]
 
 
 class Distiller(nn.Module):
     """images (B, 3, S, S) -> pairs (teacher, student), each of one shape (B, C, H, W), finest first.
 
-    The parts arrive built. Only bottleneck and student train; the teacher is frozen by construction.
+    The parts arrive built. Bottleneck, student and, where there is one, projection train; the teacher is frozen by
+    construction.
     """
 
-    def __init__(self, teacher: Teacher, bottleneck: nn.Module, student: nn.Module) -> None:
+    def __init__(
+        self, teacher: Teacher, bottleneck: nn.Module, student: nn.Module, projection: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.teacher = teacher
         self.bottleneck = bottleneck
         self.student = student
+        self.projection = projection
 
     def forward(self, images: Tensor) -> list[Pair]:
         return self.rebuild(self.teacher(images))
 
     def rebuild(self, targets: list[Tensor]) -> list[Pair]:
         """The half that trains: the teacher's levels, just computed or cached -> pairs."""
-        levels = self.student(self.bottleneck(targets), targets)
-        return list(zip(targets, levels, strict=True))
+        return list(zip(targets, self.student_levels(targets), strict=True))
+
+    def project(self, targets: list[Tensor]) -> list[Tensor]:
+        """The teacher's levels as the bottleneck gets them: projected where there is a projection."""
+        return targets if self.projection is None else self.projection(targets)
+
+    def student_levels(self, targets: list[Tensor], projected: list[Tensor] | None = None) -> list[Tensor]:
+        """What the student makes of the teacher's levels, finest first; `projected` saves a second `project`."""
+        squeezed = self.bottleneck(self.project(targets) if projected is None else projected)
+        return self.student(squeezed, targets)
 
     def trainable(self) -> list[nn.Parameter]:
         """Every parameter that an optimiser should see."""

@@ -1,4 +1,4 @@
-"""Checkpoints of the published RD4AD and SK-RD4AD code: {'bn': bottleneck, 'decoder': student}."""
+"""Checkpoints of the published RD4AD, SK-RD4AD and RD++ code: {'bn': bottleneck, 'decoder': student[, 'proj']}."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.bottleneck import Concatenation
 from model.distiller import Distiller
 from model.states import load_checked, read_torch_file
 
 BOTTLENECK_NAMES = {
-    "conv1": "reduce0.0",
-    "bn1": "reduce0.1",
-    "conv2": "reduce0.3",
-    "bn2": "reduce0.4",
-    "conv3": "reduce1.0",
-    "bn3": "reduce1.1",
+    "conv1": "fusion.reduce0.0",
+    "bn1": "fusion.reduce0.1",
+    "conv2": "fusion.reduce0.3",
+    "bn2": "fusion.reduce0.4",
+    "conv3": "fusion.reduce1.0",
+    "bn3": "fusion.reduce1.1",
     "bn_layer": "embed",
 }
+PROJECTION_NAMES = {"proj_a.proj": "levels.0", "proj_b.proj": "levels.1", "proj_c.proj": "levels.2"}
 STUDENT_NAMES = {"layer1": "stages.2", "layer2": "stages.1", "layer3": "stages.0"}  # layer1 makes the coarsest level
 NEVER_CALLED = ("conv4.", "bn4.")
 
@@ -28,7 +30,7 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
     """Put a published checkpoint's weights into `distiller`, of the same backbone, with or without skips.
 
     Raises FileNotFoundError when there is no file, ValueError when it is no such checkpoint, was saved without its
-    bottleneck, belongs to RD++, or is of another backbone.
+    bottleneck, has a projection where `distiller` has none or the reverse, or is of another backbone or variant.
     """
     path = Path(path)
     content = read_torch_file(path, "--checkpoint")
@@ -36,8 +38,12 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
         raise ValueError(f"{path} is no published checkpoint: it holds a {type(content).__name__}, not a table")
     if distiller.teacher.residual is None:
         raise ValueError(f"{path}: published checkpoints are of ResNets, not of --net {distiller.teacher.name}")
-    if "proj" in content:
-        raise ValueError(f"{path} was saved by RD++: it needs its projection layer, which this model does not have")
+    if not isinstance(distiller.bottleneck.fusion, Concatenation) or distiller.student.generation:
+        raise ValueError(f"{path}: published checkpoints are read for rd4ad, sk_rd4ad and rdpp, not for this variant")
+    if "proj" in content and distiller.projection is None:
+        raise ValueError(f"{path} was saved by RD++: it needs its projection layer; add --variant rdpp")
+    if "proj" not in content and distiller.projection is not None:
+        raise ValueError(f"{path} has no projection layer, which RD++ needs: it was saved by another variant")
     if "bn" not in content and ("decoder" in content or _is_decoder(content)):
         raise ValueError(
             f"{path} holds only a decoder: it was saved by the published --seg 1 code, which leaves out the trained "
@@ -51,6 +57,9 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
     bottleneck = {name: value for name, value in bottleneck.items() if not name.startswith(NEVER_CALLED)}
     load_checked(distiller.bottleneck, _renamed(bottleneck, BOTTLENECK_NAMES), f"the bottleneck of {path} {kind}")
     load_checked(distiller.student, _renamed(student, STUDENT_NAMES), f"the decoder of {path} {kind}")
+    if distiller.projection is not None:
+        projection = _renamed(_plain(content["proj"]), PROJECTION_NAMES)
+        load_checked(distiller.projection, projection, f"the projection of {path} {kind}")
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,6 +74,6 @@ def _is_decoder(content: Mapping) -> bool:
 def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
     renamed = {}
     for name, value in state.items():
-        head, _, rest = name.partition(".")
-        renamed[f"{names.get(head, head)}.{rest}"] = value
+        head = next((head for head in names if name.startswith(f"{head}.")), None)
+        renamed[name if head is None else names[head] + name.removeprefix(head)] = value
     return renamed

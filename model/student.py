@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ class Student(nn.Module):
     What is returned for comparison is what a stage made, before any skip is added to it. For a teacher with signed
     features `widths` says how wide the stages are inside, and each ends in a linear 1x1 convolution to the teacher's
     channels: after a ReLU the student could never become negative. Otherwise `widths` is None.
-    `blocks` counts the residual blocks of each stage, finest level first.
+    `blocks` counts the residual blocks of each stage, finest level first. `generation` has a module per level, finest
+    first, through which a level goes before it is compared (ICCK's FMM); the next stage reads what was there before.
 
     Because a skip always joins two tensors in the teacher's own space, it needs no projection, whatever the widths,
     and the same weights serve with and without skips. The published code's ReLU after the addition is left out: on a
@@ -51,6 +53,7 @@ class Student(nn.Module):
         blocks: tuple[int, int, int] = (1, 1, 1),
         base_width: int = 64,
         skips: tuple[Skip, ...] = (),
+        generation: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         inputs = (channels[1], channels[2], embedding_channels)
@@ -62,6 +65,7 @@ class Student(nn.Module):
                 stage.append(nn.Conv2d(widths[level], channels[level], 1))
             self.stages.append(stage)
         initialise(self)
+        self.generation = nn.ModuleList(generation)
 
     def forward(self, embedding: Tensor, teacher_levels: list[Tensor]) -> list[Tensor]:
         sources = {skip.into: skip.source for skip in self.skips}
@@ -71,5 +75,5 @@ class Student(nn.Module):
             if level in sources:
                 x = x + teacher_levels[sources[level]]
             x = self.stages[level](x)  # twice the side
-            made.append(x)
+            made.append(self.generation[level](x) if self.generation else x)
         return made[::-1]

@@ -124,9 +124,12 @@ class Teacher(nn.Module):
         height, width = images.shape[-2:]
         if height % COARSEST or width % COARSEST:
             raise ValueError(f"images of {height}x{width} pixels: --image_size must be a multiple of {COARSEST}")
+        return list(self.net(self.normalised(images)))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images as the backbone gets them: less `mean`, divided by `std`, colour by colour."""
         scale = 1.0 if images.is_floating_point() else 255.0
-        x = (images.to(self.mean.dtype) / scale - self.mean) / self.std
-        return list(self.net(x))
+        return (images.to(self.mean.dtype) / scale - self.mean) / self.std
 
 
 class ResNetLevels(nn.Module):

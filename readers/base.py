@@ -19,7 +19,10 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a benchmark. `defect` is the folder's name, "good" for a normal image; no mask known: None."""
+    """One image of a benchmark. `defect` is the folder's name, "good" for a normal image; no mask known: None.
+
+    `image` is a picture file, or a file of many followed by a row: `test_batch/00042` (CIFAR-10).
+    """
 
     image: Path
     anomalous: bool

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from readers.cifar10 import is_row, open_row
+
 ORIENTATION = 0x0112  # the EXIF tag
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
@@ -34,17 +36,27 @@ UNTURN = {
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
+def opened(path: Path) -> Image.Image:
+    """The picture of a file, not decoded yet, or of a row inside a file of many. Raises as Pillow or `open_row`."""
+    if is_row(path):
+        return open_row(path)
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+
+
 def open_picture(path: Path) -> Image.Image:
     """The decoded picture in its own mode.
 
     Raises FileNotFoundError or ValueError, one line that names the file and what to do about it.
     """
     try:
-        with Image.open(path) as picture:
+        with opened(path) as picture:
             picture.load()
             return picture
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise
     except UNREADABLE as error:
         raise ValueError(f"{path}: {why_unreadable(path, error)}") from None
 
@@ -113,7 +125,7 @@ def mask_values(picture: Image.Image) -> NDArray[Any]:
 
 def read_orientation(path: Path) -> int:
     """The EXIF orientation, 1 (as stored) where there is no sensible tag."""
-    with Image.open(path) as picture:
+    with opened(path) as picture:
         tag = picture.getexif().get(ORIENTATION, 1)
         stored = picture.format != "TIFF"  # Pillow turns a TIFF by itself while decoding
     return tag if stored and tag in UNTURN else 1
@@ -122,10 +134,10 @@ def read_orientation(path: Path) -> int:
 def read_size(path: Path) -> tuple[int, int]:
     """(width, height) as stored, from the file's head alone. Raises as `open_picture`."""
     try:
-        with Image.open(path) as picture:
+        with opened(path) as picture:
             return picture.size
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise
     except UNREADABLE as error:
         raise ValueError(f"{path}: {why_unreadable(path, error)}") from None
 

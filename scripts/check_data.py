@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from commandline import exit_code
-from config import parse_some
+from flags import parse_some
 from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes
 from parts import source_of
 from readers.base import (

@@ -23,7 +23,7 @@ from torch.nn import functional
 import metrics
 import parts
 from commandline import exit_code
-from config import parse_some
+from flags import parse_some
 from dataset import ImageSet
 from engine import image_batches
 from model import Teacher
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = replace(config, classes=(name,))
         train, test = (parts.images_of(plan, split) for split in ("train", "test"))
         rows["pixel z-score"].append(figures(test, z_score_maps(train, test, config.workers)))
-        maps = nearest_neighbour_maps(teacher, train, test, config.batch_size, config.workers)
+        maps = nearest_neighbour_maps(teacher, train, test, config.training.batch_size, config.workers)
         rows["nearest neighbour"].append(figures(test, maps))
     cells = [
         [control, name, *("n/a" if np.isnan(value) else f"{value:.3f}" for value in values)]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from config import Config, parse
+from config import Config
+from flags import parse
 from model import SKIPS, VARIANTS
 
 PUBLISHED = (

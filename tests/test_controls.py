@@ -7,7 +7,7 @@ import pytest
 from toys import MakeTree
 
 from commandline import exit_code
-from config import parse
+from flags import parse
 from dataset import ImageSet
 from model import build_teacher
 from parts import images_of

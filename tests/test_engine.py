@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import MakeTree
 
-from config import parse
+from flags import parse
 from dataset import ImageSet, Sample
 from discrepancy import anomaly_map, image_score
 from engine import Scoring, Targets, evaluate, predict, ready_to_score, train_one_epoch

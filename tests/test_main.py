@@ -23,7 +23,7 @@ from toys import TINY, MakeTree, paint
 
 import test as test_command
 from commandline import exit_code
-from config import parse
+from flags import parse
 from dataset import BENCHMARKS
 from main import main
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tracemalloc
 from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -88,6 +89,25 @@ def f1max(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-300)))
 
 
+def slow_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The lowest of all distinct scores at which F1 = 2 hits / (found + anomalous) is largest, in exact fractions."""
+    best, threshold = Fraction(0), math.nan
+    for score in np.unique(scores):
+        found = scores >= score
+        f1 = Fraction(2 * int((found & truth).sum()), int(found.sum() + truth.sum()))
+        if f1 > best:
+            best, threshold = f1, float(score)
+    return threshold
+
+
+def curve_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
+    """The same from scikit-learn's curve, as anomalib chooses it, its rates turned back into the counts they are of."""
+    precision, recall, thresholds = (rates[: np.unique(scores).size] for rates in precision_recall_curve(truth, scores))
+    hits = np.rint(recall * truth.sum())
+    found = np.rint(np.divide(hits, precision, out=np.ones_like(hits), where=hits > 0))
+    return float(thresholds[np.argmax(2 * hits / (found + truth.sum()))])
+
+
 # Against independent implementations
 
 
@@ -109,6 +129,26 @@ def test_pixel_figures_equal_scikit_learn() -> None:
         expected = roc_auc_score(truth, scores), average_precision_score(truth, scores), f1max(truth, scores)
         values = pixel_figures(maps, masks).values
         assert [values[name] for name in FIGURES[3:6]] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("decimals", [0, 1, 9])
+def test_image_threshold_is_the_lowest_score_of_the_best_f1(kind: type, decimals: int) -> None:
+    rng = np.random.default_rng(9)
+    for _ in range(60):
+        n = int(rng.integers(2, 40))
+        truth = np.append([False, True], rng.random(n - 2) < rng.uniform(0.05, 0.95))
+        scores = np.round(rng.standard_normal(n) + truth, decimals).astype(kind)
+        threshold = image_figures(truth, scores).thresholds["image"]
+        assert threshold == slow_threshold(truth, scores) == curve_threshold(truth, scores)
+        assert type(threshold) is float and threshold in scores.astype(float)  # to the bit
+
+
+def test_pixel_threshold_is_the_lowest_score_of_the_best_f1() -> None:
+    for maps, masks in random_sets(80):
+        truth, scores = together(masks) > 0, together(maps)
+        threshold = pixel_figures(maps, masks).thresholds["pixel"]
+        assert threshold == slow_threshold(truth, scores) == curve_threshold(truth, scores)
 
 
 def test_aupro_equals_its_slow_definition_at_every_limit() -> None:
@@ -244,6 +284,12 @@ def test_constant_maps() -> None:
     )
 
 
+def test_of_equally_good_thresholds_the_lowest_is_taken() -> None:
+    report = image_figures([1, 0, 0, 1, 0], [3, 2, 2, 1, 0])  # F1 is 2/3 at 3, where one of one is right, and at 1
+    assert report.values["image_f1max"] == pytest.approx(2 / 3)
+    assert report.thresholds == {"image": 1.0}
+
+
 def test_perfect_and_inverted_maps() -> None:
     mask = np.zeros((8, 9), np.uint8)
     mask[0, 0] = mask[4:6, 8] = 255  # a region of one pixel in a corner, one along the border
@@ -329,6 +375,7 @@ def test_every_figure_in_its_order() -> None:
     assert tuple(report.values) == FIGURES
     assert set(report.values.values()) == {1.0}
     assert report.reasons == {}
+    assert report.thresholds == {"image": 1.0, "pixel": 1.0}
     assert list(evaluate([0], [0], limits=(1, 0.05), per_image=False).values) == [*FIGURES[:7], "aupro_1", "aupro_0.05"]
 
 
@@ -346,6 +393,7 @@ def test_undefined_pixel_figures_say_why(masks: list | None, why: str) -> None:
     report = evaluate([0, 1], [0, 1], [np.array([[0.0, 1]])] * 2, masks)
     assert [name for name, value in report.values.items() if math.isnan(value)] == list(FIGURES[3:])
     assert report.reasons == dict.fromkeys(FIGURES[3:], why)
+    assert report.thresholds == {"image": 1.0}
 
 
 def test_undefined_image_figures_say_why() -> None:
@@ -354,6 +402,7 @@ def test_undefined_image_figures_say_why() -> None:
         assert all(math.isnan(value) for value in report.values.values())
         assert {report.reasons[name] for name in FIGURES[:3]} == {f"{why} in the test set"}
         assert {report.reasons[name] for name in FIGURES[3:]} == {"no anomaly maps"}
+        assert report.thresholds == {}
 
 
 def test_a_vanished_mask_leaves_an_anomalous_image_whose_pixels_are_normal() -> None:

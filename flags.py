@@ -1,0 +1,92 @@
+"""The command line made from the Config, and the published flags translated.
+
+A field's flag is its name (`-` and `_` alike, never abbreviated).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from commandline import Parser, boolean
+from config import GROUPS, Config, kind_of
+
+METAVARS = {int: "N", float: "X", Path: "PATH"}
+RES_TO_SKIPS = {0: "none", 1: "none", 2: "E3", 3: "both"}  # the published help text; its code treats 1 and 2 like 3
+L2_TO_LOSS = {0: "cosine", 1: "mse", 2: "halves"}
+
+
+def parse(argv: Sequence[str] | None = None) -> Config:
+    """The command line -> Config: defaults, then a saved --config, then the flags given.
+
+    A wrong flag exits with one line and code 2. Raises ValueError or FileNotFoundError on values that cannot be.
+    """
+    given = vars(_parser().parse_args(argv))
+    saved = given.pop("config", None)
+    if given.pop("cut", 0):
+        raise ValueError("--cut: the published code parses this flag and never uses it; CutPaste is not part of it")
+    for flag, field_name, table in (("res", "skips", RES_TO_SKIPS), ("L2", "loss", L2_TO_LOSS)):
+        if flag in given:
+            number = given.pop(flag)
+            if field_name in given and given[field_name] != table[number]:
+                raise ValueError(
+                    f"--{flag} {number} means --{field_name} {table[number]}; found {given[field_name]} too"
+                )
+            given[field_name] = table[number]
+    return Config(**{**(Config.load(saved) if saved else {}), **given})
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="main.py",
+        usage="python main.py [flags]",
+        description="Train and score reverse distillation, one model per class and seed. Flags take - and _ alike.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="PATH", help="start from a run's config.json; flags given here override it"
+    )
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    for f in dataclasses.fields(Config):
+        option(groups[f.metadata["group"]], f.name)
+    published = parser.add_argument_group("published flags, translated")
+    published.add_argument("--res", type=int, choices=RES_TO_SKIPS, help="--skips: 0, 1 none; 2 E3 only; 3 E3 and E2")
+    published.add_argument("--L2", type=int, choices=L2_TO_LOSS, help="--loss: 0 cosine; 1 mse; 2 half of each")
+    published.add_argument("--cut", type=int, help="accepted at 0 only: the published code never uses it")
+    return parser
+
+
+def parse_some(prog: str, description: str | None, names: Sequence[str], argv: Sequence[str] | None) -> Config:
+    """The command line of a command that takes only the named fields' flags -> Config; errors as in `parse`."""
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=prog, description=description, formatter_class=kind, argument_default=argparse.SUPPRESS)
+    for name in names:
+        option(parser, name)
+    return Config(**vars(parser.parse_args(argv)))
+
+
+def option(parser: argparse._ActionsContainer, name: str) -> None:
+    """Add one field's flag to a parser or a group of one: for commands that take some of the Config's flags."""
+    f = next(f for f in dataclasses.fields(Config) if f.name == name)
+    kind = kind_of(typing.get_type_hints(Config)[name])
+    options: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "NAME")}
+    if kind is bool:
+        options = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
+    elif typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        options = {"type": item, "nargs": "+", "metavar": METAVARS.get(item, "NAME")}
+    if f.metadata["choices"]:
+        options["metavar"] = "{" + ",".join(f.metadata["choices"]) + "}"
+    text = f.metadata["help"] + ("" if f.default is None else f" (default: {_shown(f.default)})")
+    names = [f"--{name}" for name in (f.name, *f.metadata["names"])]
+    parser.add_argument(*names, dest=f.name, help=text.replace("%", "%%"), **options)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(int(default))
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -1,0 +1,99 @@
+"""Published figures: looked up in published_results.csv by our names, never computed, never filled in."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+PUBLISHED = Path(__file__).with_name("published_results.csv")
+NET = "wide_res50"  # the teacher behind every figure of a variant; tables over teachers have rows of their own
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a variant is called in published_results.csv, and what its published figures are figures of."""
+
+    key: str
+    title: str
+    protocol: str
+
+
+METHODS = {
+    "rd4ad": Method("RD4AD", "RD4AD", "WideResNet-50-2, 256 pixels, epoch 200, the last; AUPRO per image"),
+    "sk_rd4ad": Method(
+        "SK-RD4AD",
+        "SK-RD4AD",
+        "WideResNet-50-2, 256 pixels, the best of 200 epochs on the test set (oracle); AUPRO per image",
+    ),
+    "masked": Method(
+        "ICCK-FMM-SCSAtt",
+        "ICCK (masked reverse distillation)",
+        "WideResNet-50-2, at most 200 epochs, stopped early on a validation loss; image size and kind of AUPRO are not "
+        "stated (its RD4AD column is the per-image one)",
+    ),
+    "mrkd": Method(
+        "MRKD", "MRKD", "WideResNet-50-2; which epoch is reported and the kind of AUPRO are not known to us"
+    ),
+    "drd": Method(
+        "DRD",
+        "DRD",
+        "WideResNet-50-2, 256 pixels, at most 200 epochs, stopped early on the test set (oracle); AUPRO not published",
+    ),
+    "rdpp": Method(
+        "RD++",
+        "RD++",
+        "WideResNet-50-2, 256 pixels, the best epoch on the test set by the mean of three figures (oracle), 10 to 300 "
+        "epochs by class; AUPRO per image",
+    ),
+    "rd_anomalib": Method(
+        "anomalib ReverseDistillation (WRN50)",
+        "anomalib's ReverseDistillation",
+        "WideResNet-50-2 with timm's weights, 256 pixels, validated once, at the end; the F1 is that of the threshold "
+        "that is best on the test set; AUPRO not published",
+    ),
+}
+DATASETS = {"mvtec": "MVTec-AD", "visa": "VisA", "vad": "VAD", "btad": "BTAD", "cifar10": "CIFAR-10"}
+CATEGORIES = {"vad": "one-class"}
+# The AUPRO of these papers averages per-image figures, so it is no match for the pooled one.
+FIGURES = {
+    "image_auroc": "image_auroc",
+    "image_f1max": "image_f1",
+    "pixel_auroc": "pixel_auroc",
+    "aupro_per_image": "aupro",
+}
+
+
+@functools.cache
+def _rows() -> dict[tuple[str, str, str, str], tuple[float, str]]:
+    """(method, dataset, category, figure) -> (fraction, source)."""
+    rows = {}
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            figure, _, unit = row["metric"].rpartition("_")
+            if unit in ("pct", "frac"):
+                value = float(row["value"]) / (100 if unit == "pct" else 1)
+                rows[row["method"], row["dataset"], row["category"], figure] = value, row["source"]
+    return rows
+
+
+def methods() -> set[str]:
+    """All methods' names in the file, rows of ablation tables and others' repetitions among them."""
+    return {method for method, *_ in _rows()}
+
+
+def published_of(method: str, benchmark: str, class_name: str, figure: str) -> tuple[float, str] | None:
+    """The figure as published, a fraction in 0..1, and its source; None where published_results.csv has none.
+
+    `method` is a name of that file; benchmark, class and figure are ours, class "mean" being the mean over all classes
+    of the benchmark. A published AUPRO stands for `aupro_per_image`; `aupro` has none.
+    """
+    category = CATEGORIES.get(class_name, class_name)
+    return _rows().get((method, DATASETS.get(benchmark, ""), category, FIGURES.get(figure, "")))
+
+
+def published(benchmark: str, variant: str, class_name: str, figure: str) -> tuple[float, str] | None:
+    """`published_of` the method that the variant follows: its own rows, not reproductions or what others quote."""
+    known = METHODS.get(variant)
+    return published_of(known.key, benchmark, class_name, figure) if known else None

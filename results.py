@@ -1,0 +1,78 @@
+"""The finished runs under some folders, as their metrics.json files hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runs import CONFIG, METRICS
+
+Result = dict[str, Any]  # the content of one metrics.json
+
+FIGURES = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1max": "pixel F1-max",
+    "aupro": "AUPRO",
+    "aupro_per_image": "AUPRO per image",
+}
+NEEDED = ("benchmark", "variant", "class_name", "seed", "figures")
+
+
+def collect(roots: Sequence[Path]) -> list[Result]:
+    """The content of every metrics.json under the folders, at any depth: folder by folder, each in the order of paths.
+
+    Raises FileNotFoundError for a folder that is not there, and ValueError, naming the file, for a metrics.json that is
+    none and for two that hold the same run.
+    """
+    places: dict[tuple[Any, ...], Path] = {}
+    results = []
+    for path in _find(roots, METRICS):
+        result = _read(path)
+        key = (result["benchmark"], name_of(result), result["class_name"], result["seed"])
+        if key in places:
+            run = " ".join(map(str, key))
+            raise ValueError(f"{places[key]} and {path} hold the same run, {run}: leave one of them out")
+        places[key] = path
+        results.append(result)
+    return results
+
+
+def unfinished(roots: Sequence[Path]) -> list[Path]:
+    """The run folders with a config.json and no metrics.json yet. Raises FileNotFoundError as `collect`."""
+    return [path.parent for path in _find(roots, CONFIG) if not path.with_name(METRICS).is_file()]
+
+
+def name_of(result: Result) -> str:
+    """What a run goes by: --name, or its variant."""
+    return result.get("name") or result["variant"]
+
+
+def _find(roots: Sequence[Path], name: str) -> list[Path]:
+    found: dict[Path, Path] = {}  # by resolved path, so that each file counts once
+    for root in roots:
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder; give run folders, or folders that hold some")
+        for path in sorted(path for path in root.rglob(name) if path.is_file()):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _read(path: Path) -> Result:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        figures = {key: result[key] for key in NEEDED}["figures"]
+        values = [*figures.values(), *(best["value"] for best in (result.get("oracle") or {}).values())]
+        wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # NaN is wrong, too
+    except ValueError as problem:  # no JSON, or not even text
+        raise ValueError(f"{path}: not valid JSON ({problem}); remove it and run again") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}") from None
+    if wrong:
+        raise ValueError(f"{path}: figures are fractions in 0..1 or null, found {wrong[0]}")
+    return result
