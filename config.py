@@ -166,7 +166,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name in ("classes", "seeds", "levels", "student_width"):  # lists from the command line
+        for name in ("classes", "seeds", "levels", "train_levels", "student_width"):  # lists from the command line
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = [

@@ -57,9 +57,10 @@ def run(config: Config, device: torch.device) -> None:
 
     started = time.perf_counter()
     scoring = ready_to_score(distiller, train_images, device, parts.scoring_of(config))
-    result = evaluate(distiller, test_images, device, scoring, config.seg)
+    result = evaluate(distiller, test_images, device, scoring, config.seg, config.vis or config.normalise)
     seconds = time.perf_counter() - started
-    folder.write_predictions(test_images.samples, result.scores)
+    fitted = parts.normalisers_of(result) if config.normalise else {}
+    folder.write_predictions(test_images.samples, result.scores, fitted.get("image"))
     progress.evaluated(progress.epoch, result.report.values)
     folder.write_progress(progress)
     if config.print_scores:
@@ -69,7 +70,7 @@ def run(config: Config, device: torch.device) -> None:
         count, example = len(test_images.vanished), test_images.vanished[0]
         print(f"{config.title}: {count} masks are below half a pixel at this size, e.g. that of {example}")
     scale = parts.normal_scale(distiller, train_images, device, scoring)
-    if config.vis:
+    if config.vis and result.maps is not None:
         names = overlay_names(test_images.samples)
         write_overlays(config.overlay_folder, test_images.samples, names, result.maps, result.scores, scale)
         print(f"{config.title}: overlays in {config.overlay_folder}")
@@ -97,6 +98,7 @@ def run(config: Config, device: torch.device) -> None:
             "figures": result.figures(),
             "reasons": result.report.reasons,
             "oracle": progress.oracle(),
+            "normalised": parts.normalised_figures(fitted, test_images, result),
             "n_train": len(train_images),
             "n_held_out": len(held_out or ()),
             "n_test": len(test_images),

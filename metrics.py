@@ -25,8 +25,8 @@ CHUNK = 1 << 16  # scores handled at a time: few enough to stay in the processor
 class Report:
     """Figures by name, fractions in [0, 1]; NaN where one is undefined, and then `reasons` says why in one line.
 
-    `thresholds` holds the score at which F1-max is reached, of "image" and of "pixel", where that is defined: what scores
-    as high or higher is called anomalous. It is an anomalous score that occurs, to the bit; of several, the lowest.
+    `thresholds` holds the score at which F1-max is reached, of "image" and of "pixel", where that is defined: what
+    scores as high or higher is called anomalous. It is a score that occurs, to the bit; of several, the lowest.
     """
 
     values: dict[str, float]

@@ -1,13 +1,13 @@
-"""Scores as shares of their range, 0.5 at a threshold, and the decisions that follow: the post-processing of anomalib 2.
+"""Scores as shares of their range, 0.5 at a threshold, and the decisions that follow: what anomalib 2 makes of scores.
 
-An oracle, to compare with anomalib's figures: threshold and range come from its validation set, which is by default its
+An oracle, to compare with anomalib's figures: threshold and range come from its validation set, which by default is its
 test set, so the labels of the test images choose what is then said of those images. F1 at that threshold is F1-max
 itself, not what a new set would give. AUROC changes only where the clipping to [0, 1], or rounding, ties scores.
 
-It departs from anomalib in three places. anomalib calls anomalous only what lies above the threshold, which is itself an
-anomalous score, so its own F1 stays below F1-max; here the threshold is within, as on the curve that it was chosen from.
-Without anomalous images anomalib takes the lowest score as the threshold; here it is the middle of the range. And where
-all scores are one, anomalib divides by zero.
+It departs from anomalib in three places. anomalib calls anomalous only what lies above the threshold, itself the score
+of an anomalous image or pixel, so its F1 can fall short of F1-max; here the threshold is within, as on the curve that
+it was chosen from. Of a set without anomalous images anomalib takes the lowest score as the threshold; here it is the
+middle of the range. And where all scores are one, anomalib divides by zero.
 """
 
 from __future__ import annotations
@@ -109,4 +109,4 @@ def f1_score(truth: Sequence[ArrayLike | None] | np.ndarray, decided: Sequence[A
         found += np.count_nonzero(decision)
         anomalous += np.count_nonzero(defect)
         total += decision.size
-    return 2 * hits / (found + anomalous) if 0 < anomalous < total else math.nan
+    return float(2 * hits / (found + anomalous)) if 0 < anomalous < total else math.nan

@@ -6,6 +6,8 @@ import functools
 import hashlib
 import os
 import random
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch
 from config import Config
 from damage import Painter, painter
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
-from engine import Scoring, Targets, predict
+from engine import Evaluation, Scoring, Targets, predict
 from model import Distiller, Teacher, build_distiller, build_teacher, load_published
+from normalising import Normaliser, f1_figures, normalisers
 from overlays import colour_scale
 
 
@@ -146,6 +149,30 @@ def normal_scale(
     step = max(1, -(-len(train_images) // 64))
     some = ImageSet(train_images.samples[::step], train_images.size)
     return colour_scale(np.concatenate([maps for _, maps in predict(distiller, some, device, scoring)]))
+
+
+def normalisers_of(result: Evaluation) -> dict[str, Normaliser]:
+    """The normalisers of image scores and of pixels, chosen on what was scored."""
+    assert result.maps is not None, "keep the maps"
+    return normalisers(result.report.thresholds, result.scores, result.maps)
+
+
+def normalised_figures(fitted: Mapping[str, Normaliser], images: ImageSet, result: Evaluation) -> dict[str, Any] | None:
+    """What metrics.json keeps of --normalise: thresholds, ranges, and F1 at the thresholds; None without it."""
+    if not fitted:
+        return None
+    assert result.maps is not None, "keep the maps"
+    figures = f1_figures(fitted, images.labels, result.scores, result.maps, result.masks)
+    return {
+        "chosen_on": "the test set",
+        **{name: asdict(normaliser) for name, normaliser in fitted.items()},
+        **{name: None if value != value else value for name, value in figures.items()},
+    }
+
+
+def normaliser_in(metrics: Mapping[str, Any]) -> Normaliser | None:
+    """The normaliser of image scores that a finished run has chosen; None where it was not asked for."""
+    return Normaliser(**metrics["normalised"]["image"]) if metrics.get("normalised") else None
 
 
 def facts_of(config: Config, teacher: Teacher) -> dict[str, Any]:

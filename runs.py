@@ -26,6 +26,7 @@ import torch
 
 from dataset import Sample
 from model import Distiller
+from normalising import Normaliser
 from utils import code_revision, write_atomically
 
 CONFIG, TRAIN, EVALUATIONS = "config.json", "train.csv", "evaluations.csv"
@@ -172,10 +173,17 @@ class Run:
         self.write_csv(TRAIN, progress.history)
         self.write_csv(EVALUATIONS, progress.evaluations)
 
-    def write_predictions(self, samples: Sequence[Sample], scores: np.ndarray) -> None:
-        """predictions.csv: path, defect, anomalous (0, 1) and image score of every test image."""
+    def write_predictions(
+        self, samples: Sequence[Sample], scores: np.ndarray, normaliser: Normaliser | None = None
+    ) -> None:
+        """predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image."""
         rows = [
-            {"path": str(s.image), "defect": s.defect, "anomalous": int(s.anomalous), "score": f"{score:.9g}"}
+            {
+                "path": str(s.image),
+                "defect": s.defect,
+                "anomalous": int(s.anomalous),
+                **score_columns(score, normaliser),
+            }
             for s, score in zip(samples, scores, strict=True)
         ]
         self.write_csv(PREDICTIONS, rows)
@@ -193,6 +201,15 @@ class Run:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write metrics.json, the last file; NaN is written as null."""
         write_atomically(self.folder / METRICS, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+
+
+def score_columns(score: float, normaliser: Normaliser | None) -> dict[str, str]:
+    """An image score as columns of a CSV file; with a normaliser also its share in 0..1 and the decision (0, 1)."""
+    columns = {"score": f"{score:.9g}"}
+    if normaliser is not None:
+        columns["normalised"] = f"{float(normaliser.normalised(score)):.9g}"
+        columns["predicted"] = str(int(normaliser.decide(score)))
+    return columns
 
 
 def machine() -> dict[str, Any]:

@@ -22,9 +22,10 @@ from dataset import ImageSet, Sample
 from discrepancy import Normality
 from engine import Scoring, evaluate, predict
 from model import Distiller
+from normalising import Normaliser
 from overlays import overlay_names, write_overlays
 from readers.base import list_images
-from runs import CONFIG, METRICS, Run
+from runs import CONFIG, METRICS, Run, score_columns
 from utils import format_table
 
 
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     scale = state["colour_scale"]
     if options.images:
         out = options.out or options.run / "images"
-        return predict_images(distiller, config, scoring, device, options.images, out, scale)
+        normaliser = parts.normaliser_in(folder.read(METRICS))
+        return predict_images(distiller, config, scoring, device, options.images, out, scale, normaliser)
     return score_again(distiller, config, scoring, device, folder, scale, options.vis)
 
 
@@ -74,14 +76,14 @@ def score_again(
 ) -> int:
     """Print the figures of a second scoring beside the recorded ones."""
     images = parts.images_of(config, "test")
-    result = evaluate(distiller, images, device, scoring, config.seg)
+    result = evaluate(distiller, images, device, scoring, config.seg, keep_maps=vis)
     figures, recorded = result.figures(), folder.read(METRICS)["figures"]
     rows = [
         [name, *("n/a" if value is None else f"{value:.6f}" for value in (figures[name], recorded.get(name)))]
         for name in figures
     ]
     print(format_table([config.title, "now", "recorded"], rows))
-    if vis:
+    if vis and result.maps is not None:
         names = overlay_names(images.samples)
         write_overlays(config.overlay_folder, images.samples, names, result.maps, result.scores, scale)
         print(f"overlays in {config.overlay_folder}")
@@ -98,19 +100,25 @@ def predict_images(
     paths: Sequence[Path],
     out: Path,
     scale: tuple[float, float],
+    normaliser: Normaliser | None,
 ) -> int:
-    """Write `out`/scores.csv (path, score) and `out`/overlays for images and folders of images, batch by batch."""
+    """Write `out`/scores.csv and `out`/overlays for images and folders of images, batch by batch.
+
+    The columns are path and score; after a run with --normalise also the normalised score and the decision, by the
+    run's threshold.
+    """
     files = [image for path in paths for image in find_images(path)]
     samples = [Sample(path, anomalous=False, defect=path.parent.name) for path in files]
     names = overlay_names(samples)
     out.mkdir(parents=True, exist_ok=True)
     done = 0
     with (out / "scores.csv").open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["path", "score"])
+        writer = csv.DictWriter(handle, ["path", *score_columns(0.0, normaliser)], lineterminator="\n")
+        writer.writeheader()
         for scores, maps in predict(distiller, ImageSet(samples, config.image_size), device, scoring):
             batch = samples[done : done + len(scores)]
-            writer.writerows([sample.image, f"{score:.9g}"] for sample, score in zip(batch, scores, strict=True))
+            rows = zip(batch, scores, strict=True)
+            writer.writerows({"path": sample.image, **score_columns(score, normaliser)} for sample, score in rows)
             write_overlays(out / "overlays", batch, names[done : done + len(scores)], maps, scores, scale)
             done += len(scores)
     print(f"{done} images: scores in {out / 'scores.csv'}, overlays in {out / 'overlays'}")

@@ -107,5 +107,5 @@ def _load(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=7)  # all files of one copy, 184 MB
 def _unpickle(path: Path) -> dict[str, Any]:
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy 2.4 minds how NumPy 1 wrote its types
+        warnings.filterwarnings("ignore", r"dtype\(\): align")  # NumPy 2.4.0 to 2.4.4 mind how NumPy 1 wrote types
         return pickle.load(file, encoding="latin1")  # written by Python 2

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from config import Config
 from flags import parse
-from model import SKIPS, VARIANTS
+from model import SKIPS, SSOT, VARIANTS, Term
 
 PUBLISHED = (
     "--epochs 200 --res 3 --learning_rate 0.005 --batch_size 16 --seed 111 --class all --seg 1 --print_epoch 10 "
@@ -20,7 +21,8 @@ PUBLISHED = (
 
 def test_published_command_is_sk_rd4ad_as_published() -> None:
     config = parse(PUBLISHED.split())
-    assert config == Config(print_epoch=10, data_path=Path("D"), save_path=Path("S"), skips="both", loss="cosine")
+    plain = Config(print_epoch=10, data_path=Path("D"), save_path=Path("S"), skips="both", loss="cosine")
+    assert config.deciding() == plain.deciding()
     assert config.recipe == VARIANTS["sk_rd4ad"]
 
 
@@ -32,7 +34,7 @@ def test_every_published_flag_is_accepted() -> None:
     assert config.classes == ("bottle",)
     assert config.seeds == (111, 250, 444)
     assert (config.score_num, config.vis, config.print_max, config.print_scores) == (3, True, True, True)
-    assert dict(config.recipe.losses)["consistency"] == 0.1
+    assert Term("consistency", 0.1) in config.recipe.losses
 
 
 @pytest.mark.parametrize(("res", "skips"), [(0, "none"), (1, "none"), (2, "E3"), (3, "both")])
@@ -41,15 +43,18 @@ def test_res_follows_its_help_text(res: int, skips: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "losses"), [(0, [("cosine", 1.0)]), (1, [("mse", 1.0)]), (2, [("mse", 0.5), ("cosine", 0.5)])]
+    ("number", "losses"), [(0, [Term("cosine")]), (1, [Term("mse")]), (2, [Term("mse", 0.5), Term("cosine", 0.5)])]
 )
-def test_l2_chooses_the_loss(number: int, losses: list[tuple[str, float]]) -> None:
+def test_l2_chooses_the_loss(number: int, losses: list[Term]) -> None:
     assert parse(["--variant", "rd4ad", "--L2", str(number)]).recipe.losses == tuple(losses)
 
 
 def test_layerloss_adds_and_removes_the_consistency_loss() -> None:
-    assert parse(["--layerloss", "0"]).recipe.losses == (("cosine", 1.0),)
-    assert parse(["--variant", "rd4ad", "--layerloss", "1"]).recipe.losses == (("cosine", 1.0), ("consistency", 0.05))
+    assert parse(["--layerloss", "0"]).recipe.losses == (Term("cosine"),)
+    assert parse(["--variant", "rd4ad", "--layerloss", "1"]).recipe.losses == (
+        Term("cosine"),
+        Term("consistency", 0.05),
+    )
     with pytest.raises(ValueError, match="--rate.*--layerloss 1"):
         parse(["--variant", "rd4ad", "--rate", "0.1"])
 
@@ -124,3 +129,58 @@ def test_places_do_not_decide_a_run() -> None:
     decided = Config().deciding()
     assert {"epochs", "variant", "seeds", "image_size", "learning_rate"} <= set(decided)
     assert not {"data_path", "save_path", "device", "workers", "cache", "vis"} & set(decided)
+
+
+def test_a_variant_brings_its_own_training_and_flags_go_before_it() -> None:
+    drd, masked = parse(["--variant", "drd"]).training, parse(["--variant", "masked"]).training
+    assert (drd.batch_size, drd.weight_decay, drd.epochs) == (4, 1e-5, 200)
+    assert (masked.learning_rate, masked.betas, masked.patience) == (0.001, (0.9, 0.999), 20)
+    given = parse("--variant masked --lr 0.01 --patience 0 --weight_decay 0 --batch_size 2 --epochs 3".split()).training
+    assert (given.learning_rate, given.patience, given.weight_decay, given.batch_size) == (0.01, 0, 0, 2)
+    assert given.epochs == 3
+
+
+def test_rdpp_s_epochs_follow_the_class() -> None:
+    sweep = parse(["--variant", "rdpp", "--class", "carpet", "screw", "mine"])
+    assert [sweep.of_run(name, 1).training.epochs for name in sweep.classes] == [10, 280, 200]
+    assert parse("--variant rdpp --class carpet --epochs 5".split()).training.epochs == 5
+
+
+def test_what_the_variant_settles_is_recorded_as_deciding() -> None:
+    decided = parse(["--variant", "drd"]).deciding()
+    assert (decided["batch_size"], decided["refine"], decided["anomaly_map"]) == (4, True, "mean")
+    assert decided == parse("--variant drd --batch_size 4 --anomaly_map mean --refine 1".split()).deciding()
+    assert "cascade" in decided["recipe"]
+    json.dumps(decided)
+
+
+def test_a_loss_flag_takes_the_place_of_the_distilling_terms_alone() -> None:
+    losses = parse("--variant drd --loss mse".split()).recipe.losses
+    assert losses == (Term("mse"), *VARIANTS["drd"].losses[2:])
+    assert parse("--variant mrkd --loss mse".split()).recipe.losses == (Term("mse", of="restored"),)
+    assert parse("--variant rdpp --ssot".split()).recipe.losses == (*VARIANTS["rdpp"].losses, SSOT)
+
+
+def test_parts_are_switches_for_any_variant() -> None:
+    recipe = parse("--variant rd4ad --simam --scconv 1 --fmm 1 --mask_rate 0.4 --train_levels 1 2".split()).recipe
+    assert (recipe.simam, recipe.scconv, recipe.fmm, recipe.mask_rate) == (True, True, True, 0.4)
+    assert recipe.train_levels == (1, 2)
+    off = parse("--variant masked --simam 0 --scconv 0 --fmm 0".split()).recipe
+    assert not (off.simam or off.scconv or off.fmm)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--mask_rate 0.3", "--mask_rate: nothing is hidden here; add --fmm 1"),
+        ("--variant masked --mask_rate 1", "--mask_rate 1.0: must be at least 0 and below 1"),
+        ("--ssot", "needs a projection"),
+        ("--patience -1", "--patience -1: must be at least 0"),
+        ("--holdout 1", "--holdout 1.0"),
+        ("--train_levels 2 1", "--train_levels 2 1"),
+        ("--train_levels 2", "two --train_levels, or --layerloss 0"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(flags: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(flags.split())

@@ -7,8 +7,8 @@ import pytest
 from toys import MakeTree
 
 from commandline import exit_code
-from flags import parse
 from dataset import ImageSet
+from flags import parse
 from model import build_teacher
 from parts import images_of
 from scripts.controls import main, nearest_neighbour_maps, z_score_maps

@@ -90,31 +90,32 @@ def test_copy_paste_adds_a_fifth_of_what_lies_under_the_patch(size):
 
 
 def displacements(image, images):
-    """Where the pixels of a swapped picture came from, as sets of one (rows, columns) shift each -> changed pixels."""
-    shift = (image - images[0])[:2]
-    return {tuple(s): (shift == s[:, None, None]).all(dim=0) for s in shift.flatten(1).unique(dim=1).T if s.any()}
+    """The changed pixels of a swapped picture, one (S, S) bool for each way (rows, columns) that they moved."""
+    rows, columns, _ = image - images[0]
+    shift = 1000 * rows + columns
+    return [shift == value for value in shift.unique() if value]
 
 
-@pytest.mark.parametrize("size", [64, 256])
-def test_swap_patches_moves_one_to_four_rectangles(size):
-    rng, images = np.random.default_rng(2), coordinates(300, size)
+@pytest.mark.parametrize("size, batch", [(32, 1500), (256, 200)])
+def test_swap_patches_moves_one_to_four_rectangles(size, batch):
+    rng, images = np.random.default_rng(2), coordinates(batch, size)
     counts, sides = [], []
     for image in swap_patches(images, rng):
         moved = displacements(image, images)
         counts.append(len(moved))
         assert (image[2] == 1).all()
         if len(moved) == 1:
-            sides += extent(rectangle(*moved.values()))
+            sides += extent(rectangle(moved[0]))
     # never more shifts than patches: each was copied from the untouched image
     assert set(counts) == {1, 2, 3, 4}
-    np.testing.assert_allclose([counts.count(n) / 300 for n in (1, 2, 3, 4)], 0.25, atol=0.1)
+    np.testing.assert_allclose([counts.count(n) / batch for n in (1, 2, 3, 4)], 0.25, atol=0.1)
     fractions = np.array(sides) / size
     assert round(0.03 * size) <= min(sides) and max(sides) <= round(0.4 * size)
     assert fractions.mean() == pytest.approx(0.13, abs=0.02) and fractions.std() == pytest.approx(0.07, abs=0.015)
 
 
-@pytest.mark.parametrize("size, smallest, largest", [(32, 2, 3), (64, 2, 7), (256, 10, 31), (512, 20, 63)])
-def test_simplex_noise_adds_a_fifth_of_the_corner_of_the_field(size, smallest, largest):
+@pytest.mark.parametrize("size, smallest, largest", [(32, 2, 3), (64, 2, 7), (256, 10, 31), (288, 11, 35)])
+def test_simplex_noise_adds_a_fifth_of_the_fields_corner(size, smallest, largest):
     field = np.random.default_rng(0).uniform(0.5, 1, (3, largest, largest))
     rng, images = np.random.default_rng(3), torch.full((8, 3, size, size), 0.25, dtype=torch.float64)
     extents = []
@@ -125,7 +126,7 @@ def test_simplex_noise_adds_a_fifth_of_the_corner_of_the_field(size, smallest, l
             expected = images[0].clone()
             expected[:, rows, columns] += 0.2 * torch.from_numpy(field[:, :height, :width])
             assert torch.equal(image, expected)
-            assert 1 <= rows.start and rows.stop < size and 1 <= columns.start and columns.stop < size
+            assert min(rows.start, columns.start) >= 1 and max(rows.stop, columns.stop) < size
             extents.append((height, width))
     for sides in zip(*extents, strict=True):
         assert smallest <= min(sides) <= smallest + 1 and largest - 1 <= max(sides) <= largest

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from discrepancy import LOSSES
-from model import SKIPS, TEACHERS, VARIANTS, Recipe, Skip, build_distiller, build_teacher
+from damage import painter
+from discrepancy import cosine_distance
+from engine import terms_of
+from model import SKIPS, SSOT, TEACHERS, VARIANTS, Recipe, Seen, Skip, Term, build_distiller, build_teacher
+from model.projection import Projection
 
 # published counts, less what the published bottleneck never calls
 LIVE = {
@@ -38,8 +42,19 @@ def build(variant="sk_rd4ad", net="res18", seed=0, **changes):
     return build_distiller(recipe, build_teacher(net, weights="random")), recipe
 
 
-def loss_of(recipe, pairs):
-    return sum(weight * LOSSES[name](pairs) for name, weight in recipe.losses)
+def look(distiller, recipe, images):
+    """What the teacher sees of the images, and of the damaged ones where the recipe wants them."""
+    images = images / 255
+    clean = distiller.teacher(images)
+    if recipe.damage is None:
+        return Seen(clean)
+    painted = painter(recipe.damage, 0, images.shape[-1])(images, np.random.default_rng(0))
+    damage = cosine_distance(distiller.teacher.normalised(painted), distiller.teacher.normalised(images))
+    return Seen(clean, distiller.teacher(painted), damage[:, None])
+
+
+def loss_of(distiller, recipe, seen):
+    return terms_of(distiller, seen, recipe)["loss"]
 
 
 def levels_of(pairs):
@@ -67,10 +82,10 @@ def test_pairs_have_the_teacher_s_shapes_finest_first(net):
 def test_wide_res50_at_256_takes_a_step_and_survives_a_checkpoint(tmp_path):
     distiller, recipe = build(net="wide_res50")
     before = copy.deepcopy(distiller.teacher.state_dict())
-    targets = distiller.teacher(pictures(side=256, batch=1))
-    assert [tuple(target.shape) for target in targets] == shapes("wide_res50", side=256, batch=1)
+    seen = look(distiller, recipe, pictures(side=256, batch=1))
+    assert [tuple(level.shape) for level in seen.clean] == shapes("wide_res50", side=256, batch=1)
     optimiser = torch.optim.SGD(distiller.train().trainable(), lr=1e-3)
-    loss_of(recipe, distiller.rebuild(targets)).backward()
+    loss_of(distiller, recipe, seen).backward()
     optimiser.step()
     assert all(torch.equal(value, before[name]) for name, value in distiller.teacher.state_dict().items())
 
@@ -88,28 +103,47 @@ def test_wide_res50_at_256_takes_a_step_and_survives_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(variant, net):
     distiller, recipe = build(variant, net)
-    loss_of(recipe, distiller.train()(pictures())).backward()
-    own = [*distiller.bottleneck.parameters(), *distiller.student.parameters()]
+    before = copy.deepcopy(distiller.teacher.state_dict())
+    loss_of(distiller.train(), recipe, look(distiller, recipe, pictures())).backward()
+    parts = [distiller.bottleneck, distiller.student, *([distiller.projection] if recipe.projection else [])]
+    own = [parameter for part in parts for parameter in part.parameters()]
     assert {id(parameter) for parameter in distiller.trainable()} == {id(parameter) for parameter in own}
+    # instance norm takes away any constant, so the biases before it, built as published, can learn nothing
+    idle = [name for name, _ in distiller.named_parameters() if name.startswith("projection") and "bias" in name]
     silent = [n for n, p in distiller.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert silent == []
+    assert set(silent) <= set(idle)
     assert all(parameter.grad is None for parameter in distiller.teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in distiller.teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("net", ["res18", NARROW])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_few_steps_lower_the_loss(variant, net):
+def test_a_few_steps_lower_the_loss_and_a_saved_state_is_the_same_model(variant, net):
     distiller, recipe = build(variant, net)
     optimiser = torch.optim.Adam(distiller.train().trainable(), lr=0.005, betas=(0.5, 0.999))
-    targets = distiller.teacher(pictures(batch=2))
+    seen = look(distiller, recipe, pictures())
     course = []
     for _ in range(10):
-        loss = loss_of(recipe, distiller.rebuild(targets))
+        loss = loss_of(distiller, recipe, seen)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         course.append(loss.item())
-    assert course[-1] < 0.6 * course[0]
+    assert course[-1] < 0.7 * course[0]
+    other, _ = build(variant, net, seed=1)
+    other.load_trained_state(distiller.trained_state())
+    for (_, ours), (_, theirs) in zip(distiller.eval()(pictures()), other.eval()(pictures()), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pairs_of_every_variant_have_the_teacher_s_shapes_and_do_not_depend_on_the_batch(variant):
+    distiller, _ = build(variant, NARROW)
+    pairs = distiller.eval()(pictures(batch=3))
+    assert [tuple(student.shape) for student in levels_of(pairs)] == shapes(NARROW, side=64, batch=3)
+    alone = distiller(pictures(batch=3)[1:2])
+    for (_, together), (_, single) in zip(pairs, alone, strict=True):
+        torch.testing.assert_close(together[1:2], single, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +231,7 @@ def test_the_same_seed_builds_the_same_parts():
 def test_convolutions_start_kaiming_normal_by_fan_out():
     distiller, _ = build(net="res50")
     for layer in (
-        distiller.bottleneck.reduce0[0],
+        distiller.bottleneck.fusion.reduce0[0],
         distiller.student.stages[0][1].conv2,
         distiller.bottleneck.embed[0].conv2,
     ):
@@ -221,9 +255,122 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line():
 
 
 def test_the_named_rows():
-    assert VARIANTS["rd4ad"] == Recipe() == Recipe(skips=SKIPS["none"], losses=(("cosine", 1.0),))
-    assert VARIANTS["sk_rd4ad"] == Recipe(SKIPS["both"], (("cosine", 1.0), ("consistency", 0.05)))
+    assert VARIANTS["rd4ad"] == Recipe() == Recipe(skips=SKIPS["none"], losses=(Term("cosine"),))
+    assert VARIANTS["sk_rd4ad"] == Recipe(SKIPS["both"], (Term("cosine"), Term("consistency", 0.05)))
     assert set(SKIPS["both"]) == {*SKIPS["E3"], *SKIPS["E2"]} == {Skip(source=2, into=1), Skip(source=1, into=0)}
+
+
+def test_the_published_parameter_counts_of_the_family():
+    """RD++'s projection; DRD's bottleneck less its dead 1x1 convolution; anomalib's bottleneck, of inner width 512."""
+    assert count(Projection((256, 512, 1024))) == 15_486_912
+    with torch.device("meta"):
+        teacher = build_teacher("wide_res50", weights="random")
+        drd, anomalib, rd4ad = (build_distiller(VARIANTS[name], teacher) for name in ("drd", "rd_anomalib", "rd4ad"))
+    assert count(drd.bottleneck) == 98_737_152 - 8_392_704
+    for distiller, width in ((anomalib, 512), (rd4ad, 1024)):
+        sizes = {name: value.shape for name, value in distiller.bottleneck.named_parameters()}
+        assert [sizes[f"embed.{block}.conv2.weight"] for block in range(3)] == [(width, width, 3, 3)] * 3
+    assert count(anomalib.student) == count(rd4ad.student)
+    assert len(build("rd_anomalib", "res34")[0].bottleneck.embed) == 2
+
+
+def test_a_masked_student_hides_in_training_only_and_the_next_level_reads_what_was_there():
+    hidden, recipe = build("masked", "res18", mask_rate=0.5)
+    plain, _ = build("masked", "res18", mask_rate=0.0)
+    plain.load_trained_state(hidden.trained_state())
+    targets = hidden.teacher(pictures())
+    for ours, theirs in zip(hidden.eval()(pictures()), plain.eval()(pictures()), strict=True):
+        assert torch.equal(ours[1], theirs[1])
+    for part in (hidden, plain):
+        part.train()
+        for module in part.modules():  # batch norms that depend on nothing but their input
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+    embedding = hidden.bottleneck(targets)
+    first, second = hidden.student(embedding, targets), hidden.student(embedding, targets)
+    assert not torch.equal(first[0], second[0])
+    # without generation the stages alone are deterministic: nothing hidden reaches the next level
+    for student in (hidden.student, plain.student):
+        student.generation = torch.nn.ModuleList()
+    for ours, theirs in zip(hidden.student(embedding, targets), plain.student(embedding, targets), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_mrkd_also_hides_in_scoring_and_repeats_itself():
+    distiller, recipe = build("mrkd", NARROW)
+    shown = build_distiller(replace(recipe, mask_in_scoring=False), distiller.teacher)
+    shown.load_trained_state(distiller.trained_state())
+    first, again = distiller.eval()(pictures()), distiller(pictures())
+    for (_, one), (_, two), (_, other) in zip(first, again, shown.eval()(pictures()), strict=True):
+        assert torch.equal(one, two)
+        assert not torch.equal(one, other)
+
+
+def test_the_attention_is_a_switch_each():
+    for changes, kinds in (({}, ["SCConv", "BatchNorm2d", "ReLU", "SimAM"]), ({"scconv": False}, ["SimAM"])):
+        distiller, _ = build("masked", NARROW, **changes)
+        assert [type(part).__name__ for part in distiller.bottleneck.attention] == kinds
+    off, _ = build("masked", NARROW, scconv=False, simam=False, fmm=False)
+    assert len(off.bottleneck.attention) == 0 and len(off.student.generation) == 0
+
+
+def test_drd_s_terms_are_the_published_ones():
+    """Written out from the published step: shared networks, noise on the damaged features, three kinds of loss."""
+    distiller, recipe = build("drd", NARROW)
+    seen = look(distiller, recipe, pictures())
+    torch.manual_seed(5)
+    found = terms_of(distiller.train(), seen, recipe)
+    distiller, _ = build("drd", NARROW)
+    distiller.train()
+    f = distiller.student(distiller.bottleneck(seen.clean), seen.clean)
+    torch.manual_seed(5)
+    noisy = [level + 0.1 * torch.randn_like(level) for level in seen.damaged]
+    fa = distiller.student(distiller.bottleneck(noisy), noisy)
+
+    def individual(a, b):
+        return (1 - F.cosine_similarity(a.flatten(2), b.flatten(2), dim=2)).mean()
+
+    distilled = sum(
+        (1 - F.cosine_similarity(a, b)).mean() + individual(a, b) for a, b in zip(seen.clean, f, strict=True)
+    )
+    restored = sum(individual(a, b) for a, b in zip(seen.clean, fa, strict=True))
+    maps = [
+        F.interpolate((1 - F.cosine_similarity(a, b))[:, None], 64, mode="bilinear", align_corners=True)
+        for a, b in zip(noisy, fa, strict=True)
+    ]
+    segmented = 0.1 * F.l1_loss(torch.stack(maps).mean(dim=0), seen.damage)
+    torch.testing.assert_close(found["loss"], distilled + restored + segmented, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(0.1 * found["segmented_absolute"], segmented, rtol=1e-4, atol=1e-6)
+
+
+def test_rdpp_s_terms_are_the_published_ones():
+    distiller, recipe = build("rdpp", NARROW)
+    recipe = replace(recipe, losses=(*recipe.losses, SSOT))
+    seen = look(distiller, recipe, pictures(batch=3))
+    found = terms_of(distiller.train(), seen, recipe)
+    distiller, _ = build("rdpp", NARROW)
+    distiller.train()
+    clean, noisy = distiller.projection(seen.clean), distiller.projection(seen.damaged)
+    made = distiller.student(distiller.bottleneck(clean), seen.clean)
+    distilled = sum(
+        (1 - F.cosine_similarity(a.flatten(1), b.flatten(1))).mean() for a, b in zip(seen.clean, made, strict=True)
+    )
+    rebuilt = sum((1 - F.cosine_similarity(a, b)).mean() for a, b in zip(noisy, clean, strict=True))
+    away = -torch.ones(3)
+    contrast = sum(
+        F.cosine_embedding_loss(a.flatten(1), b.flatten(1), away, margin=0.5)
+        for a, b in zip(seen.damaged, clean, strict=True)
+    )
+    expected = distilled + 0.2 * (0.01 * rebuilt + 0.1 * contrast) / 1.11
+    torch.testing.assert_close(found["loss"], expected, rtol=1e-4, atol=1e-6)
+    assert abs(found["shuffled_sinkhorn"].item()) < 1e-6
+
+
+def test_levels_that_are_not_trained_leave_their_own_stages_alone():
+    distiller, recipe = build("rd4ad", NARROW, train_levels=(2,))
+    loss_of(distiller.train(), recipe, look(distiller, recipe, pictures())).backward()
+    silent = {k for k in range(3) if all(p.grad is None for p in distiller.student.stages[k].parameters())}
+    assert silent == {0, 1}
 
 
 def test_recipes_and_skips_that_cannot_be_are_refused():
@@ -231,7 +378,18 @@ def test_recipes_and_skips_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match=f"no such skip: Skip\\(source={source}, into={into}\\)"):
             Skip(source, into)
     with pytest.raises(ValueError, match="found cosin$"):
-        Recipe(losses=(("cosine", 1.0), ("cosin", 1.0)))
+        Recipe(losses=(Term("cosine"), Term("cosin")))
+    with pytest.raises(ValueError, match="restored_cosine needs a damaged view"):
+        Recipe(losses=(Term("cosine", of="restored"),))
+    with pytest.raises(ValueError, match="shuffled_sinkhorn needs a projection"):
+        Recipe(losses=(Term("cosine"), SSOT))
+    with pytest.raises(ValueError, match="pairs out of rebuilt, .*; found nothing"):
+        Recipe(losses=(Term("cosine", of="nothing"),))
+    for changes in ({"fusion": "x"}, {"damage": "x"}, {"train_levels": ()}, {"train_levels": (1, 0)}):
+        with pytest.raises(ValueError, match="unknown|--train_levels"):
+            Recipe(**changes)
+    with pytest.raises(ValueError, match="two --train_levels"):
+        replace(VARIANTS["sk_rd4ad"], train_levels=(1,))
     with pytest.raises(ValueError, match="found none"):
         Recipe(losses=())
     widths: tuple[tuple[int, ...], ...] = ((24, 40), (24, 0, 112))

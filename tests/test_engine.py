@@ -10,11 +10,13 @@ import pytest
 import torch
 from toys import MakeTree
 
-from flags import parse
+from damage import painter
 from dataset import ImageSet, Sample
 from discrepancy import anomaly_map, image_score
-from engine import Scoring, Targets, evaluate, predict, ready_to_score, train_one_epoch
-from model import VARIANTS, Distiller, build_distiller, build_teacher
+from engine import Scoring, Targets, evaluate, held_out_loss, predict, ready_to_score, train_one_epoch
+from flags import parse
+from losses import cosine_loss
+from model import VARIANTS, Distiller, Recipe, build_distiller, build_teacher
 from parts import images_of
 
 CPU = torch.device("cpu")
@@ -43,9 +45,10 @@ def test_every_cache_gives_the_levels_that_no_cache_gives(
     assert cached.cache == cache
     for _ in range(2):  # the second epoch reads the cache again
         batches = list(zip(plain.batches(order, 3), cached.batches(order, 3), strict=True))
-        assert [len(levels[0]) for levels, _ in batches] == [3, 3, 1]
+        assert [len(seen.clean[0]) for seen, _ in batches] == [3, 3, 1]
         for expected, found in batches:
-            for a, b in zip(expected, found, strict=True):
+            assert found.damaged is None and found.damage is None
+            for a, b in zip(expected.clean, found.clean, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -59,13 +62,13 @@ def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: Imag
 
 def test_an_epoch_lowers_the_loss_and_reports_its_terms(distiller: Distiller, images: ImageSet) -> None:
     targets = Targets(distiller.teacher, images, CPU)
-    losses = VARIANTS["sk_rd4ad"].losses
+    recipe = VARIANTS["sk_rd4ad"]
     optimiser = torch.optim.Adam(distiller.trainable(), lr=0.002)
     order = list(range(len(images)))
-    epochs = [train_one_epoch(distiller, targets.batches(order, 4), optimiser, losses) for _ in range(5)]
+    epochs = [train_one_epoch(distiller, targets.batches(order, 4), optimiser, recipe) for _ in range(5)]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     for epoch in epochs:
-        assert epoch["loss"] == pytest.approx(sum(weight * epoch[name] for name, weight in losses), rel=1e-5)
+        assert epoch["loss"] == pytest.approx(sum(term.weight * epoch[term.label] for term in recipe.losses), rel=1e-5)
 
 
 def test_a_short_last_batch_weighs_by_its_images(distiller: Distiller, images: ImageSet) -> None:
@@ -73,8 +76,8 @@ def test_a_short_last_batch_weighs_by_its_images(distiller: Distiller, images: I
     targets = Targets(distiller.teacher, images, CPU)
     optimiser = torch.optim.SGD(distiller.trainable(), lr=0.0)
     batches = list(targets.batches(list(range(7)), 4))
-    parts = [train_one_epoch(distiller, iter([batch]), optimiser, (("cosine", 1.0),))["loss"] for batch in batches]
-    whole = train_one_epoch(distiller, iter(batches), optimiser, (("cosine", 1.0),))["loss"]
+    parts = [train_one_epoch(distiller, iter([batch]), optimiser, Recipe())["loss"] for batch in batches]
+    whole = train_one_epoch(distiller, iter(batches), optimiser, Recipe())["loss"]
     assert whole == pytest.approx((4 * parts[0] + 3 * parts[1]) / 7, rel=1e-6)
 
 
@@ -139,3 +142,80 @@ def test_standardised_maps_know_the_training_images_alone(distiller: Distiller, 
     assert maps.shape == (7, 64, 64)
     np.testing.assert_allclose(maps.mean(axis=0), 0, atol=1e-3)
     assert ready_to_score(distiller, images, CPU, Scoring()) == Scoring()
+
+
+@pytest.mark.parametrize("cache", ["features", "images", "none"])
+def test_every_cache_gives_the_same_damaged_view(distiller: Distiller, images: ImageSet, cache: str) -> None:
+    paint = painter("copy_paste", 0, 64)
+    found = []
+    for kind in (cache, "none"):
+        targets = Targets(distiller.teacher, images, CPU, kind, paint=paint)
+        torch.manual_seed(3)
+        found.append(list(targets.batches([2, 0, 1], 2)))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.damaged is not None and theirs.damaged is not None
+        assert ours.damage is not None and ours.damage.shape[1:] == (1, 64, 64)
+        for a, b in zip([*ours.clean, *ours.damaged], [*theirs.clean, *theirs.damaged], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert torch.equal(ours.damage, theirs.damage) and 0 < ours.damage.mean() < 1
+
+
+def test_damage_is_the_angle_between_the_colours_that_the_teacher_sees(distiller: Distiller, images: ImageSet) -> None:
+    """Only the painted pixels are damaged; the levels are those of the painted images."""
+
+    def paint(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        painted = pictures.clone()
+        painted[:, :, 10:20, 30:50] = 1 - painted[:, :, 10:20, 30:50]
+        return painted
+
+    (seen,) = Targets(distiller.teacher, images, CPU, paint=paint).batches([0, 4], 2)
+    pictures = torch.from_numpy(np.stack([images.image(i) for i in (0, 4)])) / 255
+    painted = paint(pictures, np.random.default_rng(0))
+    seen_clean, seen_painted = ((x - distiller.teacher.mean) / distiller.teacher.std for x in (pictures, painted))
+    expected = 1 - torch.nn.functional.cosine_similarity(seen_clean, seen_painted)
+    assert seen.damage is not None and seen.damaged is not None
+    torch.testing.assert_close(seen.damage[:, 0], expected, rtol=1e-4, atol=1e-5)
+    outside = seen.damage.clone()
+    outside[:, :, 10:20, 30:50] = 0
+    assert outside.abs().max() < 1e-6
+    for found, wanted in zip(seen.damaged, distiller.teacher(painted), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_accumulated_gradients_make_one_step_and_what_is_left_makes_another(
+    distiller: Distiller, images: ImageSet
+) -> None:
+    """Two batches a step: the gradients are summed, as RD++'s code does, not averaged."""
+
+    class Counting(torch.optim.SGD):
+        gradients: list[torch.Tensor] = []
+
+        def step(self, closure: None = None) -> None:  # type: ignore[override]
+            self.gradients.append(torch.cat([p.grad.flatten() for p in distiller.trainable() if p.grad is not None]))
+
+    batches = list(Targets(distiller.teacher, images, CPU).batches(list(range(7)), 2))
+    separate = Counting(distiller.trainable(), lr=0.0)
+    train_one_epoch(distiller, batches, separate, Recipe())
+    one_by_one, separate.gradients[:] = list(separate.gradients), []
+    train_one_epoch(distiller, batches[:3], separate, Recipe(), accumulate=2)
+    assert (len(one_by_one), len(separate.gradients)) == (4, 2)
+    torch.testing.assert_close(separate.gradients[0], one_by_one[0] + one_by_one[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(separate.gradients[1], one_by_one[2], rtol=1e-4, atol=1e-6)
+
+
+def test_the_held_out_loss_trains_nothing_and_is_the_loss_in_evaluation(distiller: Distiller, images: ImageSet) -> None:
+    before = {name: value.clone() for name, value in distiller.state_dict().items()}
+    batches = list(Targets(distiller.teacher, images, CPU).batches(list(range(7)), 4))
+    found = held_out_loss(distiller, batches, Recipe())
+    assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
+    with torch.no_grad():
+        parts = [float(cosine_loss(distiller.eval().rebuild(seen.clean))) for seen in batches]
+    assert found == pytest.approx((4 * parts[0] + 3 * parts[1]) / 7, rel=1e-6)
+
+
+def test_refined_scores_are_raised_and_their_maps_are_not(distiller: Distiller, images: ImageSet) -> None:
+    plain = Scoring(batch_size=7, anomaly_map="mean")
+    ((scores, maps),) = predict(distiller, images, CPU, plain)
+    ((refined, same),) = predict(distiller, images, CPU, replace(plain, refine=True))
+    assert np.array_equal(maps, same)
+    assert (refined >= scores).all() and (refined > scores).any()

@@ -23,8 +23,8 @@ from toys import TINY, MakeTree, paint
 
 import test as test_command
 from commandline import exit_code
-from flags import parse
 from dataset import BENCHMARKS
+from flags import parse
 from main import main
 
 ROOT = Path(__file__).parent.parent

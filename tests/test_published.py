@@ -201,7 +201,7 @@ def test_names_saved_through_data_parallel_and_without_the_dead_layer(tmp_path):
     torch.save(checkpoint, tmp_path / "published.pth")
     distiller = build()
     load_published(str(tmp_path / "published.pth"), distiller)
-    assert torch.equal(distiller.bottleneck.reduce1[0].weight, live["conv3.weight"])
+    assert torch.equal(distiller.bottleneck.fusion.reduce1[0].weight, live["conv3.weight"])
     assert torch.equal(
         distiller.student.stages[2][0].conv1.weight, checkpoint["decoder"]["module.layer1.0.conv1.weight"]
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 # Real offline weights, 64 pixels, no reading ahead, repeatable to the bit.
@@ -26,3 +27,20 @@ def paint(path: Path, rng: np.random.Generator, defect: bool, size: int = 64) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).convert("RGB").save(path)
     return mask
+
+
+SQUARE = ((6, 16, 16), (10, 8, 8), (12, 4, 4))
+ODD = ((3, 15, 22), (5, 7, 11), (4, 3, 5))  # neither square nor halved exactly
+
+
+def make_pairs(shapes=SQUARE, dtype=torch.float32, batch=3, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    pairs = []
+    for shape in shapes:
+        teacher, student = torch.randn(2, batch, *shape, generator=draw, dtype=torch.float64).to(dtype)
+        pairs.append((teacher, student.requires_grad_()))
+    return pairs
+
+
+def doubled(pairs):
+    return [(teacher.double(), student.double()) for teacher, student in pairs]

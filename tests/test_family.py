@@ -1,0 +1,176 @@
+"""Every variant by its command: trained, interrupted, scored again; early stopping, normalised scores, a new row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import TINY, MakeTree
+
+import main as main_command
+import test as test_command
+from commandline import exit_code
+from model import VARIANTS
+
+ROOT = Path(__file__).parent.parent
+Command = Callable[..., int]
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def score_again(*arguments: object) -> int:
+    return exit_code(lambda: test_command.main([*map(str, arguments)]))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_finished_run_of_every_variant_is_scored_again_identically(
+    variant: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data_path", mvtec_tree(), "--class", "bottle", "--save_path", tmp_path / "runs", "--variant", variant]
+    assert train_command(*flags, "--epochs", 2) == 0
+    run = tmp_path / f"runs/mvtec/{variant}/bottle/seed111"
+    metrics = metrics_of(run)
+    assert all(value is not None for value in metrics["figures"].values())
+    assert metrics["batch_size"] == 4 and metrics["epochs_trained"] == 2
+    capsys.readouterr()
+    assert score_again(run, "--device", "cpu", "--workers", 0) == 0
+    assert "identical to the recorded figures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", ["--variant drd", "--variant rdpp --cache images", "--variant masked --patience 9"])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    flags: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a variant draws, damage, noise, hidden cells, held-out images, is drawn again in the epoch that is redone."""
+    common = [
+        "--data_path",
+        mvtec_tree(),
+        "--class",
+        "bottle",
+        "--epochs",
+        4,
+        "--checkpoint_seconds",
+        0,
+        *flags.split(),
+    ]
+    assert train_command(*common, "--save_path", tmp_path / "whole") == 0
+    trains, epochs = main_command.train_one_epoch, []
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        epochs.append(1)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return trains(*arguments)
+
+    monkeypatch.setattr(main_command, "train_one_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main_command.main([*TINY, *map(str, common), "--save_path", str(tmp_path / "cut")])
+    monkeypatch.undo()
+    assert train_command(*common, "--save_path", tmp_path / "cut") == 0
+    whole, cut = (next((tmp_path / name).rglob("seed111")) for name in ("whole", "cut"))
+    assert metrics_of(whole)["figures"] == metrics_of(cut)["figures"]
+    assert (whole / "predictions.csv").read_text() == (cut / "predictions.csv").read_text()
+    losses = [[row["loss"] for row in rows_of(run / "train.csv")] for run in (whole, cut)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_training_stops_when_held_out_normal_images_gain_nothing(
+    mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = iter([5.0, 3.0, 4.0, 2.5, 2.5, 2.6, 1.0])  # the lowest is the fourth; two epochs later nothing is lower
+    seen: list[int] = []
+
+    def scripted(distiller: Any, batches: Iterable[Any], recipe: Any) -> float:
+        seen.append(sum(len(batch.clean[0]) for batch in batches))
+        return next(course)
+
+    monkeypatch.setattr(main_command, "held_out_loss", scripted)
+    flags = ["--data_path", mvtec_tree(train=20), "--class", "bottle", "--save_path", tmp_path / "runs"]
+    flags += ["--variant", "rd4ad", "--epochs", 7, "--patience", 2, "--holdout", 0.25, "--print_epoch", 6]
+    assert train_command(*flags) == 0
+    run = tmp_path / "runs/mvtec/rd4ad/bottle/seed111"
+    metrics = metrics_of(run)
+    assert (metrics["epochs"], metrics["epochs_trained"]) == (7, 6)
+    assert (metrics["n_train"], metrics["n_held_out"]) == (15, 5) and set(seen) == {5}
+    assert [float(row["held_out"]) for row in rows_of(run / "train.csv")] == [5.0, 3.0, 4.0, 2.5, 2.5, 2.6]
+    assert [row["epoch"] for row in rows_of(run / "evaluations.csv")] == ["6"]
+    (run / "metrics.json").unlink()  # as if the process had died at the very end: nothing is trained on
+    assert train_command(*flags) == 0
+    assert metrics_of(run)["epochs_trained"] == 6
+
+
+def test_held_out_images_are_never_trained_on(
+    mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer held-out images than one is one, and at least one is left to train on."""
+    for count, flags in ((2, ["--holdout", 0.9]), (8, ["--holdout", 0.01])):
+        common = ["--data_path", mvtec_tree(train=count, root=f"tree{count}"), "--class", "bottle", "--epochs", 1]
+        place = tmp_path / f"runs{count}"
+        assert train_command(*common, "--save_path", place, "--variant", "rd4ad", "--patience", 1, *flags) == 0
+        metrics = metrics_of(next(place.rglob("seed111")))
+        assert (metrics["n_train"], metrics["n_held_out"]) == (count - 1, 1)
+    one = ["--data_path", mvtec_tree(train=1, root="one"), "--class", "bottle", "--save_path", tmp_path / "none"]
+    assert train_command(*one, "--patience", 3) == 2
+    assert "--patience wants training images to hold out; found 1" in capsys.readouterr().err
+
+
+def test_normalised_scores_are_written_with_their_threshold(
+    mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
+) -> None:
+    root = mvtec_tree()
+    flags = ["--data_path", root, "--class", "bottle", "--save_path", tmp_path / "runs", "--variant", "rd_anomalib"]
+    assert train_command(*flags, "--epochs", 1, "--normalise", "--anomaly_map", "multiply") == 0
+    run = tmp_path / "runs/mvtec/rd_anomalib/bottle/seed111"
+    metrics = metrics_of(run)
+    normalised, rows = metrics["normalised"], rows_of(run / "predictions.csv")
+    assert normalised["chosen_on"] == "the test set"
+    assert normalised["image_f1"] == pytest.approx(metrics["figures"]["image_f1max"])
+    assert normalised["pixel_f1"] == pytest.approx(metrics["figures"]["pixel_f1max"])
+    image = normalised["image"]
+    for row in rows:
+        expected = (float(row["score"]) - image["threshold"]) / (image["high"] - image["low"]) + 0.5
+        assert float(row["normalised"]) == pytest.approx(min(max(expected, 0), 1), abs=1e-6)
+        assert row["predicted"] == str(int(float(row["score"]) >= image["threshold"] * (1 - 1e-7)))
+    assert score_again(run, "--images", root / "bottle/test/disc", "--device", "cpu") == 0
+    judged = {row["path"]: row for row in rows_of(run / "images/scores.csv")}
+    assert len(judged) == 3
+    for row in rows:
+        if row["path"] in judged:
+            assert float(judged[row["path"]]["normalised"]) == pytest.approx(float(row["normalised"]), abs=1e-4)
+            assert judged[row["path"]]["predicted"] in ("0", "1")
+
+
+def test_a_new_variant_is_a_row_and_a_part_as_readme_shows(mvtec_tree: MakeTree, tmp_path: Path) -> None:
+    """README's own lines, put where it says, in a copy of the project; then its own command."""
+    section = (ROOT / "README.md").read_text().partition("### Add a variant")[2].partition("\n### ")[0]
+    blocks = re.findall(r"```python\n# at the end of (\S+)\n(.*?)```", section, re.DOTALL)
+    assert [name for name, _ in blocks] == ["losses.py", "model/variants.py"]
+    (command,) = re.findall(r"```sh\npython (.*?)\n```", section, re.DOTALL)
+    copy = tmp_path / "project"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "data", "tests", "docs", "__pycache__"))
+    for name, lines in blocks:
+        with (copy / name).open("a") as file:
+            file.write("\n\n" + lines)
+    arguments = [*command.replace("D", str(mvtec_tree()), 1).split(), "--class", "bottle", "--epochs", "1", *TINY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = copy.glob("runs/mvtec/*/bottle/seed111")
+    assert run.parent.parent.name not in VARIANTS
+    assert "hardest" in (run / "train.csv").read_text().splitlines()[0]
