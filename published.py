@@ -19,6 +19,11 @@ class Method:
     title: str
     protocol: str
 
+    @property
+    def sentence(self) -> str:
+        """What stands below a table that shows them."""
+        return f"{self.title}'s published figures: {self.protocol}."
+
 
 METHODS = {
     "rd4ad": Method("RD4AD", "RD4AD", "WideResNet-50-2, 256 pixels, epoch 200, the last; AUPRO per image"),
@@ -29,7 +34,7 @@ METHODS = {
     ),
     "masked": Method(
         "ICCK-FMM-SCSAtt",
-        "ICCK (masked reverse distillation)",
+        "ICCK",
         "WideResNet-50-2, at most 200 epochs, stopped early on a validation loss; image size and kind of AUPRO are not "
         "stated (its RD4AD column is the per-image one)",
     ),
@@ -49,7 +54,7 @@ METHODS = {
     ),
     "rd_anomalib": Method(
         "anomalib ReverseDistillation (WRN50)",
-        "anomalib's ReverseDistillation",
+        "anomalib",
         "WideResNet-50-2 with timm's weights, 256 pixels, validated once, at the end; the F1 is that of the threshold "
         "that is best on the test set; AUPRO not published",
     ),

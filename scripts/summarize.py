@@ -1,6 +1,7 @@
 """Print and save the table over finished runs: python -m scripts.summarize RUNS [RUNS ...]
 
 Saves summary.csv, summary.json and summary.md; --into writes the Markdown table between two markers of a file.
+With --compare the rows are the runs' names, in the order of RUNS, and only --into and --out (comparison.md) save it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import comparison
 import summary
 from commandline import Parser, exit_code
+from results import collect, unfinished
+from tables import SETTINGS, summarize
 from utils import write_atomically
 
 
@@ -18,25 +22,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
     parser = Parser(prog="scripts.summarize", description="Tables over finished runs, saved as summary.*")
     parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders that hold some")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where summary.* go (default: the first RUNS folder)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: the first RUNS folder)")
     parser.add_argument("--oracle", action="store_true", help="add the figures of the best epoch on the test set")
+    parser.add_argument("--compare", action="store_true", help="one table per benchmark, a row per variant or --name")
+    parser.add_argument(
+        "--swept", metavar="SETTING", nargs="+", choices=SETTINGS, default=[], help="in which compared rows may differ"
+    )
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown table into this file")
     parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
     given = parser.parse_args(argv)
     if (given.into is None) != (given.marker is None):
         parser.error("--into and --marker go together: a file, and which of its tables to replace")
+    if given.compare and given.oracle:
+        parser.error("--oracle goes with the tables by class, not with --compare")
+    if given.swept and not given.compare:
+        parser.error("--swept goes with --compare")
 
-    results, left_out = summary.collect(given.runs), summary.unfinished(given.runs)
+    results, left_out = collect(given.runs), unfinished(given.runs)
     places = ", ".join(map(str, given.runs))
     if not results:
         raise ValueError(
             f"no finished run under {places} ({len(left_out)} unfinished): a run is finished by metrics.json"
         )
-    markdown = summary.render(summary.summarize(results), markdown=True, oracle=given.oracle)
+    if given.compare:
+        tables = comparison.compare(results, given.swept)
+        text, markdown = (comparison.render_comparison(tables, markdown=wanted) for wanted in (False, True))
+    else:
+        markdown = summary.render(summarize(results), markdown=True, oracle=given.oracle)
     if given.into is not None:  # before anything is written: the markers may be missing
         page = into_page(given.into, given.marker, markdown)
-    text = summary.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
+    if not given.compare:
+        text = summary.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
+    elif given.out is not None:
+        write_atomically(given.out / "comparison.md", markdown + "\n")
     if given.into is not None:
         write_atomically(given.into, page)
     print(markdown if given.markdown else text)

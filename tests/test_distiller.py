@@ -24,7 +24,6 @@ LIVE = {
     "res18": (12_205_312 - 525_312, 3_703_168),
 }
 NARROW = "efficientnet_lite0"
-QUICK = ("res18", "res50", NARROW)
 
 
 def count(module):
@@ -79,68 +78,60 @@ def test_pairs_have_the_teacher_s_shapes_finest_first(net):
         assert (count(distiller.bottleneck), count(distiller.student)) == LIVE[net]
 
 
-def test_wide_res50_at_256_takes_a_step_and_survives_a_checkpoint(tmp_path):
+def test_wide_res50_at_256_takes_a_step():
     distiller, recipe = build(net="wide_res50")
-    before = copy.deepcopy(distiller.teacher.state_dict())
     seen = look(distiller, recipe, pictures(side=256, batch=1))
     assert [tuple(level.shape) for level in seen.clean] == shapes("wide_res50", side=256, batch=1)
-    optimiser = torch.optim.SGD(distiller.train().trainable(), lr=1e-3)
-    loss_of(distiller, recipe, seen).backward()
-    optimiser.step()
-    assert all(torch.equal(value, before[name]) for name, value in distiller.teacher.state_dict().items())
-
-    path = tmp_path / "checkpoint.pt"
-    torch.save(distiller.trained_state(), path)
-    other, _ = build(net="wide_res50", seed=1)
-    other.load_trained_state(torch.load(path, weights_only=True))
-    path.unlink()
-    small = pictures()
-    for ours, theirs in zip(distiller.eval()(small), other.eval()(small), strict=True):
-        assert torch.equal(ours[1], theirs[1])
+    loss = loss_of(distiller.train(), recipe, seen)
+    loss.backward()
+    torch.optim.SGD(distiller.trainable(), lr=1e-3).step()
+    assert loss_of(distiller, recipe, seen) < loss
 
 
-@pytest.mark.parametrize("net", QUICK)
+@pytest.mark.parametrize("net", TEACHERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(variant, net):
+def test_every_variant_learns_around_every_teacher(variant, net):
+    """A gradient in every trainable parameter, a falling loss, a teacher that stays, a state that is the model."""
     distiller, recipe = build(variant, net)
     before = copy.deepcopy(distiller.teacher.state_dict())
-    loss_of(distiller.train(), recipe, look(distiller, recipe, pictures())).backward()
     parts = [distiller.bottleneck, distiller.student, *([distiller.projection] if recipe.projection else [])]
     own = [parameter for part in parts for parameter in part.parameters()]
     assert {id(parameter) for parameter in distiller.trainable()} == {id(parameter) for parameter in own}
-    # instance norm takes away any constant, so the biases before it, built as published, can learn nothing
-    idle = [name for name, _ in distiller.named_parameters() if name.startswith("projection") and "bias" in name]
-    silent = [n for n, p in distiller.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert set(silent) <= set(idle)
+
+    optimiser = torch.optim.Adam(distiller.train().trainable(), lr=0.002, betas=(0.5, 0.999), fused=True)
+    seen = look(distiller, recipe, pictures())
+    course = []
+    for step in range(3):
+        optimiser.zero_grad()
+        loss = loss_of(distiller, recipe, seen)
+        loss.backward()
+        course.append(loss.item())
+        if step == 0:
+            # instance norm takes away any constant, so the biases before it, built as published, can learn nothing
+            named = list(distiller.named_parameters())
+            idle = {name for name, _ in named if name.startswith("projection") and "bias" in name}
+            silent = {name for name, p in named if p.requires_grad and (p.grad is None or not p.grad.any())}
+            assert silent <= idle
+        optimiser.step()
+    assert course[-1] < course[0]
     assert all(parameter.grad is None for parameter in distiller.teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in distiller.teacher.state_dict().items())
 
-
-@pytest.mark.parametrize("net", ["res18", NARROW])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_few_steps_lower_the_loss_and_a_saved_state_is_the_same_model(variant, net):
-    distiller, recipe = build(variant, net)
-    optimiser = torch.optim.Adam(distiller.train().trainable(), lr=0.005, betas=(0.5, 0.999))
-    seen = look(distiller, recipe, pictures())
-    course = []
-    for _ in range(10):
-        loss = loss_of(distiller, recipe, seen)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        course.append(loss.item())
-    assert course[-1] < 0.7 * course[0]
-    other, _ = build(variant, net, seed=1)
-    other.load_trained_state(distiller.trained_state())
-    for (_, ours), (_, theirs) in zip(distiller.eval()(pictures()), other.eval()(pictures()), strict=True):
-        assert torch.equal(ours, theirs)
+    saved = copy.deepcopy(distiller.trained_state())
+    pairs = distiller.eval()(pictures())
+    assert [tuple(student.shape) for student in levels_of(pairs)] == shapes(net, side=64, batch=2)
+    with torch.no_grad():
+        for value in (*distiller.trainable(), *distiller.bottleneck.buffers(), *distiller.student.buffers()):
+            value.zero_()
+    distiller.load_trained_state(saved)
+    for (_, ours), (_, again) in zip(pairs, distiller(pictures()), strict=True):
+        assert torch.equal(ours, again)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pairs_of_every_variant_have_the_teacher_s_shapes_and_do_not_depend_on_the_batch(variant):
+def test_pairs_of_every_variant_do_not_depend_on_the_batch(variant):
     distiller, _ = build(variant, NARROW)
     pairs = distiller.eval()(pictures(batch=3))
-    assert [tuple(student.shape) for student in levels_of(pairs)] == shapes(NARROW, side=64, batch=3)
     alone = distiller(pictures(batch=3)[1:2])
     for (_, together), (_, single) in zip(pairs, alone, strict=True):
         torch.testing.assert_close(together[1:2], single, rtol=1e-3, atol=1e-4)

@@ -193,6 +193,35 @@ def test_wide_res50_takes_every_published_name(tmp_path):
     assert not any(parameter.any() for parameter in distiller.trainable())
 
 
+def test_rdpp_s_projection_is_loaded_from_its_published_names(tmp_path):
+    """proj_a, b, c are the levels from the finest; convolutions stand at 0, 3, 6, 9 with their biases."""
+    draw = torch.Generator().manual_seed(4)
+    checkpoint, projection = published_state("res18"), {}
+    for letter, channels in zip("abc", (64, 128, 256), strict=True):
+        counts = (channels, channels // 2, channels // 4, channels // 2, channels)
+        for place, (inputs, outputs) in enumerate(zip(counts, counts[1:], strict=False)):
+            name = f"proj_{letter}.proj.{3 * place}"
+            projection[f"{name}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=draw) / inputs**0.5
+            projection[f"{name}.bias"] = torch.randn(outputs, generator=draw)
+    torch.save(checkpoint | {"proj": projection}, tmp_path / "published.pth")
+    distiller = build("res18", "rdpp")
+    load_published(tmp_path / "published.pth", distiller)
+    level = torch.rand(1, 128, 8, 8, generator=draw)
+    x = level
+    for place in range(4):
+        name = f"proj_b.proj.{3 * place}"
+        x = F.conv2d(x, projection[f"{name}.weight"], projection[f"{name}.bias"], padding=1)
+        x = F.leaky_relu(F.instance_norm(x))
+    found = distiller.project([torch.zeros(1, 64, 16, 16), level, torch.zeros(1, 256, 4, 4)])[1]
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+
+    torch.save(checkpoint, tmp_path / "published.pth")
+    with pytest.raises(ValueError, match="has no projection layer, which RD.. needs"):
+        load_published(tmp_path / "published.pth", distiller)
+    with pytest.raises(ValueError, match="are read for rd4ad, sk_rd4ad and rdpp"):
+        load_published(tmp_path / "published.pth", build("res18", "masked"))
+
+
 def test_names_saved_through_data_parallel_and_without_the_dead_layer(tmp_path):
     checkpoint = published_state("res18")
     live = {name: value for name, value in checkpoint["bn"].items() if not name.startswith(("conv4", "bn4"))}

@@ -1,4 +1,4 @@
-"""summary and scripts.summarize: means and spreads by hand, gaps that stay gaps, published figures read by eye."""
+"""Tables over runs: means and spreads by hand, gaps that stay gaps, published figures read by eye."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
+import results
 import summary
+import tables
 from commandline import exit_code
+from comparison import compare, render_comparison
+from dataset import BENCHMARKS
+from model import VARIANTS
+from published import METHODS, PUBLISHED, published
+from results import FIGURES, Result
 from scripts import summarize
-from summary import FIGURES, Result, insert, published, render, spread
+from summary import insert, render
+from tables import spread
 
 PIXEL = [figure for figure in FIGURES if not figure.startswith("image")]
 
@@ -45,8 +53,8 @@ def without_masks(class_name: str, seed: int = 1, value: float = 0.9, **changes:
     return result(class_name, seed, figures=figures, reasons=reasons, **changes)
 
 
-def save(root: Path, *results: Result) -> Path:
-    for one in results:
+def save(root: Path, *runs: Result) -> Path:
+    for one in runs:
         folder = root / one["benchmark"] / one["variant"] / one["class_name"] / f"seed{one['seed']}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
@@ -54,9 +62,9 @@ def save(root: Path, *results: Result) -> Path:
     return root
 
 
-def row_of(results: list[Result], label: str, figure: str = "image_auroc") -> tuple[float | None, float | None, int]:
+def row_of(runs: list[Result], label: str, figure: str = "image_auroc") -> tuple[float | None, float | None, int]:
     """Mean, spread and n of one figure in the only table."""
-    (table,) = summary.summarize(results)
+    (table,) = tables.summarize(runs)
     (row,) = (row for row in table.rows if row.label == label)
     return row.figures[figure].mean, row.figures[figure].std, row.figures[figure].n
 
@@ -66,7 +74,7 @@ def test_mean_and_spread_over_seeds_are_those_computed_by_hand() -> None:
     runs = [result("bottle", seed, value) for seed, value in [(1, 0.90), (2, 0.94), (3, 0.98)]]
     mean, std, n = row_of(runs, "bottle")
     assert (mean, std, n) == (pytest.approx(0.94), pytest.approx(0.04), 3)
-    assert "94.00 ± 4.00" in render(summary.summarize(runs))
+    assert "94.00 ± 4.00" in render(tables.summarize(runs))
 
 
 def test_mean_row_spreads_over_the_seeds_that_have_all_classes() -> None:
@@ -80,43 +88,43 @@ def test_mean_row_spreads_over_the_seeds_that_have_all_classes() -> None:
 
 def test_one_seed_has_no_spread_and_neither_have_seeds_without_common_classes() -> None:
     assert row_of([result("bottle", 1, 0.9)], "bottle") == (0.9, None, 1)
-    assert spread({"a": {1: 0.25}, "b": {2: 0.75}}) == summary.Spread(0.5, None, 0, 2)
-    assert spread({"a": {}, "b": {}}) == summary.Spread(None, None, 0, 0)
+    assert spread({"a": {1: 0.25}, "b": {2: 0.75}}) == tables.Spread(0.5, None, 0, 2)
+    assert spread({"a": {}, "b": {}}) == tables.Spread(None, None, 0, 0)
 
 
 def test_missing_figures_stay_missing_with_their_reason_once() -> None:
     runs = [without_masks("bottle", seed) for seed in (1, 2)]
     assert row_of(runs, "bottle", "aupro") == (None, None, 0)
-    text = render(summary.summarize(runs))
+    text = render(tables.summarize(runs))
     assert text.count("no masks") == 1
     line = next(line for line in text.splitlines() if line.startswith("bottle"))
     assert line.split() == ["bottle", "2", *(3 * ["90.00", "±", "0.00"]), *(5 * ["n/a"])]
 
 
 def test_mean_row_says_when_not_all_classes_have_a_figure() -> None:
-    tables = summary.summarize([result("bottle", value=0.8), without_masks("zipper", value=0.6)])
-    mean = tables[0].rows[-1]
+    found = tables.summarize([result("bottle", value=0.8), without_masks("zipper", value=0.6)])
+    mean = found[0].rows[-1]
     assert mean.figures["image_auroc"].mean == pytest.approx(0.7)
     assert (mean.figures["aupro"].mean, mean.figures["aupro"].classes, mean.classes) == (0.8, 1, 2)
-    text = render(tables)
+    text = render(found)
     assert "80.00 (1 of 2)" in text
     assert "AUPRO per image (zipper): no masks" in text
 
 
 def test_a_figure_that_some_seeds_lack_shows_its_own_n() -> None:
-    text = render(summary.summarize([result(seed=1, value=0.8), without_masks("bottle", seed=2)]))
+    text = render(tables.summarize([result(seed=1, value=0.8), without_masks("bottle", seed=2)]))
     assert "80.00 (n=1)" in text
 
 
 def test_classes_stand_in_the_benchmarks_order_and_unknown_ones_after_them() -> None:
-    (table,) = summary.summarize([result(c) for c in ("bottle", "aardvark", "wood", "carpet")])
+    (table,) = tables.summarize([result(c) for c in ("bottle", "aardvark", "wood", "carpet")])
     assert [row.label for row in table.rows][:-1] == ["carpet", "wood", "bottle", "aardvark"]
 
 
 def test_runs_are_grouped_by_benchmark_and_name() -> None:
     runs = [result(), result(variant="sk_rd4ad"), result(name="ablation"), result("vad", benchmark="vad")]
-    tables = [(table.benchmark, table.name, table.variant) for table in summary.summarize(runs)]
-    assert tables == [
+    found = [(table.benchmark, table.name, table.variant) for table in tables.summarize(runs)]
+    assert found == [
         ("mvtec", "ablation", "rd4ad"),
         ("mvtec", "rd4ad", "rd4ad"),
         ("mvtec", "sk_rd4ad", "sk_rd4ad"),
@@ -136,6 +144,28 @@ def test_published_figures_are_those_in_the_tables() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "value"),
+    [
+        (("mvtec", "masked", "mean", "aupro_per_image"), 0.959),
+        (("mvtec", "masked", "zipper", "image_auroc"), 0.982),
+        (("cifar10", "masked", "mean", "image_auroc"), 0.909),
+        (("mvtec", "drd", "mean", "image_auroc"), 0.9946),
+        (("mvtec", "rdpp", "mean", "aupro_per_image"), 0.9499),
+        (("btad", "rdpp", "mean", "pixel_auroc"), 0.9743),
+        (("mvtec", "mrkd", "mean", "pixel_auroc"), 0.984),
+        (("mvtec", "rd_anomalib", "carpet", "image_f1max"), 0.977),
+    ],
+)
+def test_every_method_of_the_family_has_its_figures(wanted: tuple[str, str, str, str], value: float) -> None:
+    found = published(*wanted)
+    assert found is not None and found[0] == pytest.approx(value)
+
+
+def test_every_variant_has_its_method() -> None:
+    assert set(METHODS) == set(VARIANTS)
+
+
+@pytest.mark.parametrize(
     "wanted",
     [
         ("mvtec", "rd4ad", "carpet", "aupro"),  # the tables print the per-image figure
@@ -145,6 +175,10 @@ def test_published_figures_are_those_in_the_tables() -> None:
         ("visa", "rd4ad", "pcb1", "pixel_auroc"),  # quoted by others, not its own
         ("demo", "rd4ad", "carpet", "image_auroc"),
         ("mvtec", "own", "carpet", "image_auroc"),
+        ("mvtec", "drd", "mean", "aupro_per_image"),
+        ("mvtec", "rdpp", "carpet", "image_auroc"),  # a user's reproduction is none of its own
+        ("mvtec", "rd_anomalib", "mean", "pixel_f1max"),
+        ("cifar10", "masked", "deer", "image_auroc"),
     ],
 )
 def test_gaps_among_the_published_figures_stay_gaps(wanted: tuple[str, str, str, str]) -> None:
@@ -152,7 +186,7 @@ def test_gaps_among_the_published_figures_stay_gaps(wanted: tuple[str, str, str,
 
 
 def test_every_published_row_has_a_number_a_unit_and_a_source() -> None:
-    with summary.PUBLISHED.open(newline="", encoding="utf-8") as file:
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 374
     for row in rows:
@@ -162,23 +196,23 @@ def test_every_published_row_has_a_number_a_unit_and_a_source() -> None:
 
 
 def test_published_figures_stand_beside_ours_with_the_difference() -> None:
-    text = render(summary.summarize([result("carpet", value=0.98)]))
+    text = render(tables.summarize([result("carpet", value=0.98)]))
     beside = text[text.index("beside the published figures") :]
     (line,) = (line for line in beside.splitlines() if line.startswith("carpet"))
     # published: image AUROC 98.9, pixel AUROC 98.9, AUPRO 97.0
     assert " ".join(line.split()) == "carpet 98.00 98.90 -0.90 98.00 98.90 -0.90 98.00 97.00 +1.00"
 
 
-@pytest.mark.parametrize("changes", [{"net": "res18"}, {"net": None}, {"teacher_weights": "random:0"}])
-def test_published_figures_are_shown_for_their_teacher_only(changes: dict[str, Any]) -> None:
-    assert "published figures" in render(summary.summarize([result("carpet")]))
-    assert "published figures" not in render(summary.summarize([result("carpet", **changes)]))
+@pytest.mark.parametrize("changes", [{"net": "res18"}, {"net": None}, {"teacher_weights": "random:0"}, {"name": "own"}])
+def test_published_figures_are_shown_for_their_teacher_and_an_unnamed_variant_only(changes: dict[str, Any]) -> None:
+    assert "published figures" in render(tables.summarize([result("carpet")]))
+    assert "published figures" not in render(tables.summarize([result("carpet", **changes)]))
 
 
 def test_the_published_mean_stands_only_beside_a_mean_over_all_classes() -> None:
-    classes = summary.BENCHMARKS["mvtec"].classes
-    (whole,) = summary.summarize([result(c) for c in classes])
-    (part,) = summary.summarize([result(c) for c in classes[1:]])
+    classes = BENCHMARKS["mvtec"].classes
+    (whole,) = tables.summarize([result(c) for c in classes])
+    (part,) = tables.summarize([result(c) for c in classes[1:]])
     assert whole.rows[-1].published["image_auroc"].value == pytest.approx(0.985)
     assert part.rows[-1].label == "mean (14 of 15)" and not part.rows[-1].published
 
@@ -186,26 +220,34 @@ def test_the_published_mean_stands_only_beside_a_mean_over_all_classes() -> None
 def test_oracle_figures_appear_on_request_and_under_their_name() -> None:
     best = {"image_auroc": {"value": 0.95, "epoch": 40}}
     runs = [result(seed=1, oracle=best), result(seed=2, oracle={"image_auroc": {"value": 0.97, "epoch": 160}})]
-    tables = summary.summarize(runs)
-    assert "96.00" not in render(tables) and "test set, not a result" not in render(tables)
-    text = render(tables, oracle=True)
+    found = tables.summarize(runs)
+    assert "96.00" not in render(found) and "test set, not a result" not in render(found)
+    text = render(found, oracle=True)
     assert "best on the test set, not a result" in text
     assert "96.00 ± 1.41 @ 40–160" in text
 
 
 def test_runs_of_one_table_that_differ_are_warned_of() -> None:
-    assert "warning" not in render(summary.summarize([result(seed=1), result(seed=2)]))
+    assert "warning" not in render(tables.summarize([result(seed=1), result(seed=2)]))
     drawn = [result(seed=seed, teacher_weights=f"random:{seed}") for seed in (1, 2)]
-    assert "warning" not in render(summary.summarize(drawn))
-    assert "warning" in render(summary.summarize([*drawn, result(seed=3, teacher_weights="sha256:1f")]))
+    assert "warning" not in render(tables.summarize(drawn))
+    assert "warning" in render(tables.summarize([*drawn, result(seed=3, teacher_weights="sha256:1f")]))
     runs = [result(seed=1), result(seed=2, epochs=10), result(seed=3, revision="def")]
-    text = render(summary.summarize(runs))
+    text = render(tables.summarize(runs))
     assert "warning: these runs differ in epochs: 10, 200" in text
     assert "warning: these runs differ in revision: abc, def" in text
 
 
+def test_classes_may_have_the_epochs_that_their_variant_gives_them() -> None:
+    epochs = VARIANTS["rdpp"].training.epochs_of
+    runs = [result(c, variant="rdpp", epochs=epochs[c]) for c in ("carpet", "bottle")]
+    assert epochs["carpet"] != epochs["bottle"]
+    assert "warning" not in render(tables.summarize(runs))
+    assert "differ in epochs" in render(tables.summarize([*runs, result("cable", variant="rdpp", epochs=1)]))
+
+
 def test_what_stands_below_a_table() -> None:
-    text = " ".join(render(summary.summarize([result(seed=seed) for seed in (1, 2)])).split())
+    text = " ".join(render(tables.summarize([result(seed=seed) for seed in (1, 2)])).split())
     assert "2 runs, 2 seeds (1, 2), epochs 200, teacher wide_res50, 256 pixels, revision abc" in text
     assert "training 2 min 00 s, scoring 3.0 s over all runs, on some CPU, 2 threads; torch 2" in text
 
@@ -214,7 +256,7 @@ def test_files_hold_fractions_in_full_precision(tmp_path: Path) -> None:
     text = summary.write_tables(
         tmp_path, [result("carpet", seed, value) for seed, value in [(1, 0.9), (2, 0.91234567)]]
     )
-    assert text == render(summary.summarize([result("carpet", 1, 0.9), result("carpet", 2, 0.91234567)]))
+    assert text == render(tables.summarize([result("carpet", 1, 0.9), result("carpet", 2, 0.91234567)]))
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = {row["figure"]: row for row in csv.DictReader(file)}
     assert float(rows["image_auroc"]["mean"]) == pytest.approx((0.9 + 0.91234567) / 2, abs=1e-12)
@@ -229,9 +271,81 @@ def test_collect_finds_runs_at_any_depth_once_and_counts_the_unfinished(tmp_path
     save(tmp_path, result(seed=1), result(seed=2), result("cable"))
     (tmp_path / "mvtec/rd4ad/cable/seed1/metrics.json").unlink()
     run = tmp_path / "mvtec/rd4ad/bottle/seed1"
-    assert [one["seed"] for one in summary.collect([tmp_path, run / "..", run])] == [1, 2]
-    assert [one["seed"] for one in summary.collect([run])] == [1]
-    assert summary.unfinished([tmp_path]) == [tmp_path / "mvtec/rd4ad/cable/seed1"]
+    assert [one["seed"] for one in results.collect([tmp_path, run / "..", run])] == [1, 2]
+    assert [one["seed"] for one in results.collect([run])] == [1]
+    assert results.unfinished([tmp_path]) == [tmp_path / "mvtec/rd4ad/cable/seed1"]
+
+
+def test_runs_come_in_the_order_of_the_folders(tmp_path: Path) -> None:
+    first, second = save(tmp_path / "b", result(seed=2)), save(tmp_path / "a", result(seed=1))
+    assert [one["seed"] for one in results.collect([first, second])] == [2, 1]
+    assert [one["seed"] for one in results.collect([tmp_path])] == [1, 2]
+
+
+# Settings a and b over bottle and cable with seeds 1 and 2. a: bottle .80 .82, cable .90 .96; seed means .85 and .89,
+# mean .87, spread .04 / sqrt(2). b is .50 throughout.
+COMPARED = [
+    *(result(c, seed, value, name="a") for c, seed, value in [("bottle", 1, 0.8), ("bottle", 2, 0.82)]),
+    *(result(c, seed, value, name="a") for c, seed, value in [("cable", 1, 0.9), ("cable", 2, 0.96)]),
+    *(result(c, seed, 0.5, name="b", train_seconds=30.0) for c in ("bottle", "cable") for seed in (1, 2)),
+]
+
+
+def cells(text: str, label: str) -> list[str]:
+    """The words of the one line that begins with the label."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"{label} "))
+    return line.split()
+
+
+def test_a_comparison_has_a_row_per_name() -> None:
+    (found,) = compare(COMPARED)
+    mean = found.rows[0].figures["aupro"]
+    assert (mean.mean, mean.std) == (pytest.approx(0.87), pytest.approx(0.04 / 2**0.5))
+    text = render_comparison([found])
+    figure = ["87.00", "±", "2.83"]
+    assert cells(text, "a") == ["a", "2", "2", *(8 * figure), "1", "min", "00", "s"]
+    assert cells(text, "b") == ["b", "2", "2", *(8 * ["50.00", "±", "0.00"]), "30.0", "s"]
+    assert "warning" not in text
+    assert "| b " in render_comparison([found], markdown=True)
+
+
+def test_a_comparison_leaves_out_figures_that_nobody_has_and_keeps_the_order_of_the_runs() -> None:
+    runs = [without_masks("bottle", name="b"), without_masks("bottle", name="a")]
+    (found,) = compare(runs)
+    assert [row.label for row in found.rows] == ["b", "a"]
+    assert "pixel AUROC" not in render_comparison([found]) and "image F1-max" in render_comparison([found])
+    (found,) = compare([*runs, result("bottle", name="c")])
+    assert cells(render_comparison([found]), "a").count("n/a") == len(PIXEL)
+
+
+def test_a_comparison_has_a_table_per_benchmark() -> None:
+    found = compare([result(), result("vad", benchmark="vad"), result(name="b")])
+    assert [(table.benchmark, len(table.rows)) for table in found] == [("mvtec", 2), ("vad", 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epochs": 10}, "these rows differ in epochs: 10, 200"),
+        ({"image_size": 64}, "these rows differ in image size: 64, 256"),
+        ({"revision": "def"}, "these rows differ in revision: abc, def"),
+        ({"net": "res18"}, "these rows differ in net: res18, wide_res50"),
+        ({"hardware": "another CPU"}, "trained on different hardware, so times do not compare"),
+        ({"seed": 7}, "b lacks 1 run that other rows have, e.g. bottle seed 1"),
+        ({"class_name": "cable"}, "a lacks 1 run that other rows have, e.g. cable seed 1"),
+    ],
+)
+def test_a_comparison_warns_of_what_its_rows_should_share(changes: dict[str, Any], said: str) -> None:
+    runs = [result(name="a"), result(name="b") | changes]
+    text = " ".join(render_comparison(compare(runs)).split())
+    assert f"warning: {said}" in text
+    assert text.count("warning") == (2 if "lacks" in said else 1)  # each row lacks the other's run
+
+
+def test_rows_may_differ_in_what_was_swept_and_in_their_variant() -> None:
+    runs = [result(), result(variant="sk_rd4ad", net="res18")]
+    assert "warning" in render_comparison(compare(runs))
+    assert "warning" not in render_comparison(compare(runs, swept=["net"]))
 
 
 @pytest.mark.parametrize(
@@ -252,14 +366,14 @@ def test_a_broken_metrics_file_is_one_line_that_names_it(content: str, tmp_path:
     broken = tmp_path / "mvtec/rd4ad/bottle/seed1/metrics.json"
     broken.write_text(content)
     with pytest.raises(ValueError) as problem:
-        summary.collect([tmp_path])
+        results.collect([tmp_path])
     assert str(broken) in str(problem.value) and "\n" not in str(problem.value)
 
 
 def test_two_folders_with_the_same_run_are_refused(tmp_path: Path) -> None:
     roots = [save(tmp_path / "a", result()), save(tmp_path / "b", result())]
     with pytest.raises(ValueError, match="hold the same run, mvtec rd4ad bottle 1"):
-        summary.collect(roots)
+        results.collect(roots)
 
 
 def test_insert_replaces_what_stands_between_the_markers_and_can_be_repeated() -> None:
@@ -306,6 +420,22 @@ def test_the_command_prints_saves_and_fills_in(tmp_path: Path, capsys: pytest.Ca
     code, out, _ = command(capsys, runs, "--markdown")
     assert (code, out) == (0, saved)
     assert (runs / "summary.csv").is_file()
+
+
+def test_the_command_compares_in_the_order_of_its_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = save(tmp_path / "runs", result("carpet"), result("carpet", variant="sk_rd4ad", epochs=7))
+    page = tmp_path / "README.md"
+    page.write_text("<!-- table:demo -->\n<!-- /table:demo -->\n")
+    folders = [runs / "mvtec/sk_rd4ad", runs / "mvtec/rd4ad"]
+    code, out, _ = command(capsys, *folders, "--compare", "--into", page, "--marker", "demo")
+    assert code == 0 and "warning: these rows differ in epochs" in out
+    assert out.index("\nsk_rd4ad ") < out.index("\nrd4ad ")
+    assert page.read_text(encoding="utf-8").index("| sk_rd4ad ") > 0
+    assert not list(runs.rglob("*.md")) and not list(runs.rglob("summary.*"))
+
+    code, out, _ = command(capsys, *folders, "--compare", "--swept", "epochs", "--out", tmp_path, "--markdown")
+    assert code == 0 and "warning" not in out
+    assert (tmp_path / "comparison.md").read_text(encoding="utf-8") == out
 
 
 def test_the_command_explains_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

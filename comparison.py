@@ -1,0 +1,88 @@
+"""Several settings of one benchmark, a row each: what an ablation is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from results import FIGURES, Result
+from summary import PARTIAL, benchmark_title, cell, count, duration, heading, notes_below, partial
+from tables import Row, differing, facts_of, grouped, random_teacher, row_of
+from utils import format_table
+
+LEGEND = (
+    "Mean over the classes ± sample standard deviation of the seeds' own means, over n seeds; the figures are those of "
+    "the last epoch. Training: the mean of a row's runs, one class and one seed each."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One benchmark: a row per setting, in the order given, and the training seconds of one of its runs."""
+
+    benchmark: str
+    rows: list[Row]
+    seconds: list[float]
+    warnings: list[str]
+    notes: list[str]
+
+
+def compare(results: Iterable[Result], swept: Iterable[str] = ()) -> list[Comparison]:
+    """One comparison per benchmark, its rows being the runs' names in the order in which they come first.
+
+    `swept` are the settings of `tables.SETTINGS` in which rows are meant to differ; the variant always is.
+    """
+    settings: dict[str, dict[str, list[Result]]] = {}
+    for (benchmark, name), runs in grouped(results).items():
+        settings.setdefault(benchmark, {})[name] = runs
+    return [compare_settings(benchmark, groups, swept) for benchmark, groups in settings.items()]
+
+
+def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swept: Iterable[str] = ()) -> Comparison:
+    """{setting: its runs} -> a row each; what the settings should share and do not is a warning."""
+    everything = [run for runs in groups.values() for run in runs]
+    facts = facts_of(everything)
+    warnings = differing(facts, "these rows", {"variant", *swept}) + _unequal(groups)
+    if len(facts["hardware"]) > 1:
+        warnings.append(f"trained on different hardware, so times do not compare: {' | '.join(facts['hardware'])}")
+    said = {key: ", ".join(map(str, facts[key])) or "unknown" for key in ("epochs", "net", "image_size", "revision")}
+    teacher = said["net"] + (" with random weights" if random_teacher(facts) else "")
+    notes = [
+        f"{count(facts['runs'], 'run')}, epochs {said['epochs']}, teacher {teacher}, {said['image_size']} pixels, "
+        f"revision {said['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
+    ]
+    rows = [row_of(label, runs) for label, runs in groups.items()]
+    seconds = [fmean(run.get("train_seconds") or 0 for run in runs) for runs in groups.values()]
+    return Comparison(benchmark, rows, seconds, warnings, notes)
+
+
+def _unequal(groups: Mapping[str, Sequence[Result]]) -> list[str]:
+    """A warning per setting that lacks classes or seeds which others have: then means are over different things."""
+    held = {label: {(run["class_name"], run["seed"]) for run in runs} for label, runs in groups.items()}
+    every = set().union(*held.values())
+    warnings = []
+    for label, own in held.items():
+        if missing := sorted(every - own):
+            class_name, seed = missing[0]
+            runs = count(len(missing), "run")
+            warnings.append(f"{label} lacks {runs} that other rows have, e.g. {class_name} seed {seed}")
+    return warnings
+
+
+def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False) -> str:
+    """The comparisons as text for a terminal, or as Markdown; figures that no run has are left out."""
+    parts = []
+    for comparison in comparisons:
+        rows = comparison.rows
+        figures = [name for name in FIGURES if any(row.figures[name].mean is not None for row in rows)]
+        header = ["setting", "n", "classes", *(FIGURES[name] for name in figures), "training"]
+        body = [
+            [row.label, str(row.n), str(row.classes), *(cell(row.figures[name], row) for name in figures), time]
+            for row, time in zip(rows, map(duration, comparison.seconds), strict=True)
+        ]
+        notes = [PARTIAL] if any(map(partial, rows)) else []
+        notes += [*(f"warning: {warning}" for warning in comparison.warnings), *comparison.notes]
+        title = heading((benchmark_title(comparison.benchmark), "settings compared", "percent"), markdown)
+        parts += [title, format_table(header, body, markdown), notes_below(notes, markdown)]
+    return "\n\n".join([*parts, LEGEND if markdown else notes_below([LEGEND], markdown)])

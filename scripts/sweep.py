@@ -1,0 +1,166 @@
+"""Run the settings of an ablation one after the other, in one process, and compare them.
+
+    python -m scripts.sweep ABLATION [SETTING ...] [flags of main.py]
+
+Ablations and their settings are the rows of ABLATIONS; no setting named means all of them. Flags override the sweep's.
+Finished runs stay as they are, so a sweep that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import TypeVar
+
+from commandline import Parser, exit_code
+from comparison import compare_settings, render_comparison
+from config import DISTILLATION_LOSSES, Config
+from flags import parse
+from main import main as train
+from model import SKIPS, TEACHERS
+from papers import SUBSETS, Setting
+from results import Result, collect
+from utils import write_atomically
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What varies, what main.py is told for all settings, and in which `tables.SETTINGS` they are to differ."""
+
+    title: str
+    flags: str
+    settings: tuple[Setting, ...]
+    swept: tuple[str, ...] = ()
+
+
+SWITCHES = [(scconv, simam, fmm) for fmm in (0, 1) for scconv in (0, 1) for simam in (0, 1)]
+
+ABLATIONS = {
+    "skips": Ablation(
+        "skip connections of SK-RD4AD",
+        "--variant sk_rd4ad",
+        tuple(Setting(name, f"--skips {name}") for name in SKIPS),
+    ),
+    "losses": Ablation(
+        "distillation losses, without and with the consistency loss, on SK-RD4AD",
+        "--variant sk_rd4ad",
+        tuple(
+            Setting(f"{loss}{'+consistency' * layerloss}", f"--loss {loss} --layerloss {layerloss}")
+            for layerloss in (0, 1)
+            for loss in DISTILLATION_LOSSES
+        ),
+    ),
+    "levels": Ablation(
+        "levels that are trained and scored, on RD4AD; 0 is the finest",
+        "--variant rd4ad",
+        tuple(Setting(levels.replace(" ", "+"), f"--train_levels {levels} --levels {levels}") for levels in SUBSETS),
+    ),
+    "backbones": Ablation(
+        "teachers, on SK-RD4AD",
+        "--variant sk_rd4ad",
+        tuple(Setting(net, f"--net {net}") for net in reversed(TEACHERS)),
+        swept=("net", "teacher_weights"),
+    ),
+    "masked": Ablation(
+        "the parts of masked reverse distillation: SCConv, SimAM, FMM",
+        "--variant masked",
+        tuple(
+            Setting(
+                "+".join(name for name, on in zip(("scconv", "simam", "fmm"), parts, strict=True) if on) or "none",
+                "--scconv {} --simam {} --fmm {}".format(*parts),
+            )
+            for parts in SWITCHES
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One setting made ready: main.py's arguments, the Config that they make, and the one without the user's flags."""
+
+    setting: Setting
+    arguments: list[str]
+    config: Config
+    preset: Config
+
+
+def plan(flags: str, setting: Setting, more: Sequence[str]) -> Plan:
+    """The setting's run: the sweep's flags, the setting's, then the user's, and a folder named by variant and setting.
+
+    Raises ValueError and FileNotFoundError as main.py does, and where the user names the folder.
+    """
+    own = [*flags.split(), *setting.flags.split()]
+    config = parse([*own, *more])
+    if config.name is not None:
+        raise ValueError("--name: a sweep names its settings' folders itself; --save_path keeps sweeps apart")
+    changes = [part.split() for part in setting.flags.split("--") if part and not part.startswith("variant")]
+    name = "_".join([config.variant, *("-".join(words) for words in changes)])
+    return Plan(setting, [*own, *more, "--name", name], replace(config, name=name), parse(own))
+
+
+def run(plans: Iterable[Plan]) -> list[list[Result]]:
+    """Train and score what is not finished yet; every setting's finished runs, of all classes and seeds."""
+    results = []
+    for one in plans:
+        print(f"\n== {one.setting.label}: {one.config.sweep_folder}\n", flush=True)
+        train(one.arguments)
+        results.append(collect([one.config.sweep_folder]))
+    return results
+
+
+def must_differ(plans: Sequence[Plan]) -> None:
+    """Raises ValueError where two settings would be the same run: then a flag undid what the sweep varies."""
+    seen: dict[str, str] = {}
+    for one in plans:
+        deciding, label = repr(one.config.deciding()), one.setting.label
+        if deciding in seen:
+            raise ValueError(f"{seen[deciding]} and {label} are the same run: a flag undoes what this sweep varies")
+        seen[deciding] = label
+
+
+def words_and_flags(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """The arguments up to the first flag, a call for help among them, and those from it on: main.py's."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    words = list(takewhile(lambda word: not word.startswith("-") or word in ("-h", "--help"), given))
+    return words, given[len(words) :]
+
+
+def pick(known: Mapping[str, Row], wanted: Sequence[str], kind: str) -> list[Row]:
+    """The rows of these names, each once, in the order given. Raises ValueError on unknown ones."""
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ValueError(f"unknown {kind} {', '.join(unknown)}: choose from {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(wanted)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
+    words, more = words_and_flags(argv)
+    rows = "; ".join(f"{name}: {', '.join(s.label for s in row.settings)}" for name, row in ABLATIONS.items())
+    parser = Parser(prog="scripts.sweep", usage="python -m scripts.sweep ABLATION [SETTING ...] [flags of main.py]")
+    parser.add_argument("ablation", choices=ABLATIONS)
+    parser.add_argument("settings", nargs="*", help=rows)
+    given = parser.parse_args(words)
+    ablation = ABLATIONS[given.ablation]
+    known = {setting.label: setting for setting in ablation.settings}
+    flags = f"--save_path runs/ablations {ablation.flags}"
+    plans = [plan(flags, setting, more) for setting in pick(known, given.settings or list(known), "setting")]
+    must_differ(plans)
+
+    results = run(plans)
+    groups = {one.setting.label: runs for one, runs in zip(plans, results, strict=True)}
+    config = plans[0].config
+    tables = [compare_settings(config.dataset, groups, ablation.swept)]
+    page = config.save_path / config.dataset / f"ablation_{given.ablation}.md"
+    write_atomically(page, f"{ablation.title}\n\n{render_comparison(tables, markdown=True)}\n")
+    print(f"\n== {ablation.title}\n\n{render_comparison(tables)}\n\nthis table: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
