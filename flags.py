@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def parse_some(prog: str, description: str | None, names: Sequence[str], argv: S
 def option(parser: argparse._ActionsContainer, name: str) -> None:
     """Add one field's flag to a parser or a group of one: for commands that take some of the Config's flags."""
     f = next(f for f in dataclasses.fields(Config) if f.name == name)
-    kind = kind_of(typing.get_type_hints(Config)[name])
+    kind = kind_of(_hints()[name])
     options: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "NAME")}
     if kind is bool:
         options = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
@@ -90,3 +91,8 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(int(default))
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Config)

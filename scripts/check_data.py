@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from commandline import exit_code
-from flags import parse_some
 from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes
+from flags import parse_some
 from parts import source_of
 from readers.base import (
     IMAGE_SUFFIXES,

@@ -23,9 +23,9 @@ from torch.nn import functional
 import metrics
 import parts
 from commandline import exit_code
-from flags import parse_some
 from dataset import ImageSet
 from engine import image_batches
+from flags import parse_some
 from model import Teacher
 from utils import format_table, map_ahead
 

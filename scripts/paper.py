@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 from commandline import Parser, exit_code
 from dataset import BENCHMARKS
-from papers import PAPERS, PaperTable, Setting
-from published import METHODS, published_of
-from results import FIGURES, Result
 from scripts.sweep import Plan, pick, plan, run, words_and_flags
-from summary import PARTIAL, benchmark_title, cell, heading, notes_below, partial, percent
-from tables import Row, differing, facts_of, random_teacher, row_of
+from summary.papers import PAPERS, PaperTable, Setting
+from summary.published import METHODS, published_of
+from summary.rendering import PARTIAL, benchmark_title, cell, heading, notes_below, partial, percent
+from summary.results import FIGURES, Result
+from summary.tables import Row, differing, facts_of, random_teacher, row_of
 from utils import format_table, write_atomically
 
 PRESET = "--save_path runs/papers --net wide_res50 --image_size 256"  # what all of them were published with

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import comparison
 import summary
 from commandline import Parser, exit_code
-from results import collect, unfinished
-from tables import SETTINGS, summarize
+from summary.comparison import compare, render_comparison
+from summary.rendering import insert
+from summary.results import collect, unfinished
+from summary.tables import SETTINGS, summarize
 from utils import write_atomically
 
 
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no finished run under {places} ({len(left_out)} unfinished): a run is finished by metrics.json"
         )
     if given.compare:
-        tables = comparison.compare(results, given.swept)
-        text, markdown = (comparison.render_comparison(tables, markdown=wanted) for wanted in (False, True))
+        tables = compare(results, given.swept)
+        text, markdown = (render_comparison(tables, markdown=wanted) for wanted in (False, True))
     else:
         markdown = summary.render(summarize(results), markdown=True, oracle=given.oracle)
     if given.into is not None:  # before anything is written: the markers may be missing
@@ -69,7 +70,7 @@ def into_page(path: Path, marker: str, table: str) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"--into {path}: no such file")
     try:
-        return summary.insert(path.read_text(encoding="utf-8"), marker, table)
+        return insert(path.read_text(encoding="utf-8"), marker, table)
     except ValueError as problem:
         raise ValueError(f"--into {path}: {problem}") from None
 

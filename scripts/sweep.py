@@ -15,13 +15,13 @@ from itertools import takewhile
 from typing import TypeVar
 
 from commandline import Parser, exit_code
-from comparison import compare_settings, render_comparison
 from config import DISTILLATION_LOSSES, Config
 from flags import parse
 from main import main as train
 from model import SKIPS, TEACHERS
-from papers import SUBSETS, Setting
-from results import Result, collect
+from summary.comparison import compare_settings, render_comparison
+from summary.papers import SUBSETS, Setting
+from summary.results import Result, collect
 from utils import write_atomically
 
 Row = TypeVar("Row")

@@ -57,18 +57,9 @@ def test_a_finished_run_of_every_variant_is_scored_again_identically(
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     flags: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a variant draws, damage, noise, hidden cells, held-out images, is drawn again in the epoch that is redone."""
-    common = [
-        "--data_path",
-        mvtec_tree(),
-        "--class",
-        "bottle",
-        "--epochs",
-        4,
-        "--checkpoint_seconds",
-        0,
-        *flags.split(),
-    ]
+    """What a variant draws (damage, noise, hidden cells, held-out images) is drawn again in an epoch done again."""
+    common = ["--data_path", mvtec_tree(), "--class", "bottle", "--epochs", 4, "--checkpoint_seconds", 0]
+    common += flags.split()
     assert train_command(*common, "--save_path", tmp_path / "whole") == 0
     trains, epochs = main_command.train_one_epoch, []
 

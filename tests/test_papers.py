@@ -8,13 +8,13 @@ import pytest
 
 from commandline import exit_code
 from dataset import BENCHMARKS
-from papers import ICCK, PAPERS, PaperTable
-from published import FIGURES as PUBLISHED_FIGURES
-from published import methods, published_of
-from results import FIGURES, Result
 from scripts import paper, sweep
 from scripts.paper import plans_of, render_paper
 from scripts.sweep import ABLATIONS, must_differ, plan
+from summary.papers import ICCK, PAPERS, PaperTable
+from summary.published import FIGURES as PUBLISHED_FIGURES
+from summary.published import methods, published_of
+from summary.results import FIGURES, Result
 
 TABLES = [(name, number) for name, tables in PAPERS.items() for number in tables]
 MVTEC = BENCHMARKS["mvtec"].classes

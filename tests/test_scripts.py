@@ -22,8 +22,8 @@ from toys import MakeTree, paint
 
 from commandline import exit_code
 from dataset import BENCHMARKS
-from papers import PAPERS
 from scripts.sweep import ABLATIONS
+from summary.papers import PAPERS
 
 Run = Callable[..., str]
 ROOT = Path(__file__).parent.parent

@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 
-import results
 import summary
-import tables
 from commandline import exit_code
-from comparison import compare, render_comparison
 from dataset import BENCHMARKS
 from model import VARIANTS
-from published import METHODS, PUBLISHED, published
-from results import FIGURES, Result
 from scripts import summarize
-from summary import insert, render
-from tables import spread
+from summary import results, tables
+from summary.comparison import compare, render_comparison
+from summary.published import METHODS, PUBLISHED, published
+from summary.rendering import insert, render
+from summary.results import FIGURES, Result
+from summary.tables import spread
 
 PIXEL = [figure for figure in FIGURES if not figure.startswith("image")]
 

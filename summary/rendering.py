@@ -15,20 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dataset import BENCHMARKS
-from published import METHODS
-from results import FIGURES, Result, collect
-from tables import Row, Spread, Table, random_teacher, summarize
+from summary.published import METHODS
+from summary.results import FIGURES, Result
+from summary.tables import Row, Spread, Table, random_teacher, summarize
 from utils import format_table, write_atomically
-
-__all__ = [
-    "FIGURES",
-    "collect",
-    "insert",
-    "render",
-    "to_csv",
-    "to_json",
-    "write_tables",
-]  # a run's commands need no more
 
 LEGEND = (
     "Figures of the last epoch: mean ± sample standard deviation over n seeds. The mean row is the mean over classes; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from published import METHODS
+from summary.published import METHODS
 
 ALL_FIGURES = ("image_auroc", "pixel_auroc", "aupro_per_image", "aupro")
 NO_AUPRO = ("image_auroc", "pixel_auroc")
