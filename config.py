@@ -20,6 +20,7 @@ from typing import Any
 
 from dataset import BENCHMARKS
 from model import SKIPS, SSOT, TEACHERS, VARIANTS, Recipe, Term, Training
+from model.precision import PRECISIONS
 
 GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
     "what to train on",
@@ -150,17 +151,27 @@ class Config:
     )
 
     device: str = field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", decides=False)
+    precision: str = field(
+        "fp32",
+        MACHINE,
+        "what the networks compute with; auto: bf16 where processor or GPU is made for it",
+        choices=PRECISIONS,
+    )
+    compile: bool = field(False, MACHINE, "compile the network that scores, which takes a minute or two once")
     workers: int = field(
         min(8, os.cpu_count() or 1), MACHINE, "threads that read and resize images ahead", decides=False
     )
     cache: str = field(
         "auto",
         MACHINE,
-        "kept in memory across epochs: the teacher's features, the resized images, or nothing",
-        choices=("auto", "features", "images", "none"),
+        "kept across epochs: the teacher's features in memory or in files of --cache_dir, the images, or nothing",
+        choices=("auto", "features", "file", "images", "none"),
         decides=False,
     )
     cache_gb: float = field(4.0, MACHINE, "most memory for --cache auto, in GiB", decides=False)
+    cache_dir: Path | None = field(
+        None, MACHINE, "folder of features in files, shared by runs with the same images and teacher", decides=False
+    )
     checkpoint_seconds: float = field(
         60.0, MACHINE, "least time between two resume points; 0 = one after every epoch", decides=False
     )
@@ -205,6 +216,8 @@ class Config:
                 problems.append(f"--{flag}: belongs to --dataset folder, found --dataset {self.dataset}")
         if self.dataset == "folder" and self.train_dir is None and self.data_path is None:
             problems.append("--dataset folder: wants --train_dir, a folder of normal images (or --data_path)")
+        if self.cache == "file" and self.cache_dir is None:
+            problems.append("--cache file: wants --cache_dir, the folder for the teacher's features")
         if self.name is not None and (not self.name or Path(self.name).name != self.name):
             problems.append(f"--name {self.name!r}: wants a plain folder name")
         if self.variant in VARIANTS and self.rate is not None and not self.consistency:

@@ -1,8 +1,8 @@
-"""The loops: what the student is shown in an epoch, one epoch of training, one pass of scoring."""
+"""The loops: one epoch of training, one pass of scoring."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,107 +10,12 @@ import torch
 from torch import Tensor
 
 import metrics
-from damage import Painter
 from dataset import ImageSet
-from discrepancy import Normality, Pair, anomaly_map, cosine_distance, image_score, level_maps, refinement
+from discrepancy import Normality, Pair, anomaly_map, image_score, level_maps, refinement
 from losses import LOSSES
-from model import Distiller, Recipe, Seen, Teacher, Views
+from model import Distiller, Recipe, Seen, Views
+from targets import image_batches
 from utils import map_ahead
-
-GIB = 2**30
-
-
-class Targets:
-    """What the teacher sees of the training images, batch by batch, computed once where that is exact and fits.
-
-    `cache` says what stays in memory across epochs: `features` (the teacher's levels, in fp32), `images` (resized,
-    uint8), `none`; `auto` takes the first that fits `cache_gb` GiB. All give the same levels; `self.cache` is the
-    choice that was made. Where `paint` damages the images anew in each epoch, `features` keeps the images too: the
-    teacher has to look at the damaged ones every time. Features are filled in one pass over the images.
-    """
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        images: ImageSet,
-        device: torch.device,
-        cache: str = "auto",
-        cache_gb: float = 4.0,
-        batch_size: int = 16,
-        workers: int = 0,
-        paint: Painter | None = None,
-    ) -> None:
-        self.teacher, self.images, self.device, self.workers, self.paint = teacher, images, device, workers, paint
-        first = teacher(self._on_device(images.image(0)[None]))
-        feature_bytes = len(images) * sum(level.numel() * level.element_size() for level in first)
-        image_bytes = len(images) * 3 * images.size**2
-        if cache == "auto":
-            with_images = feature_bytes + (image_bytes if paint else 0)
-            fits = {"features": with_images, "images": image_bytes, "none": 0}
-            cache = next(kind for kind, size in fits.items() if size <= cache_gb * GIB)
-        self.cache = cache
-        self.pixels: np.ndarray | None = None
-        self.levels: list[Tensor] | None = None
-        if cache == "images" or (cache == "features" and paint):
-            self.pixels = np.stack(list(map_ahead(images.image, range(len(images)), workers)))
-        if cache == "features":
-            # on the GPU where less than half of what is free there is taken, else in main memory
-            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-            place = device if feature_bytes < free / 2 else torch.device("cpu")
-            self.levels = [torch.empty((len(images), *level.shape[1:]), device=place) for level in first]
-            for indices, pixels in self._pictures(range(len(images)), batch_size):
-                for kept, level in zip(self.levels, teacher(self._on_device(pixels)), strict=True):
-                    kept[indices] = level.to(place)
-
-    def batches(self, order: Sequence[int], batch_size: int) -> Iterator[Seen]:
-        """What is seen of `batch_size` images at a time, on the device; the last batch may be smaller.
-
-        Damage is drawn from a generator that torch's global state seeds.
-        """
-        rng = np.random.default_rng(int(torch.randint(2**62, ()))) if self.paint else None
-        if self.levels is not None and rng is None:  # no picture is needed any more
-            for start in range(0, len(order), batch_size):
-                yield Seen(self._kept(order[start : start + batch_size]))
-            return
-        for indices, pixels in self._pictures(order, batch_size):
-            images = self._on_device(pixels)
-            clean = self.teacher(images) if self.levels is None else self._kept(indices)
-            yield Seen(clean) if rng is None else self._damaged(images, clean, rng)
-
-    def _damaged(self, images: Tensor, clean: list[Tensor], rng: np.random.Generator) -> Seen:
-        assert self.paint is not None
-        images = images / 255.0
-        painted = self.paint(images, rng)
-        damage = cosine_distance(self.teacher.normalised(painted), self.teacher.normalised(images))
-        return Seen(clean, self.teacher(painted), damage[:, None])
-
-    def _kept(self, order: Sequence[int]) -> list[Tensor]:
-        """The cached levels of some images."""
-        assert self.levels is not None
-        indices = torch.as_tensor(order)
-        return [level[indices.to(level.device)].to(self.device, non_blocking=True) for level in self.levels]
-
-    def _pictures(self, order: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(indices, pixels) in this order, from memory or decoded on threads that run ahead of the teacher."""
-        if self.pixels is None:
-            yield from image_batches(self.images, order, batch_size, self.workers)
-            return
-        for start in range(0, len(order), batch_size):
-            indices = list(order[start : start + batch_size])
-            yield indices, self.pixels[indices]
-
-    def _on_device(self, pixels: np.ndarray) -> Tensor:
-        return torch.from_numpy(pixels).to(self.device, non_blocking=True)
-
-
-def image_batches(
-    images: ImageSet, order: Sequence[int], batch_size: int, workers: int
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """(indices, pixels (B, 3, S, S) uint8) in this order, decoded on `workers` threads ahead of the reader."""
-    decoded = map_ahead(images.image, order, workers)
-    for start in range(0, len(order), batch_size):
-        indices = list(order[start : start + batch_size])
-        yield indices, np.stack([next(decoded) for _ in indices])
 
 
 def terms_of(distiller: Distiller, seen: Seen, recipe: Recipe) -> dict[str, Tensor]:

@@ -56,8 +56,9 @@ def run(config: Config, device: torch.device) -> None:
     progress = train(config, distiller, train_images, held_out, test_images, folder, device)
 
     started = time.perf_counter()
-    scoring = ready_to_score(distiller, train_images, device, parts.scoring_of(config))
-    result = evaluate(distiller, test_images, device, scoring, config.seg, config.vis or config.normalise)
+    scorer = parts.scorer_of(config, distiller)
+    scoring = ready_to_score(scorer, train_images, device, parts.scoring_of(config))
+    result = evaluate(scorer, test_images, device, scoring, config.seg, config.vis or config.normalise)
     seconds = time.perf_counter() - started
     fitted = parts.normalisers_of(result) if config.normalise else {}
     folder.write_predictions(test_images.samples, result.scores, fitted.get("image"))
@@ -69,7 +70,7 @@ def run(config: Config, device: torch.device) -> None:
     if test_images.vanished:
         count, example = len(test_images.vanished), test_images.vanished[0]
         print(f"{config.title}: {count} masks are below half a pixel at this size, e.g. that of {example}")
-    scale = parts.normal_scale(distiller, train_images, device, scoring)
+    scale = parts.normal_scale(scorer, train_images, device, scoring)
     if config.vis and result.maps is not None:
         names = overlay_names(test_images.samples)
         write_overlays(config.overlay_folder, test_images.samples, names, result.maps, result.scores, scale)
@@ -92,6 +93,7 @@ def run(config: Config, device: torch.device) -> None:
             "net": config.net,
             "teacher_weights": teacher.weights,
             "image_size": config.image_size,
+            "precision": teacher.precision,
             "batch_size": config.training.batch_size,
             "epochs": config.training.epochs,
             "epochs_trained": progress.epoch,

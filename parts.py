@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._inductor import config as inductor_config
 
 from config import Config
 from damage import Painter, painter
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
-from engine import Evaluation, Scoring, Targets, predict
+from engine import Evaluation, Scoring, predict
 from model import Distiller, Teacher, build_distiller, build_teacher, load_published
+from model.precision import resolve
 from normalising import Normaliser, f1_figures, normalisers
 from overlays import colour_scale
+from targets import Cache, Targets
 
 
 def choose_device(name: str) -> torch.device:
@@ -69,14 +72,14 @@ def images_of(config: Config, split: str) -> ImageSet:
 
 
 @functools.lru_cache(maxsize=1)
-def _teacher(net: str, weights: str, seed: int, device: torch.device) -> Teacher:
-    return build_teacher(net, weights, seed).to(device)
+def _teacher(net: str, weights: str, seed: int, device: torch.device, precision: str) -> Teacher:
+    return build_teacher(net, weights, seed).to(device).made_fast(precision)
 
 
 def teacher_of(config: Config, device: torch.device) -> Teacher:
     """The frozen teacher; a sweep shares one, except that random weights are drawn anew from each run's seed."""
     seed = config.seeds[0] if config.weights == "random" else 0
-    return _teacher(config.net, config.weights, seed, device)
+    return _teacher(config.net, config.weights, seed, device, resolve(config.precision, device))
 
 
 def distiller_of(config: Config, teacher: Teacher) -> Distiller:
@@ -84,7 +87,16 @@ def distiller_of(config: Config, teacher: Teacher) -> Distiller:
     distiller = build_distiller(config.recipe, teacher)
     if config.checkpoint is not None:
         load_published(config.checkpoint, distiller)
-    return distiller.to(next(teacher.buffers()).device)
+    return distiller.to(next(teacher.buffers()).device).to(memory_format=torch.channels_last)
+
+
+def scorer_of(config: Config, distiller: Distiller) -> Distiller:
+    """The network as it scores: batch norms folded, compiled where the run wants that."""
+    scorer = distiller.for_scoring()
+    if config.compile:
+        inductor_config.freezing = True  # weights become constants: half of what compiling gains
+        scorer.compile()
+    return scorer
 
 
 def optimiser_of(config: Config, distiller: Distiller, device: torch.device) -> torch.optim.Optimizer:
@@ -112,8 +124,8 @@ def painter_of(config: Config) -> Painter | None:
 
 def targets_of(config: Config, teacher: Teacher, images: ImageSet, device: torch.device) -> Targets:
     """What the teacher sees of some of the training images, cached as the run wants it."""
-    size, paint = config.training.batch_size, painter_of(config)
-    return Targets(teacher, images, device, config.cache, config.cache_gb, size, config.workers, paint)
+    cache = Cache(config.cache, config.cache_gb, config.cache_dir)
+    return Targets(teacher, images, device, cache, config.training.batch_size, config.workers, painter_of(config))
 
 
 def split_held_out(config: Config, images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
@@ -177,7 +189,7 @@ def normaliser_in(metrics: Mapping[str, Any]) -> Normaliser | None:
 
 def facts_of(config: Config, teacher: Teacher) -> dict[str, Any]:
     """What decides the run's numbers: two runs with equal facts are the same run."""
-    facts = config.deciding() | {"teacher_weights": teacher.weights}
+    facts = config.deciding() | {"teacher_weights": teacher.weights, "precision": teacher.precision}
     if config.checkpoint is not None:
         facts["checkpoint"] = sha256(config.checkpoint)
     return facts

@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     distiller = parts.distiller_of(replace(config, checkpoint=None), teacher)
     distiller.load_trained_state(state["trained"])
+    distiller = parts.scorer_of(config, distiller)
     scoring = parts.scoring_of(config)
     if state["normality"]:
         known = Normality(**{name: tensor.to(device) for name, tensor in state["normality"].items()})

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from torch import Tensor, nn
 
 from discrepancy import Pair
+from model.folding import fold_batch_norms
+from model.precision import lowered
 from model.states import load_checked
 from model.teacher import Teacher
 
@@ -13,7 +18,7 @@ class Distiller(nn.Module):
     """images (B, 3, S, S) -> pairs (teacher, student), each of one shape (B, C, H, W), finest first.
 
     The parts arrive built. Bottleneck, student and, where there is one, projection train; the teacher is frozen by
-    construction.
+    construction. All compute with the teacher's precision.
     """
 
     def __init__(
@@ -34,12 +39,23 @@ class Distiller(nn.Module):
 
     def project(self, targets: list[Tensor]) -> list[Tensor]:
         """The teacher's levels as the bottleneck gets them: projected where there is a projection."""
-        return targets if self.projection is None else self.projection(targets)
+        if self.projection is None:
+            return targets
+        with lowered(targets[0].device, self.teacher.precision):
+            return self.projection(targets)
 
     def student_levels(self, targets: list[Tensor], projected: list[Tensor] | None = None) -> list[Tensor]:
         """What the student makes of the teacher's levels, finest first; `projected` saves a second `project`."""
-        squeezed = self.bottleneck(self.project(targets) if projected is None else projected)
-        return self.student(squeezed, targets)
+        projected = self.project(targets) if projected is None else projected
+        with lowered(targets[0].device, self.teacher.precision):
+            return self.student(self.bottleneck(projected), targets)
+
+    def for_scoring(self) -> Distiller:
+        """A copy for evaluation alone, its batch norms folded, equal up to rounding; it shares the teacher."""
+        frozen = {name: copy.deepcopy(part).eval().requires_grad_(False) for name, part in self._trained_parts()}
+        for part in frozen.values():
+            fold_batch_norms(part)
+        return Distiller(self.teacher, **frozen).to(memory_format=torch.channels_last).eval()
 
     def trainable(self) -> list[nn.Parameter]:
         """Every parameter that an optimiser should see."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from model.blocks import Block, down_stage, initialise
+from model.folding import fold_batch_norms
+from model.precision import lowered
 from model.states import file_sha256, load_checked, read_torch_file
 from model.timm_levels import build_timm, cut_timm
 from model.weights import hub_file, lite0_names, packaged_file, resnet_names
@@ -87,6 +89,7 @@ class Teacher(nn.Module):
     signed    whether levels can be negative (a ResNet's, which end in a ReLU, cannot)
     weights   "sha256:<64 digits>" of the file, "random:<seed>", or what timm fetched
     residual  how a ResNet is built, None for other backbones
+    precision  what it computes with and what its levels are then, fp32 or bf16
     """
 
     mean: Tensor
@@ -110,6 +113,7 @@ class Teacher(nn.Module):
         self.weights = weights
         self.signed = signed
         self.residual = residual
+        self.precision = "fp32"
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -124,7 +128,15 @@ class Teacher(nn.Module):
         height, width = images.shape[-2:]
         if height % COARSEST or width % COARSEST:
             raise ValueError(f"images of {height}x{width} pixels: --image_size must be a multiple of {COARSEST}")
-        return list(self.net(self.normalised(images)))
+        x = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        with lowered(x.device, self.precision):
+            return list(self.net(x))
+
+    def made_fast(self, precision: str) -> Teacher:
+        """Itself, with batch norms folded, weights laid out for its images, and this precision."""
+        fold_batch_norms(self.net)
+        self.precision = precision
+        return self.to(memory_format=torch.channels_last)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images as the backbone gets them: less `mean`, divided by `std`, colour by colour."""

@@ -40,6 +40,12 @@ class Source:
     mask_dir: Path | None = None
 
 
+def file_stamp(path: Path) -> tuple[int, int]:
+    """(bytes, nanoseconds of the last change) of an image's file, or of the file that holds it as a row."""
+    stat = (path if path.exists() else path.parent).stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 def is_junk(name: str) -> bool:
     """True for what operating systems and archivers leave behind: hidden files, Thumbs.db, __MACOSX, ..."""
     return name.startswith(".") or name.lower() in JUNK

@@ -24,9 +24,9 @@ import metrics
 import parts
 from commandline import exit_code
 from dataset import ImageSet
-from engine import image_batches
 from flags import parse_some
 from model import Teacher
+from targets import image_batches
 from utils import format_table, map_ahead
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")

@@ -13,11 +13,12 @@ from toys import MakeTree
 from damage import painter
 from dataset import ImageSet, Sample
 from discrepancy import anomaly_map, image_score
-from engine import Scoring, Targets, evaluate, held_out_loss, predict, ready_to_score, train_one_epoch
+from engine import Scoring, evaluate, held_out_loss, predict, ready_to_score, train_one_epoch
 from flags import parse
 from losses import cosine_loss
 from model import VARIANTS, Distiller, Recipe, build_distiller, build_teacher
 from parts import images_of
+from targets import Cache, Targets
 
 CPU = torch.device("cpu")
 
@@ -40,8 +41,8 @@ def test_every_cache_gives_the_levels_that_no_cache_gives(
     distiller: Distiller, images: ImageSet, cache: str, workers: int
 ) -> None:
     order = [3, 0, 6, 1, 5, 2, 4]
-    plain = Targets(distiller.teacher, images, CPU, "none")
-    cached = Targets(distiller.teacher, images, CPU, cache, batch_size=3, workers=workers)
+    plain = Targets(distiller.teacher, images, CPU, Cache("none"))
+    cached = Targets(distiller.teacher, images, CPU, Cache(cache), batch_size=3, workers=workers)
     assert cached.cache == cache
     for _ in range(2):  # the second epoch reads the cache again
         batches = list(zip(plain.batches(order, 3), cached.batches(order, 3), strict=True))
@@ -57,7 +58,7 @@ def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: Imag
     features = 4 * 7 * sum(level[0].numel() for level in distiller.teacher(torch.zeros(1, 3, 64, 64)))
     pixels = 7 * 3 * 64 * 64
     for budget, kind in ((features, "features"), (features - 1, "images"), (pixels - 1, "none")):
-        assert Targets(distiller.teacher, images, CPU, "auto", cache_gb=budget / gib).cache == kind
+        assert Targets(distiller.teacher, images, CPU, Cache("auto", budget / gib)).cache == kind
 
 
 def test_an_epoch_lowers_the_loss_and_reports_its_terms(distiller: Distiller, images: ImageSet) -> None:
@@ -149,7 +150,7 @@ def test_every_cache_gives_the_same_damaged_view(distiller: Distiller, images: I
     paint = painter("copy_paste", 0, 64)
     found = []
     for kind in (cache, "none"):
-        targets = Targets(distiller.teacher, images, CPU, kind, paint=paint)
+        targets = Targets(distiller.teacher, images, CPU, Cache(kind), paint=paint)
         torch.manual_seed(3)
         found.append(list(targets.batches([2, 0, 1], 2)))
     for ours, theirs in zip(*found, strict=True):
