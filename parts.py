@@ -25,6 +25,8 @@ from normalising import Normaliser, f1_figures, normalisers
 from overlays import colour_scale
 from targets import Cache, Targets
 
+SCORED_PIXELS = 16 * 256**2  # in a batch that is scored: memory does not grow with the image size
+
 
 def choose_device(name: str) -> torch.device:
     """`auto` is the first GPU, or the CPU. Raises ValueError where the device asked for is not to be had."""
@@ -40,7 +42,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_determinism(wanted: bool) -> None:
-    """Allow only operations that repeat to the bit, or let the libraries choose the fastest."""
+    """Allow only operations that repeat to the bit, or let the libraries choose the fastest.
+
+    On a GPU fp32 means fp32 either way: TF32, which torch allows for convolutions, is off. bf16 is there for speed.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
@@ -148,7 +154,7 @@ def split_held_out(config: Config, images: ImageSet) -> tuple[ImageSet, ImageSet
 
 def scoring_of(config: Config) -> Scoring:
     """How the run's maps and scores are made."""
-    recipe, batch_size = config.recipe, config.training.batch_size
+    recipe, batch_size = config.recipe, max(1, min(64, SCORED_PIXELS // config.image_size**2))
     return Scoring(
         config.levels, recipe.anomaly_map, config.score_num, batch_size, config.workers, refine=recipe.refine
     )
