@@ -36,8 +36,12 @@ SIGMA = 4.0
 
 def z_score_maps(train: ImageSet, test: ImageSet, workers: int) -> Iterator[np.ndarray]:
     """Maps (S, S) of |x - mean| / std over the training images, averaged over the colours and smoothed."""
-    normal = np.stack(list(map_ahead(train.image, range(len(train)), workers))).astype(np.float32)
-    mean, std = normal.mean(axis=0), normal.std(axis=0) + 1.0  # one grey value: below it lies rounding
+    total, squares = (np.zeros((3, train.size, train.size)) for _ in range(2))
+    for image in map_ahead(train.image, range(len(train)), workers):
+        total += image
+        squares += image.astype(np.float64) ** 2
+    mean = total / len(train)
+    std = np.sqrt(np.maximum(squares / len(train) - mean**2, 0)) + 1.0  # one grey value: below it lies rounding
     for image in map_ahead(test.image, range(len(test)), workers):
         yield gaussian_filter((np.abs(image - mean) / std).mean(axis=0), SIGMA)
 
