@@ -22,6 +22,7 @@ from dataset import ImageSet, Sample
 from discrepancy import Normality
 from engine import Scoring, evaluate, predict
 from model import Distiller
+from model.precision import PRECISIONS
 from normalising import Normaliser
 from overlays import overlay_names, write_overlays
 from readers.base import list_images
@@ -33,12 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score again, or predict. Returns the exit code: 0, or 1 where figures differ from the recorded ones."""
     options = _parser().parse_args(argv)
     folder = Run(options.run)
+    if not options.images and (options.precision is not None or options.compile is not None):
+        raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
     if not folder.finished:
         raise FileNotFoundError(f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training")
     saved = folder.read(CONFIG)["config"]
-    changes = {
-        name: value for name in ("data_path", "device", "workers") if (value := getattr(options, name)) is not None
-    }
+    own = ("data_path", "device", "workers", "precision", "compile")
+    changes = {name: value for name in own if (value := getattr(options, name)) is not None}
     config = replace(Config(**Config.from_json(saved)), **changes)
     device = parts.choose_device(config.device)
     parts.set_determinism(config.deterministic)
@@ -149,6 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", help="the teacher's weights file, where it has moved")
     parser.add_argument("--device", help="auto, cpu, cuda, ...")
     parser.add_argument("--workers", type=int, help="threads that read images ahead")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="with --images: fp32, bf16 or auto in place of the run's"
+    )
+    parser.add_argument("--compile", type=boolean, nargs="?", const=True, metavar="0|1", help="with --images: compile")
     return parser
 
 

@@ -225,7 +225,16 @@ def test_a_run_in_bf16_with_features_in_a_file_is_scored_again_identically(
     flags += ["--epochs", 1, "--precision", "bf16", "--cache", "file", "--cache_dir", tmp_path / "features"]
     assert train_command(*flags) == 0
     assert list((tmp_path / "features").iterdir())
-    assert test_command.main([str(tmp_path / "runs/mvtec/drd/bottle/seed111"), "--device", "cpu"]) == 0
+    run = tmp_path / "runs/mvtec/drd/bottle/seed111"
+    assert test_command.main([str(run), "--device", "cpu"]) == 0
+    with pytest.raises(ValueError, match="--precision and --compile go with --images"):
+        test_command.main([str(run), "--precision", "fp32"])
+    good = tmp_path / "mvtec/bottle/test/good"
+    scores = []
+    for precision in ("bf16", "fp32"):
+        assert test_command.main([str(run), "--images", str(good), "--device", "cpu", "--precision", precision]) == 0
+        scores.append([float(line.split(",")[1]) for line in (run / "images/scores.csv").read_text().split()[1:]])
+    assert scores[0] == pytest.approx(scores[1], rel=0.1) and scores[0] != scores[1]
 
 
 def test_painted_damage_goes_with_features_in_files(teacher: Teacher, images: ImageSet, tmp_path: Path) -> None:
