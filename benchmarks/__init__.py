@@ -1,0 +1,1 @@
+"""How fast the project is: ours against a plain restatement of the published loop, in one process."""

@@ -1,0 +1,150 @@
+"""Ours against a plain restatement of the published loop: python -m benchmarks.run [--check] [--out FILE]
+
+Both run in turn in this process, from the same weights on the same pictures; a ratio is the plain seconds over ours of
+the same round. Weights are random and pictures synthetic: only time is measured. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import parts
+from benchmarks import plain
+from benchmarks.data import write_pictures
+from benchmarks.ours import kinds
+from benchmarks.sections import SECTIONS, Row, Settings
+from benchmarks.timing import peaks
+from commandline import Parser, exit_code
+from runs import machine
+from utils import code_revision, format_table, write_atomically
+
+PACKAGES = ("torchvision", "scipy", "scikit-learn", "scikit-image", "pillow", "opencv-python-headless")
+# What --check asks of a median ratio, by section, row and what it is against; set for these sizes alone.
+SIZES = {"net": "wide_res50", "image_size": 256, "batch_size": 16, "images": 32, "device": "cpu"}
+FLOORS = {
+    ("step", "ours fp32", "plain"): 2.8,
+    ("step", "ours bf16", "plain"): 5.3,
+    ("evaluation", "ours fp32", "plain"): 1.6,
+    ("evaluation", "ours bf16", "plain"): 4.0,
+    ("evaluation", "ours, all but the network", "plain, all but the network"): 15.0,
+    ("metrics", "ours", "published AUPRO"): 150.0,
+    ("metrics", "ours", "adeval"): 2.0,
+    ("inference", "ours fp32", "plain"): 1.2,
+    ("inference", "ours fp32, compiled", "plain"): 1.6,
+    ("inference", "ours bf16, compiled", "plain"): 3.0,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code. Raises ValueError on what a user can mend."""
+    given = parser().parse_args(argv)
+    for name in ("image_size", "batch_size", "images", "repeats"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"--{name} {getattr(given, name)}: must be at least 1")
+    if given.image_size % 32:
+        raise ValueError(f"--image_size {given.image_size}: must be a multiple of 32")
+    if given.images < max(2, given.batch_size):
+        raise ValueError(f"--images {given.images}: wants a batch of --batch_size {given.batch_size}, and at least 2")
+    if given.check and any(getattr(given, name) != value for name, value in SIZES.items()):
+        wanted = " ".join(f"--{name} {value}" for name, value in SIZES.items())
+        raise ValueError(f"--check: its floors were set for {wanted}")
+    device = parts.choose_device(given.device)
+    parts.set_determinism(False)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    about: dict[str, Any] = {"revision": code_revision(), "load": os.getloadavg(), **machine()}
+    about["versions"] |= {name: metadata.version(name) for name in PACKAGES}
+    print(f"{about['hardware']}; load {about['load'][0]:.1f}; revision {about['revision']}")
+    print(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
+
+    peak = {name: peaks(name, device, given.image_size) for name in kinds()}
+    for precision, rates in peak.items():
+        print(f"peak {precision}: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        same = {name: getattr(given, name) for name in ("net", "image_size", "batch_size", "images", "repeats")}
+        settings = Settings(**same, device=device, root=Path(folder))
+        write_pictures(settings.root, settings.images, 4 * settings.image_size)  # as large as MVTec's are for 256
+        torch.save(plain.random_teacher(settings.net).state_dict(), settings.root / "teacher.pth")
+        for name in given.sections:
+            rows += SECTIONS[name](settings)
+    print(f"\n{table(rows, peak)}")
+    if given.out is not None:
+        lines = [{**asdict(row), "of_peak": row.share_of(peak), "floor": FLOORS.get(row.key)} for row in rows]
+        record = {**about, "settings": {**same, "device": str(device)}, "peaks": peak, "rows": lines}
+        write_atomically(given.out, json.dumps(record, indent=2) + "\n")
+    return check(rows, peak) if given.check else 0
+
+
+def parser() -> Parser:
+    """The flags; the defaults are the sizes that the floors were set for."""
+    made = Parser(prog="benchmarks.run", description=(__doc__ or "").partition("\n\n")[2])
+    made.add_argument("--net", choices=tuple(plain.TEACHERS), default=SIZES["net"], help="teacher")
+    for name, text in (
+        ("image_size", "pixels a side; pictures are four times as large"),
+        ("batch_size", "images a step"),
+        ("images", "training images, and as many test images"),
+    ):
+        made.add_argument(f"--{name}", type=int, metavar="N", default=SIZES[name], help=f"{text} ({SIZES[name]})")
+    made.add_argument("--repeats", type=int, metavar="N", default=5, help="rounds (5); metrics takes half of them")
+    made.add_argument(
+        "--sections",
+        nargs="+",
+        choices=tuple(SECTIONS),
+        default=tuple(SECTIONS),
+        metavar="NAME",
+        help=f"out of {', '.join(SECTIONS)} (default: all)",
+    )
+    made.add_argument("--device", default=SIZES["device"], help="cpu, cuda")
+    made.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: torch's choice)")
+    made.add_argument("--out", type=Path, metavar="FILE", help="also write all of it there as JSON")
+    made.add_argument("--check", action="store_true", help="exit with 1 where a ratio is below its floor")
+    return made
+
+
+def table(rows: Sequence[Row], peak: Mapping[str, Mapping[str, float]]) -> str:
+    """The rows as text: medians; ratios with their quartiles."""
+    cells = []
+    for row in rows:
+        share = row.share_of(peak)
+        ratio = f"{row.ratio.median:.2f} ({row.ratio.low:.2f}-{row.ratio.high:.2f})" if row.ratio else "-"
+        counted = [f"{row.gflop:.1f}", f"{row.gflop / row.seconds.median:.0f}"] if row.gflop is not None else ["-", "-"]
+        of_peak = "-" if share is None else f"{share:.0%}"
+        title = f"{row.section}: {row.name}" + (f" against {row.against}" if row.ratio else "")
+        cells.append([title, f"{row.seconds.median:.4f}", ratio, *counted, of_peak])
+    return format_table(["", "seconds", "times as fast", "GFLOP", "GFLOP/s", "of peak"], cells)
+
+
+def check(rows: Sequence[Row], peak: Mapping[str, Mapping[str, float]]) -> int:
+    """Print a line per ratio that has a floor; 1 where one is below it, or none has one, else 0.
+
+    bf16 has floors only where the machine computes in it: elsewhere its peak is below that of fp32.
+    """
+    slow = {name for name, rates in peak.items() if max(rates.values()) < max(peak["fp32"].values())}
+    for name in slow:
+        print(f"no floors for {name}: this machine is faster in fp32")
+    floored = [row for row in rows if row.ratio is not None and row.key in FLOORS and row.precision not in slow]
+    below = 0
+    for row in floored:
+        assert row.ratio is not None
+        floor, median = FLOORS[row.key], row.ratio.median
+        below += median < floor
+        verdict = "ok" if median >= floor else "BELOW"
+        print(f"{verdict}: {row.section}, {row.name} against {row.against}: {median:.2f}, floor {floor:g}")
+    if not floored:
+        print("no ratio of these sections has a floor")
+    return int(below > 0 or not floored)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

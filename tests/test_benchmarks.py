@@ -1,0 +1,195 @@
+"""The benchmark compares like with like, runs from end to end, and fails where a ratio is below its floor."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from benchmarks import plain, run, sections
+from benchmarks.data import write_pictures
+from benchmarks.ours import Ours, kinds
+from benchmarks.timing import Quartiles, alternate, gflop
+from commandline import exit_code
+from engine import evaluate, train_one_epoch
+from model.teacher import TEACHERS, Residual, TeacherRow
+from targets import Cache, Targets
+from utils import seed_everything
+
+SIZE, IMAGES = 64, 16
+TINY = "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1".split()
+
+
+@pytest.fixture
+def in_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def res10(monkeypatch: pytest.MonkeyPatch) -> str:
+    """ResNet-18 with every other block left out, for float64, whose convolutions are slow."""
+    monkeypatch.setitem(TEACHERS, "res10", TeacherRow("", "", Residual(BasicBlock, (1, 1, 1, 1))))
+    monkeypatch.setitem(plain.TEACHERS, "res10", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
+    return "res10"
+
+
+def both_sides(root: Path, net: str = "res18") -> tuple[plain.Plain, Ours]:
+    write_pictures(root, IMAGES, 2 * SIZE)
+    torch.save(plain.random_teacher(net).state_dict(), root / "teacher.pth")
+    published, ours = sections.both(sections.Settings(net, SIZE, 4, IMAGES, 1, torch.device("cpu"), root))
+    return published, next(iter(ours.values()))
+
+
+def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res10: str) -> None:
+    published, ours = both_sides(tmp_path, res10)
+    start = copy.deepcopy(ours.distiller.student.state_dict())
+    optimiser, samples = plain.optimiser_of(published), ours.train_images.samples
+    order = [index % IMAGES for index in range(20 * 2)]
+    expected = plain.train(published, optimiser, samples, order, SIZE, 2)
+
+    targets = Targets(ours.distiller.teacher, ours.train_images, ours.device, Cache("none"))
+    recipe = ours.config.recipe
+    found = [
+        train_one_epoch(ours.distiller, [seen], ours.optimiser, recipe)["loss"] for seen in targets.batches(order, 2)
+    ]
+    assert len(found) == 20
+    assert found[-1] < 0.8 * found[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+    for name, value in published.student.state_dict().items():
+        assert torch.allclose(value, ours.distiller.student.state_dict()[name], atol=1e-6), name
+        assert not value.is_floating_point() or not torch.equal(value, start[name])
+
+
+def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four terms where two are used, a teacher in the graph whose last stage serves nothing, and no frozen weight."""
+    published, ours = both_sides(tmp_path)
+    optimiser = plain.optimiser_of(published)
+    (images,) = plain.picture_batches(ours.train_images.samples, range(4), SIZE, 4)
+    published.train()
+    before = published.teacher.conv1.weight.clone()
+    calls: list[int] = []
+    losses_of = plain.losses_of
+
+    def counted(*levels: Any) -> Any:
+        calls.append(1)
+        return losses_of(*levels)
+
+    monkeypatch.setattr(plain, "losses_of", counted)
+    losses = [plain.train_step(published, optimiser, images) for _ in range(2)]
+    assert len(calls) == 4
+    assert losses[1] != losses[0]
+    assert published.teacher.conv1.weight.grad is not None
+    assert torch.equal(published.teacher.conv1.weight, before)
+    assert all(parameter.grad is None for parameter in published.teacher.layer4.parameters())
+    trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    assert trained == {id(p) for part in (published.bottleneck, published.student) for p in part.parameters()}
+
+
+def test_both_sides_find_the_same_figures(tmp_path: Path) -> None:
+    published, ours = both_sides(tmp_path)
+    expected = plain.evaluate(published, ours.test_images.samples, SIZE, ours.device)
+    result = evaluate(ours.distiller, ours.test_images, ours.device, ours.scoring, keep_maps=True)
+    found = result.report.values
+    assert set(expected) == {"image_auroc", "pixel_auroc", "aupro_per_image"}
+    assert found["image_auroc"] == pytest.approx(expected["image_auroc"], abs=1e-5)
+    assert found["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-5)
+    # 200 thresholds in a range of 0.2: a pixel that lies on one falls to either side by rounding, worth 1e-5 each
+    assert found["aupro_per_image"] == pytest.approx(expected["aupro_per_image"], abs=1e-4)
+    assert result.maps is not None and result.masks is not None
+    masks = np.array(result.masks)
+    areas = [plain.aupro(masks[[i]], result.maps[[i]]) for i in np.flatnonzero(masks.any(axis=(1, 2)))]
+    assert found["aupro_per_image"] == pytest.approx(np.mean(areas), abs=1e-9)
+
+
+def test_the_plain_aupro_of_a_map_that_is_the_mask_counts_regions_alike() -> None:
+    """Two regions, of 1 and 8 pixels, the first found at all thresholds, the second at none that leaves FPR < 0.3."""
+    mask = np.zeros((1, 8, 8), bool)
+    mask[0, 0, 0] = mask[0, 6, :] = True
+    scores = np.linspace(0.5, 0.9, 64).reshape(1, 8, 8)
+    scores[0, 0, 0], scores[0, 6, :] = 1.0, 0.0
+    assert plain.aupro(mask, scores) == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the rows that compile, which takes a minute each."""
+    monkeypatch.setattr(sections, "kinds", lambda compiled=False: kinds())
+
+
+def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str], uncompiled: None) -> None:
+    out = tmp_path / "speed.json"
+    assert run.main([*TINY, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(out.read_text())
+    assert {row["section"] for row in record["rows"]} == set(sections.SECTIONS)
+    assert {"torch", "numpy", "torchvision"} <= set(record["versions"])
+    assert set(record["peaks"]["fp32"]) == {"matrix product", "convolution"}
+    assert record["settings"]["image_size"] == 64
+    for row in record["rows"]:
+        assert f"{row['section']}: {row['name']}" in printed
+        assert row["seconds"]["low"] == row["seconds"]["median"] == row["seconds"]["high"] > 0
+        assert (row["gflop"] is None) == (row["of_peak"] is None)
+        assert (row["ratio"] is None) == (row["against"] == "")
+    rows = {(row["section"], row["name"]): row for row in record["rows"]}
+    step, published = rows["step", "ours fp32"], rows["step", "plain"]
+    assert step["ratio"]["median"] == pytest.approx(published["seconds"]["median"] / step["seconds"]["median"])
+    assert 0 < step["gflop"] < published["gflop"]  # the teacher's features are cached: less is computed
+    known = {key[:2] for key in run.FLOORS if key[2] != "adeval"}
+    optional = {key for key in known if "bf16" in key[1] or "compiled" in key[1]}
+    assert known - optional <= set(rows), "every floor has its row"
+
+
+def test_a_ratio_below_its_floor_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uncompiled: None
+) -> None:
+    command = [*TINY, "--sections", "inference", "--check"]
+    assert exit_code(lambda: run.main(command)) == 2
+    assert "--image_size 256" in capsys.readouterr().err, "floors are for their own sizes"
+    same = {"net": "res18", "image_size": 64, "batch_size": 2, "images": 2, "device": "cpu"}
+    monkeypatch.setattr(run, "SIZES", same)
+    key = ("inference", "ours fp32", "plain")
+    for floor, code, verdict in ((1e9, 1, "BELOW: inference, ours fp32"), (1e-9, 0, "ok: inference, ours fp32")):
+        monkeypatch.setattr(run, "FLOORS", {key: floor})
+        assert run.main(command) == code
+        assert verdict in capsys.readouterr().out
+
+
+def test_bf16_has_floors_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run, "FLOORS", {("step", f"ours {kind}", "plain"): 2.0 for kind in ("fp32", "bf16")})
+    once = Quartiles.of([1.0])
+    fine = sections.Row("step", "ours fp32", "fp32", once, 1.0, "plain", Quartiles.of([2.5]))
+    below = sections.Row("step", "ours bf16", "bf16", once, 1.0, "plain", Quartiles.of([1.5]))
+    for bf16, code in ((150.0, 1), (50.0, 0)):
+        assert run.check([fine, below], {"fp32": {"convolution": 100.0}, "bf16": {"convolution": bf16}}) == code
+    assert "no floors for bf16" in capsys.readouterr().out
+    assert run.check([], {"fp32": {"convolution": 100.0}}) == 1, "nothing checked is no success"
+
+
+def test_calls_alternate_and_arithmetic_is_counted() -> None:
+    made: list[str] = []
+    calls = {name: lambda name=name: made.append(name) for name in "ab"}
+    taken = alternate(calls, 3, torch.device("cpu"))
+    assert made == list("abbaab")
+    assert taken["a"].shape == (3,)
+    assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(2.0, 3.0, 4.0)
+    assert gflop(lambda: torch.ones(10, 20) @ torch.ones(20, 30)) == pytest.approx(2 * 10 * 20 * 30 / 1e9)
+
+
+def test_sides_start_from_equal_weights(tmp_path: Path) -> None:
+    published, ours = both_sides(tmp_path)
+    seed_everything("something else")
+    again = Ours(ours.config, ours.device)
+    for part in ("bottleneck", "student"):
+        wanted = getattr(ours.distiller, part).state_dict()
+        for other in (published, again.distiller):
+            state = getattr(other, part).state_dict()
+            assert all(torch.equal(value, state[name]) for name, value in wanted.items())
