@@ -14,7 +14,7 @@ from dataset import ImageSet
 from discrepancy import Normality, Pair, anomaly_map, image_score, level_maps, refinement
 from losses import LOSSES
 from model import Distiller, Recipe, Seen, Views
-from targets import image_batches
+from targets import image_batches, on_device
 from utils import map_ahead
 
 
@@ -121,7 +121,7 @@ def scored_pairs(
     """The pairs of the levels that count, batch by batch, in the order of the images."""
     distiller.eval()
     for _, pixels in image_batches(images, range(len(images)), scoring.batch_size, scoring.workers):
-        pairs = distiller(torch.from_numpy(pixels).to(device, non_blocking=True))
+        pairs = distiller(on_device(pixels, device))
         yield [pairs[level] for level in scoring.levels]
 
 

@@ -138,7 +138,13 @@ class Targets:
             yield indices, self.pixels[indices]
 
     def _on_device(self, pixels: np.ndarray) -> Tensor:
-        return torch.from_numpy(pixels).to(self.device, non_blocking=True)
+        return on_device(pixels, self.device)
+
+
+def on_device(pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Pixels on the device; a GPU gets them from pinned memory while the processor goes on."""
+    images = torch.from_numpy(pixels)
+    return images.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else images.to(device)
 
 
 def image_batches(
