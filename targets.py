@@ -107,12 +107,13 @@ class Targets:
         """
         rng = np.random.default_rng(int(torch.randint(2**62, ()))) if self.paint else None
         if self.levels is not None and rng is None:  # no picture is needed any more
-            for start in range(0, len(order), batch_size):
-                yield Seen(self._kept(order[start : start + batch_size]))
+            # one copy of the order for the whole epoch: no step waits for a GPU
+            for chosen in torch.as_tensor(order, device=self.levels[0].device).split(batch_size):
+                yield Seen(self._kept(chosen))
             return
         for indices, pixels in self._pictures(order, batch_size):
             images = self._on_device(pixels)
-            clean = self.teacher(images) if self.levels is None else self._kept(indices)
+            clean = self.teacher(images) if self.levels is None else self._kept(torch.as_tensor(indices))
             yield Seen(clean) if rng is None else self._damaged(images, clean, rng)
 
     def _damaged(self, images: Tensor, clean: list[Tensor], rng: np.random.Generator) -> Seen:
@@ -122,11 +123,10 @@ class Targets:
         damage = cosine_distance(self.teacher.normalised(painted), self.teacher.normalised(images))
         return Seen(clean, self.teacher(painted), damage[:, None])
 
-    def _kept(self, order: Sequence[int]) -> list[Tensor]:
-        """The cached levels of some images."""
+    def _kept(self, chosen: Tensor) -> list[Tensor]:
+        """The cached levels of the chosen images."""
         assert self.levels is not None
-        indices = torch.as_tensor(order)
-        return [level[indices.to(level.device)].to(self.device, non_blocking=True) for level in self.levels]
+        return [level[chosen.to(level.device)].to(self.device, non_blocking=True) for level in self.levels]
 
     def _pictures(self, order: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
         """(indices, pixels) in this order, from memory or decoded on threads that run ahead of the teacher."""
