@@ -48,8 +48,10 @@ def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swe
         warnings.append(f"trained on different hardware, so times do not compare: {' | '.join(facts['hardware'])}")
     said = {key: ", ".join(map(str, facts[key])) or "unknown" for key in ("epochs", "net", "image_size", "revision")}
     teacher = said["net"] + (" with random weights" if random_teacher(facts) else "")
+    classes = list(dict.fromkeys(run["class_name"] for run in everything))
+    named = ", ".join(classes[:4]) + (f" and {len(classes) - 4} more" if len(classes) > 4 else "")
     notes = [
-        f"{count(facts['runs'], 'run')}, epochs {said['epochs']}, teacher {teacher}, {said['image_size']} pixels, "
+        f"{count(facts['runs'], 'run')} of {named}, epochs {said['epochs']}, teacher {teacher}, {said['image_size']} pixels, "
         f"revision {said['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
     ]
     rows = [row_of(label, runs) for label, runs in groups.items()]
