@@ -218,7 +218,8 @@ def machine() -> dict[str, Any]:
         (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
         platform.processor() or platform.machine(),
     )
-    hardware = [f"{processor}, {torch.get_num_threads()} threads"]
+    threads = torch.get_num_threads()
+    hardware = [f"{processor}, {threads} thread{'s' if threads > 1 else ''}"]
     if torch.cuda.is_available():
         hardware.append(torch.cuda.get_device_name())
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
