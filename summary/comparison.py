@@ -51,8 +51,8 @@ def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swe
     classes = list(dict.fromkeys(run["class_name"] for run in everything))
     named = ", ".join(classes[:4]) + (f" and {len(classes) - 4} more" if len(classes) > 4 else "")
     notes = [
-        f"{count(facts['runs'], 'run')} of {named}, epochs {said['epochs']}, teacher {teacher}, {said['image_size']} pixels, "
-        f"revision {said['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
+        f"{count(facts['runs'], 'run')} of {named}, epochs {said['epochs']}, teacher {teacher}, {said['image_size']} "
+        f"pixels, revision {said['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
     ]
     rows = [row_of(label, runs) for label, runs in groups.items()]
     seconds = [fmean(run.get("train_seconds") or 0 for run in runs) for runs in groups.values()]
