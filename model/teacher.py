@@ -114,6 +114,7 @@ class Teacher(nn.Module):
         self.signed = signed
         self.residual = residual
         self.precision = "fp32"
+        self.layout = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -128,15 +129,15 @@ class Teacher(nn.Module):
         height, width = images.shape[-2:]
         if height % COARSEST or width % COARSEST:
             raise ValueError(f"images of {height}x{width} pixels: --image_size must be a multiple of {COARSEST}")
-        x = self.normalised(images).contiguous(memory_format=torch.channels_last)
+        x = self.normalised(images).contiguous(memory_format=self.layout)
         with lowered(x.device, self.precision):
             return list(self.net(x))
 
     def made_fast(self, precision: str) -> Teacher:
-        """Itself, with batch norms folded, weights laid out for its images, and this precision."""
+        """Itself with batch norms folded, channels laid out last, and this precision: equal up to its rounding."""
         fold_batch_norms(self.net)
-        self.precision = precision
-        return self.to(memory_format=torch.channels_last)
+        self.precision, self.layout = precision, torch.channels_last
+        return self.to(memory_format=self.layout)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images as the backbone gets them: less `mean`, divided by `std`, colour by colour."""
