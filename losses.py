@@ -115,16 +115,19 @@ class _MeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, difference: Tensor, size: tuple[int, int] | None) -> Tensor:
-        weighed, count = difference, difference.numel()
-        if size is not None:
-            height, width = difference.shape[-2:]
-            kind = (difference.device, difference.dtype)
-            with torch.autocast(difference.device.type, enabled=False):
-                weighed = _gram(size[0], height, *kind) @ difference @ _gram(size[1], width, *kind)
-            count = count // (height * width) * size[0] * size[1]
+        ctx.count = difference.numel()
+        if size is None:
+            ctx.save_for_backward(difference)
+            return difference.square().sum() / ctx.count
+        batch, channels, height, width = difference.shape
+        kind = (difference.device, difference.dtype)
+        weighed = difference.permute(0, 2, 3, 1)  # as it lies in memory
+        with torch.autocast(difference.device.type, enabled=False):
+            weighed = (_gram(size[0], height, *kind) @ weighed.flatten(2)).view(batch, height, width, channels)
+            weighed = (_gram(size[1], width, *kind) @ weighed).permute(0, 3, 1, 2)
         ctx.save_for_backward(weighed)
-        ctx.count = count
-        return (difference * weighed).sum() / count
+        ctx.count = batch * channels * size[0] * size[1]
+        return (difference * weighed).sum() / ctx.count
 
     @staticmethod
     @torch.autograd.function.once_differentiable

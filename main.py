@@ -24,7 +24,7 @@ from flags import parse
 from model import Distiller
 from overlays import overlay_names, write_overlays
 from runs import Progress, Run, machine
-from utils import code_revision, seed_everything
+from utils import code_revision, keep_freed_memory, seed_everything
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(argv)
     device = parts.choose_device(config.device)
     parts.set_determinism(config.deterministic)
+    keep_freed_memory()
     for class_name in parts.classes_of(config):
         for seed in config.seeds:
             run(config.of_run(class_name, seed), device)

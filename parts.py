@@ -93,7 +93,7 @@ def distiller_of(config: Config, teacher: Teacher) -> Distiller:
     distiller = build_distiller(config.recipe, teacher)
     if config.checkpoint is not None:
         load_published(config.checkpoint, distiller)
-    return distiller.to(next(teacher.buffers()).device).to(memory_format=torch.channels_last)
+    return distiller.to(next(teacher.buffers()).device).made_fast()
 
 
 def scorer_of(config: Config, distiller: Distiller) -> Distiller:

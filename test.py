@@ -27,7 +27,7 @@ from normalising import Normaliser
 from overlays import overlay_names, write_overlays
 from readers.base import list_images
 from runs import CONFIG, METRICS, Run, score_columns
-from utils import format_table
+from utils import format_table, keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = replace(Config(**Config.from_json(saved)), **changes)
     device = parts.choose_device(config.device)
     parts.set_determinism(config.deterministic)
+    keep_freed_memory()
     state = folder.load_checkpoint()
     if state is None:
         raise FileNotFoundError(f"{folder}: its checkpoint is gone; main.py with --fresh trains it again")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import subprocess
+import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +19,7 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def seed_everything(*parts: object) -> int:
@@ -29,6 +32,17 @@ def seed_everything(*parts: object) -> int:
     np.random.seed(seed)
     torch.manual_seed(seed)
     return seed
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next request, instead of mapping every large tensor anew.
+
+    On a processor a training step then spends no time on page faults (a fifth of it otherwise), for about a tenth more
+    memory. Does nothing with other C libraries.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, -1)):
+            libc.mallopt(parameter, value)
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:

@@ -10,21 +10,19 @@ from PIL import Image
 CLASS_NAME = "bottle"
 
 
-def write_pictures(root: Path, images: int, side: int, seed: int = 0) -> None:
-    """`images` training and as many test pictures of `side` pixels under root/bottle, half of the latter anomalous."""
+def write_pictures(folder: Path, counts: tuple[int, int, int], side: int, seed: int = 0) -> None:
+    """One class in its folder: so many training, normal test and defective test pictures of `side` pixels."""
+    normal, good, defective = counts
     rng = np.random.default_rng(seed)
-    folder = root / CLASS_NAME
-    for number in range(images):
-        name = f"{number:03}.png"
-        _save(surface(side, rng), folder / "train/good" / name)
-        picture = surface(side, rng)
-        if number % 2:
-            mask = disc(side, rng)
-            picture[mask] = 250
-            _save(picture, folder / "test/disc" / name)
-            _save(mask * np.uint8(255), folder / f"ground_truth/disc/{number:03}_mask.png")
-        else:
-            _save(picture, folder / "test/good" / name)
+    for number in range(normal):
+        _save(surface(side, rng), folder / f"train/good/{number:03}.png")
+    for number in range(good):
+        _save(surface(side, rng), folder / f"test/good/{number:03}.png")
+    for number in range(defective):
+        picture, mask = surface(side, rng), disc(side, rng)
+        picture[mask] = 250
+        _save(picture, folder / f"test/disc/{number:03}.png")
+        _save(mask * np.uint8(255), folder / f"ground_truth/disc/{number:03}_mask.png")
 
 
 def scored_maps(count: int, side: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

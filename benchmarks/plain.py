@@ -8,7 +8,6 @@ this one), the 1x1 convolution it never calls, the ReLU after a skip, which chan
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from dataset import Sample
-from model import Distiller
 
 RATE = 0.05  # weight of the consistency loss
 TEACHERS = {
@@ -38,14 +36,13 @@ TEACHERS = {
 class Plain(nn.Module):
     """images (B, 3, S, S), normalised -> the teacher's and the student's levels, finest first, all in the graph.
 
-    `teacher` is torchvision's whole network; bottleneck and student are copies of `distiller`'s.
+    `teacher` is torchvision's whole network; bottleneck and student are ours as they are built, torch's own layers.
     """
 
-    def __init__(self, teacher: nn.Module, distiller: Distiller) -> None:
+    def __init__(self, teacher: nn.Module, bottleneck: nn.Module, student: nn.Module) -> None:
         super().__init__()
         self.teacher: Any = teacher
-        self.bottleneck = copy.deepcopy(distiller.bottleneck)
-        self.student = copy.deepcopy(distiller.student)
+        self.bottleneck, self.student = bottleneck, student
         self.to(memory_format=torch.contiguous_format)
         self.requires_grad_(True)
 

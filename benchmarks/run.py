@@ -1,7 +1,8 @@
 """Ours against a plain restatement of the published loop: python -m benchmarks.run [--check] [--out FILE]
 
-Both run in turn in this process, from the same weights on the same pictures; a ratio is the plain seconds over ours of
-the same round. Weights are random and pictures synthetic: only time is measured. Nothing else should run meanwhile.
+Both run in turn, each in a process of its own, from the same weights on the same pictures; a ratio is the plain seconds
+over ours of the same round. Weights are random and pictures synthetic: time and memory are measured. Nothing else
+should run meanwhile.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ import torch
 
 import parts
 from benchmarks import plain
-from benchmarks.data import write_pictures
-from benchmarks.ours import kinds
-from benchmarks.sections import SECTIONS, Row, Settings
+from benchmarks.data import CLASS_NAME, write_pictures
+from benchmarks.sections import DEFAULT, SECTIONS, Row
+from benchmarks.sides import Settings
 from benchmarks.timing import peaks
 from commandline import Parser, exit_code
+from model.precision import resolve
 from runs import machine
-from utils import code_revision, format_table, write_atomically
+from utils import code_revision, format_table, keep_freed_memory, write_atomically
 
 PACKAGES = ("torchvision", "scipy", "scikit-learn", "scikit-image", "pillow", "opencv-python-headless")
 # What --check asks of a median ratio, by section, row and what it is against; set for these sizes alone.
@@ -42,6 +44,9 @@ FLOORS = {
     ("inference", "ours fp32", "plain"): 1.2,
     ("inference", "ours fp32, compiled", "plain"): 1.6,
     ("inference", "ours bf16, compiled", "plain"): 3.0,
+    ("inference", "ours fp32, 16 images", "plain, 16 images"): 1.2,
+    ("inference", "ours fp32, compiled, 16 images", "plain, 16 images"): 1.6,
+    ("inference", "ours bf16, compiled, 16 images", "plain, 16 images"): 3.0,
 }
 
 
@@ -55,11 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--image_size {given.image_size}: must be a multiple of 32")
     if given.images < max(2, given.batch_size):
         raise ValueError(f"--images {given.images}: wants a batch of --batch_size {given.batch_size}, and at least 2")
+    if "growth" in given.sections and given.images < 8:
+        raise ValueError(f"--images {given.images}: growth goes down to a quarter of them and wants at least 8")
     if given.check and any(getattr(given, name) != value for name, value in SIZES.items()):
         wanted = " ".join(f"--{name} {value}" for name, value in SIZES.items())
         raise ValueError(f"--check: its floors were set for {wanted}")
     device = parts.choose_device(given.device)
     parts.set_determinism(False)
+    if given.one_process:
+        keep_freed_memory()
     if given.threads:
         torch.set_num_threads(given.threads)
     about: dict[str, Any] = {"revision": code_revision(), "load": os.getloadavg(), **machine()}
@@ -67,18 +76,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{about['hardware']}; load {about['load'][0]:.1f}; revision {about['revision']}")
     print(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
 
-    peak = {name: peaks(name, device, given.image_size) for name in kinds()}
+    precisions = tuple(dict.fromkeys(("fp32", "bf16" if given.bf16 else resolve("auto", device))))
+    if "bf16" not in precisions:
+        print("bf16 is not timed: this device only emulates it (--bf16 times it all the same)")
+    peak = {name: peaks(name, device, given.image_size) for name in precisions}
     for precision, rates in peak.items():
         print(f"peak {precision}: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         same = {name: getattr(given, name) for name in ("net", "image_size", "batch_size", "images", "repeats")}
         settings = Settings(**same, device=device, root=Path(folder))
-        write_pictures(settings.root, settings.images, 4 * settings.image_size)  # as large as MVTec's are for 256
+        settings = replace(settings, precisions=precisions, apart=not given.one_process)
+        counts = (settings.images, settings.images - settings.images // 2, settings.images // 2)
+        write_pictures(settings.root / CLASS_NAME, counts, 4 * settings.image_size)  # as large as MVTec's are for 256
         torch.save(plain.random_teacher(settings.net).state_dict(), settings.root / "teacher.pth")
         for name in given.sections:
-            rows += SECTIONS[name](settings)
-    print(f"\n{table(rows, peak)}")
+            found = SECTIONS[name](settings)
+            print(f"\n{table(found, peak)}", flush=True)
+            rows += found
     if given.out is not None:
         lines = [{**asdict(row), "of_peak": row.share_of(peak), "floor": FLOORS.get(row.key)} for row in rows]
         record = {**about, "settings": {**same, "device": str(device)}, "peaks": peak, "rows": lines}
@@ -101,12 +116,18 @@ def parser() -> Parser:
         "--sections",
         nargs="+",
         choices=tuple(SECTIONS),
-        default=tuple(SECTIONS),
+        default=DEFAULT,
         metavar="NAME",
-        help=f"out of {', '.join(SECTIONS)} (default: all)",
+        help=f"out of {', '.join(SECTIONS)} (default: {' '.join(DEFAULT)})",
     )
+    made.add_argument("--bf16", action="store_true", help="time bf16 even where the device only emulates it")
     made.add_argument("--device", default=SIZES["device"], help="cpu, cuda")
     made.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: torch's choice)")
+    made.add_argument(
+        "--one_process",
+        action="store_true",
+        help="both sides in this process, so that the plain one also has ours' way with memory",
+    )
     made.add_argument("--out", type=Path, metavar="FILE", help="also write all of it there as JSON")
     made.add_argument("--check", action="store_true", help="exit with 1 where a ratio is below its floor")
     return made
@@ -121,8 +142,10 @@ def table(rows: Sequence[Row], peak: Mapping[str, Mapping[str, float]]) -> str:
         counted = [f"{row.gflop:.1f}", f"{row.gflop / row.seconds.median:.0f}"] if row.gflop is not None else ["-", "-"]
         of_peak = "-" if share is None else f"{share:.0%}"
         title = f"{row.section}: {row.name}" + (f" against {row.against}" if row.ratio else "")
-        cells.append([title, f"{row.seconds.median:.4f}", ratio, *counted, of_peak])
-    return format_table(["", "seconds", "times as fast", "GFLOP", "GFLOP/s", "of peak"], cells)
+        memory = "-" if row.peak_gib is None else f"{row.peak_gib:.1f}"
+        off = "-" if row.difference is None else f"{row.difference:.0e}"
+        cells.append([title, f"{row.seconds.median:.4f}", ratio, *counted, of_peak, memory, off])
+    return format_table(["", "seconds", "times as fast", "GFLOP", "GFLOP/s", "of peak", "GiB", "off by"], cells)
 
 
 def check(rows: Sequence[Row], peak: Mapping[str, Mapping[str, float]]) -> int:

@@ -2,63 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module, metadata
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-import metrics
-from benchmarks import plain
-from benchmarks.data import CLASS_NAME, scored_maps
-from benchmarks.ours import InMemory, Ours, kinds
-from benchmarks.timing import DTYPES, Call, Quartiles, alternate, gflop, seconds_of
-from config import Config
-from dataset import ImageSet
-from model import Distiller
+from benchmarks import sides
+from benchmarks.apart import Apart, Here, Make
+from benchmarks.sides import Settings
+from benchmarks.timing import Quartiles, alternate
+
+Kind = dict[str, Any]  # changes of a Config
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is timed on what; `root` holds the pictures and the teacher's file."""
-
-    net: str
-    image_size: int
-    batch_size: int
-    images: int
-    repeats: int
-    device: torch.device
-    root: Path
-
-    def config(self, **changes: Any) -> Config:
-        """The Config of a run on these pictures with that teacher."""
-        same = {"net": self.net, "image_size": self.image_size, "batch_size": self.batch_size}
-        weights = str(self.root / "teacher.pth")
-        return Config(classes=(CLASS_NAME,), data_path=self.root, weights=weights, **same, **changes)  # type: ignore[arg-type]
-
-    def order(self, count: int) -> list[int]:
-        """`count` of the training images, shuffled."""
-        return torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).tolist()[:count]
+def kinds(settings: Settings, compiled: bool = False) -> dict[str, tuple[str, Kind]]:
+    """The ways ours is run, by name: (precision, changes of the Config); compiled ones only where asked for."""
+    found: dict[str, tuple[str, Kind]] = {f"ours {name}": (name, {"precision": name}) for name in settings.precisions}
+    if compiled:
+        found |= {f"{name}, compiled": (kind, {**changes, "compile": True}) for name, (kind, changes) in found.items()}
+    return found
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A call to time. Its arithmetic is counted, or is that of the contestant `counts_as`, or is none ("")."""
+    """What makes a call to time. Its arithmetic is counted, or is that of the contestant `counts_as`, or is none ("").
 
-    call: Call
+    `tuned`: with memory kept as main.py and test.py keep it. Only one that is `warm` is called before it is timed.
+    """
+
+    make: Make
     precision: str = "fp32"
     counts_as: str | None = None
+    tuned: bool = True
     warm: bool = True
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: the times of a contestant, and how often they go into those that it is `against`."""
+    """A line of the table.
+
+    gflop       products and convolutions of a call
+    against     the contestant that `ratio` and `difference` are to: how often its seconds go into that one's, and how
+                far its first answer is off, as a share of that one's range (of a number: of the number)
+    peak_gib    the most memory its process has held, libraries and all; on a GPU what torch has taken there
+    """
 
     section: str
     name: str
@@ -67,6 +57,8 @@ class Row:
     gflop: float | None = None
     against: str = ""
     ratio: Quartiles | None = None
+    difference: float | None = None
+    peak_gib: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -81,61 +73,55 @@ class Row:
 
 
 def compare(section: str, contestants: Mapping[str, Contestant], settings: Settings, repeats: int = 0) -> list[Row]:
-    """Time the contestants in turn, after a round that counts or warms up; ratios are to the first one."""
-    counted: dict[str, float | None] = {}
-    for name, contestant in contestants.items():
-        if contestant.counts_as is None:
-            counted[name] = gflop(contestant.call)
-            continue
-        counted[name] = counted.get(contestant.counts_as)
-        if contestant.warm:
-            contestant.call()
-    calls = {name: contestant.call for name, contestant in contestants.items()}
-    seconds = alternate(calls, repeats or settings.repeats, settings.device)
+    """Time the contestants in turn, after a round that counts and warms up; all else is compared to the first one."""
     first = next(iter(contestants))
-    rows = []
-    for name, taken in seconds.items():
-        row = Row(section, name, contestants[name].precision, Quartiles.of(taken), counted[name])
-        if name != first:
-            row = replace(row, against=first, ratio=Quartiles.of(seconds[first] / taken))
-        rows.append(row)
-    return rows
+    running: dict[str, Here] = {}
+    counted: dict[str, float | None] = {}
+    answers: dict[str, Any] = {}
+    try:
+        for name, contestant in contestants.items():
+            if settings.apart:
+                running[name] = Apart(contestant.make, settings.device, contestant.tuned)
+            else:
+                running[name] = Here(contestant.make, settings.device)
+            counted[name] = None if contestant.counts_as is None else counted.get(contestant.counts_as)
+            if contestant.warm:
+                gflop, answers[name] = running[name].first()
+                counted[name] = gflop if contestant.counts_as is None else counted[name]
+        seconds = alternate({name: it.seconds for name, it in running.items()}, repeats or settings.repeats)
+        rows = []
+        for name, taken in seconds.items():
+            row = Row(section, name, contestants[name].precision, Quartiles.of(taken), counted[name])
+            rows.append(replace(row, peak_gib=running[name].peak_gib()))
+    finally:
+        for it in running.values():
+            it.close()
+    return rows[:1] + [
+        replace(
+            row,
+            against=first,
+            ratio=Quartiles.of(seconds[first] / seconds[row.name]),
+            difference=difference(answers.get(row.name), answers.get(first)),
+        )
+        for row in rows[1:]
+    ]
 
 
-def both(settings: Settings, compiled: bool = False) -> tuple[plain.Plain, dict[str, Ours]]:
-    """The two sides with equal weights, ours by the name of its row."""
-    ours = {
-        f"ours {name}": Ours(settings.config(**changes), settings.device) for name, changes in kinds(compiled).items()
-    }
-    teacher = plain.TEACHERS[settings.net](weights=None)
-    teacher.load_state_dict(torch.load(settings.root / "teacher.pth", weights_only=True))
-    published = plain.Plain(teacher, next(iter(ours.values())).distiller).to(settings.device)
-    return published, ours
-
-
-def precision_of(name: str) -> str:
-    """The precision that a row's name holds."""
-    return next(precision for precision in DTYPES if precision in name)
+def difference(found: Any, wanted: Any) -> float | None:
+    """The largest distance between two answers, over the range of the second, or over a single number itself."""
+    if found is None or wanted is None:
+        return None
+    found, wanted = np.asarray(found, float), np.asarray(wanted, float)
+    scale = np.ptp(wanted) if wanted.ndim > 1 else np.abs(wanted).max()
+    return float(np.abs(found - wanted).max() / scale)
 
 
 def training(section: str, settings: Settings, count: int) -> list[Row]:
-    """A pass over `count` images, everything cached that ours caches; and how long filling that takes, once."""
-    published, ours = both(settings)
-    optimiser = plain.optimiser_of(published)
-    samples, order = next(iter(ours.values())).train_images.samples, settings.order(count)
-    filling = []
-    for name, side in ours.items():
-        seconds = seconds_of(lambda side=side: side.targets, settings.device)  # type: ignore[misc]
-        filling.append(Row(section, f"{name}, filling its cache", precision_of(name), Quartiles.of([seconds])))
-    contestants = {
-        "plain": Contestant(
-            lambda: plain.train(published, optimiser, samples, order, settings.image_size, settings.batch_size)
-        )
-    }
-    for name, side in ours.items():
-        contestants[name] = Contestant(lambda side=side: side.train(order), precision_of(name))  # type: ignore[misc]
-    rows = compare(section, contestants, settings)
-    return rows + filling if section == "epoch" else rows
+    """A pass over `count` images, everything cached that ours caches."""
+    contestants = {"plain": Contestant(partial(sides.plain_training, settings, count), tuned=False)}
+    for name, (precision, changes) in kinds(settings).items():
+        contestants[name] = Contestant(partial(sides.our_training, settings, changes, count), precision)
+    return compare(section, contestants, settings)
 
 
 def step(settings: Settings) -> list[Row]:
@@ -144,98 +130,85 @@ def step(settings: Settings) -> list[Row]:
 
 
 def epoch(settings: Settings) -> list[Row]:
-    """One pass over all training images, from the second epoch on."""
-    return training("epoch", settings, settings.images)
+    """One pass over all training images, from the second epoch on; and what filling the cache takes, once."""
+    rows = training("epoch", settings, settings.images)
+    for name, (precision, changes) in kinds(settings).items():
+        filling = Contestant(partial(sides.our_filling, settings, changes), precision)
+        rows += compare("epoch", {f"{name}, filling its cache": filling}, settings, repeats=1)
+    return rows
 
 
-class Remembered(nn.Module):
-    """A network that knows its answers to the test images, batch by batch, round and round."""
-
-    def __init__(self, answers: Sequence[Any]) -> None:
-        super().__init__()
-        self.answers, self.turn = answers, -1
-
-    def forward(self, images: torch.Tensor) -> Any:
-        self.turn += 1
-        return self.answers[self.turn % len(self.answers)]
-
-
-@torch.no_grad()
 def evaluation(settings: Settings) -> list[Row]:
     """Scoring the test set, from files to figures; then the same with the networks' answers known beforehand."""
-    published, ours = both(settings)
-    first = next(iter(ours.values()))
-    samples, size, device = first.test_images.samples, settings.image_size, settings.device
-
-    contestants = {"plain": Contestant(lambda: plain.evaluate(published, samples, size, device))}
-    for name, side in ours.items():
-        contestants[name] = Contestant(side.evaluate, precision_of(name))
-    rows = compare("evaluation", contestants, settings)
-
-    published.eval()
-    images = plain.picture_batches(samples, range(len(samples)), size, 1)
-    plain_known = Remembered([published(image.to(device)) for image in images])
-    pixels = torch.from_numpy(np.stack([first.test_images.image(index) for index in range(len(samples))]))
-    batches = pixels.split(first.scoring.batch_size)
-    known = cast(Distiller, Remembered([first.scorer(batch.to(device)) for batch in batches]))
-    contestants = {
+    contestants = {"plain": Contestant(partial(sides.plain_evaluation, settings), tuned=False)}
+    for name, (precision, changes) in kinds(settings).items():
+        contestants[name] = Contestant(partial(sides.our_evaluation, settings, changes), precision)
+    known = {
         "plain, all but the network": Contestant(
-            lambda: plain.evaluate(plain_known, samples, size, device), counts_as=""
+            partial(sides.plain_evaluation, settings, known=True), counts_as="", tuned=False
         ),
-        "ours, all but the network": Contestant(lambda: first.evaluate(known), counts_as=""),
+        "ours, all but the network": Contestant(partial(sides.our_evaluation, settings, {}, known=True), counts_as=""),
     }
-    return rows + compare("evaluation", contestants, settings)
+    return compare("evaluation", contestants, settings) + compare("evaluation", known, settings)
 
 
 def figures(settings: Settings) -> list[Row]:
-    """Figures of given maps, five times as many as there are images and twice as wide; ours makes all of them."""
-    maps, masks = scored_maps(5 * settings.images, 2 * settings.image_size)
-    ours = Contestant(lambda: metrics.pixel_figures(maps, masks), counts_as="")
-    published = Contestant(lambda: plain.aupro(masks, maps), counts_as="", warm=False)
-    repeats = (settings.repeats + 1) // 2  # the published function takes minutes
-    rows = compare("metrics", {"published AUPRO": published, "ours": ours}, settings, repeats)
+    """Figures of given maps, five times as many as there are images and twice as wide; ours makes all seven."""
+    size = (5 * settings.images, 2 * settings.image_size)
+    ours = Contestant(partial(sides.our_figures, *size), counts_as="")
+    # the published function takes minutes
+    published = Contestant(partial(sides.plain_figures, *size), counts_as="", tuned=False, warm=False)
+    rows = compare("metrics", {"published AUPRO": published, "ours": ours}, settings, (settings.repeats + 1) // 2)
     if find_spec("adeval") is None:
+        print("adeval is not installed and is left out: pip install adeval==1.1.0")
         return rows
-    by_adeval = adeval_figures(maps, masks)
-    try:
-        adeval_figures(maps[:2], masks[:2])()
-    except Exception as problem:
-        print(f"adeval {metadata.version('adeval')} does not run here and is left out: {problem}")
-        return rows
-    return rows + compare("metrics", {"adeval": Contestant(by_adeval, counts_as=""), "ours": ours}, settings)
-
-
-def adeval_figures(maps: np.ndarray, masks: np.ndarray) -> Call:
-    """The package's approximate AUROC, AP and AUPRO of maps (n, H, W), bounds known to it."""
-    low, high = float(maps.min()), float(maps.max())
-    images, labels = maps.max(axis=(1, 2)), masks.any(axis=(1, 2))
-    marked = masks.astype(np.uint8)
-
-    def call() -> object:
-        accumulator = import_module("adeval").EvalAccumulator(low, high, low, high)
-        accumulator.add_anomap_batch(maps, marked)
-        accumulator.add_image(images, labels)
-        return accumulator.summary()
-
-    return call
+    theirs = Contestant(partial(sides.adeval_figures, *size), counts_as="", tuned=False)
+    return rows + compare("metrics", {"adeval": theirs, "ours": ours}, settings)
 
 
 def inference(settings: Settings) -> list[Row]:
-    """One decoded image to its map, everything loaded."""
-    published, ours = both(settings, compiled=True)
-    published.eval()
-    images = next(iter(ours.values())).test_images
-    one = InMemory(ImageSet(images.samples[:1], images.size))
-    (image,) = (x.to(settings.device) for x in plain.picture_batches(one.samples, [0], one.size, 1))
-    contestants = {"plain": Contestant(lambda: plain.predict(published, image))}
-    for name, side in ours.items():
-        eager = f"ours {precision_of(name)}"
-        contestants[name] = Contestant(
-            lambda side=side: side.predict(one),  # type: ignore[misc]
-            precision_of(name),
-            counts_as=None if name == eager else eager,
-        )
-    return compare("inference", contestants, settings)
+    """One decoded image to its map, everything loaded; then a batch, which the published loop scores one by one."""
+    rows: list[Row] = []
+    for count in (1, settings.batch_size):
+        many = f", {count} images" if count > 1 else ""
+        published = Contestant(partial(sides.plain_inference, settings, count), tuned=False)
+        contestants = {f"plain{many}": published}
+        for name, (precision, changes) in kinds(settings, compiled=True).items():
+            eager = f"ours {precision}{many}"
+            contestants[name + many] = Contestant(
+                partial(sides.our_inference, settings, changes, count),
+                precision,
+                counts_as=None if name + many == eager else eager,
+            )
+        rows += compare("inference", contestants, settings)
+    return rows
+
+
+def growth(settings: Settings) -> list[Row]:
+    """Runs of ours (caching, an epoch, scoring) on fewer images and on more, at a larger size, over more classes."""
+    images, size = settings.images, settings.image_size
+    runs = {
+        f"{images} images": (settings, 1),
+        f"{images // 2} images": (replace(settings, images=images // 2), 1),
+        f"{images // 4} images": (replace(settings, images=images // 4), 1),
+        f"{images // 4} images of {2 * size} pixels": (
+            sides.enlarged(replace(settings, images=images // 4), 2),
+            1,
+        ),
+        f"{images // 4} images, 2 classes": (replace(settings, images=images // 4), 2),
+    }
+    rows = []
+    for name, (changed, classes) in runs.items():  # one at a time: each is given the machine's memory
+        whole = Contestant(partial(sides.whole_run, changed, {}, classes), warm=False, counts_as="")
+        rows += compare("growth", {name: whole}, settings, repeats=1)
+    return rows
+
+
+def memory(settings: Settings) -> list[Row]:
+    """Scoring the test pictures as large as they are."""
+    full = sides.enlarged(settings, 4)
+    scoring = Contestant(partial(sides.our_evaluation, full, {}), warm=False, counts_as="")
+    return compare("memory", {f"scoring {settings.images} images of {full.image_size} pixels": scoring}, full, 1)
 
 
 SECTIONS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -244,4 +217,7 @@ SECTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "evaluation": evaluation,
     "metrics": figures,
     "inference": inference,
+    "growth": growth,
+    "memory": memory,
 }
+DEFAULT = ("step", "epoch", "evaluation", "metrics", "inference")  # against the published loop

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,20 +45,20 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def alternate(calls: Mapping[str, Call], repeats: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Seconds (repeats,) by name: all calls in turn, every other round backwards, so that drift hits all alike."""
+def alternate(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
+    """What each call says it took (repeats,), by name: in turn, every other round backwards: drift hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats):
         for name in list(calls)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(seconds_of(calls[name], device))
+            seconds[name].append(calls[name]())
     return {name: np.array(taken) for name, taken in seconds.items()}
 
 
-def gflop(call: Call) -> float:
-    """Floating-point operations of one call, forward and backward, in 1e9: products and convolutions only."""
+def counted(call: Call) -> tuple[float, Any]:
+    """(floating-point operations of a call, forward and backward, in 1e9, its result): products and convolutions."""
     with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() / 1e9
+        result = call()
+    return counter.get_total_flops() / 1e9, result
 
 
 def peaks(precision: str, device: torch.device, image_size: int, rounds: int = 3) -> dict[str, float]:
@@ -75,6 +76,7 @@ def peaks(precision: str, device: torch.device, image_size: int, rounds: int = 3
         "matrix product": lambda: left @ right,
         "convolution": lambda: torch.conv2d(images, weights, padding=1),
     }
-    work = {name: gflop(call) for name, call in calls.items()}  # a first round, which warms up
-    fastest = {name: seconds.min() for name, seconds in alternate(calls, rounds, device).items()}
+    work = {name: counted(call)[0] for name, call in calls.items()}  # a first round, which warms up
+    timed = {name: partial(seconds_of, call, device) for name, call in calls.items()}
+    fastest = {name: seconds.min() for name, seconds in alternate(timed, rounds).items()}
     return {name: work[name] / fastest[name] for name in calls}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,18 @@ import pytest
 import torch
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from benchmarks import plain, run, sections
-from benchmarks.data import write_pictures
-from benchmarks.ours import Ours, kinds
-from benchmarks.timing import Quartiles, alternate, gflop
+from benchmarks import plain, run, sections, sweep
+from benchmarks.data import CLASS_NAME, write_pictures
+from benchmarks.sides import Ours, Settings, published
+from benchmarks.timing import Quartiles, alternate, counted
 from commandline import exit_code
 from engine import evaluate, train_one_epoch
 from model.teacher import TEACHERS, Residual, TeacherRow
 from targets import Cache, Targets
-from utils import seed_everything
 
 SIZE, IMAGES = 64, 16
-TINY = "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1".split()
+TINY = "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1 --threads 1".split()
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -43,18 +43,18 @@ def res10(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def both_sides(root: Path, net: str = "res18") -> tuple[plain.Plain, Ours]:
-    write_pictures(root, IMAGES, 2 * SIZE)
+    write_pictures(root / CLASS_NAME, (IMAGES, IMAGES // 2, IMAGES // 2), 2 * SIZE)
     torch.save(plain.random_teacher(net).state_dict(), root / "teacher.pth")
-    published, ours = sections.both(sections.Settings(net, SIZE, 4, IMAGES, 1, torch.device("cpu"), root))
-    return published, next(iter(ours.values()))
+    settings = Settings(net, SIZE, 4, IMAGES, 1, CPU, root)
+    return published(settings)[0], Ours(settings)
 
 
 def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res10: str) -> None:
-    published, ours = both_sides(tmp_path, res10)
+    plain_side, ours = both_sides(tmp_path, res10)
     start = copy.deepcopy(ours.distiller.student.state_dict())
-    optimiser, samples = plain.optimiser_of(published), ours.train_images.samples
+    optimiser, samples = plain.optimiser_of(plain_side), ours.train_images.samples
     order = [index % IMAGES for index in range(20 * 2)]
-    expected = plain.train(published, optimiser, samples, order, SIZE, 2)
+    expected = plain.train(plain_side, optimiser, samples, order, SIZE, 2)
 
     targets = Targets(ours.distiller.teacher, ours.train_images, ours.device, Cache("none"))
     recipe = ours.config.recipe
@@ -64,18 +64,18 @@ def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res
     assert len(found) == 20
     assert found[-1] < 0.8 * found[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
-    for name, value in published.student.state_dict().items():
+    for name, value in plain_side.student.state_dict().items():
         assert torch.allclose(value, ours.distiller.student.state_dict()[name], atol=1e-6), name
         assert not value.is_floating_point() or not torch.equal(value, start[name])
 
 
 def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four terms where two are used, a teacher in the graph whose last stage serves nothing, and no frozen weight."""
-    published, ours = both_sides(tmp_path)
-    optimiser = plain.optimiser_of(published)
+    plain_side, ours = both_sides(tmp_path)
+    optimiser = plain.optimiser_of(plain_side)
     (images,) = plain.picture_batches(ours.train_images.samples, range(4), SIZE, 4)
-    published.train()
-    before = published.teacher.conv1.weight.clone()
+    plain_side.train()
+    before = plain_side.teacher.conv1.weight.clone()
     calls: list[int] = []
     losses_of = plain.losses_of
 
@@ -84,19 +84,19 @@ def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatc
         return losses_of(*levels)
 
     monkeypatch.setattr(plain, "losses_of", counted)
-    losses = [plain.train_step(published, optimiser, images) for _ in range(2)]
+    losses = [plain.train_step(plain_side, optimiser, images) for _ in range(2)]
     assert len(calls) == 4
     assert losses[1] != losses[0]
-    assert published.teacher.conv1.weight.grad is not None
-    assert torch.equal(published.teacher.conv1.weight, before)
-    assert all(parameter.grad is None for parameter in published.teacher.layer4.parameters())
+    assert plain_side.teacher.conv1.weight.grad is not None
+    assert torch.equal(plain_side.teacher.conv1.weight, before)
+    assert all(parameter.grad is None for parameter in plain_side.teacher.layer4.parameters())
     trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
-    assert trained == {id(p) for part in (published.bottleneck, published.student) for p in part.parameters()}
+    assert trained == {id(p) for part in (plain_side.bottleneck, plain_side.student) for p in part.parameters()}
 
 
 def test_both_sides_find_the_same_figures(tmp_path: Path) -> None:
-    published, ours = both_sides(tmp_path)
-    expected = plain.evaluate(published, ours.test_images.samples, SIZE, ours.device)
+    plain_side, ours = both_sides(tmp_path)
+    expected = plain.evaluate(plain_side, ours.test_images.samples, SIZE, ours.device)
     result = evaluate(ours.distiller, ours.test_images, ours.device, ours.scoring, keep_maps=True)
     found = result.report.values
     assert set(expected) == {"image_auroc", "pixel_auroc", "aupro_per_image"}
@@ -122,12 +122,14 @@ def test_the_plain_aupro_of_a_map_that_is_the_mask_counts_regions_alike() -> Non
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the rows that compile, which takes a minute each."""
-    monkeypatch.setattr(sections, "kinds", lambda compiled=False: kinds())
+    kinds = sections.kinds
+    monkeypatch.setattr(sections, "kinds", lambda settings, compiled=False: kinds(settings))
 
 
 def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str], uncompiled: None) -> None:
     out = tmp_path / "speed.json"
-    assert run.main([*TINY, "--out", str(out)]) == 0
+    command = [*TINY, "--images", "8", "--sections", *sections.SECTIONS, "--one_process", "--out", str(out)]
+    assert run.main(command) == 0
     printed = capsys.readouterr().out
     record = json.loads(out.read_text())
     assert {row["section"] for row in record["rows"]} == set(sections.SECTIONS)
@@ -136,6 +138,7 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     assert record["settings"]["image_size"] == 64
     for row in record["rows"]:
         assert f"{row['section']}: {row['name']}" in printed
+        assert row["peak_gib"] is None, "one process has one peak"
         assert row["seconds"]["low"] == row["seconds"]["median"] == row["seconds"]["high"] > 0
         assert (row["gflop"] is None) == (row["of_peak"] is None)
         assert (row["ratio"] is None) == (row["against"] == "")
@@ -143,15 +146,44 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     step, published = rows["step", "ours fp32"], rows["step", "plain"]
     assert step["ratio"]["median"] == pytest.approx(published["seconds"]["median"] / step["seconds"]["median"])
     assert 0 < step["gflop"] < published["gflop"]  # the teacher's features are cached: less is computed
+    assert step["difference"] < 1e-5, "the same first loss"
+    assert rows["evaluation", "ours fp32"]["difference"] < 1e-2, "200 thresholds, and few pixels at this size"
+    assert rows["inference", "ours fp32, 2 images"]["difference"] < 1e-4
     known = {key[:2] for key in run.FLOORS if key[2] != "adeval"}
-    optional = {key for key in known if "bf16" in key[1] or "compiled" in key[1]}
+    optional = {key for key in known if any(word in key[1] for word in ("bf16", "compiled", "16 images"))}
     assert known - optional <= set(rows), "every floor has its row"
+
+
+def test_sides_in_processes_of_their_own_tell_their_memory(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    assert run.main([*TINY, "--sections", "step", "--out", str(out)]) == 0
+    found, ours = json.loads(out.read_text())["rows"]
+    assert ours["difference"] < 1e-5
+    assert 0.2 < ours["peak_gib"] < 3 and 0.2 < found["peak_gib"] < 3
+
+
+def test_an_error_in_a_process_of_its_own_comes_back(tmp_path: Path) -> None:
+    missing = Settings("res18", SIZE, 2, 2, 1, CPU, tmp_path)
+    with pytest.raises(FileNotFoundError, match="teacher.pth"):
+        sections.step(missing)
+
+
+def test_a_small_sweep_over_all_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sweep.json"
+    flags = "--net res18 --image_size 64 --batch_size 2 --epochs 1 --scale 0.01 --device cpu --precision fp32".split()
+    assert sweep.main([*flags, "--out", str(out)]) == 0
+    assert "15 classes, 1 epochs, fp32, scored: " in capsys.readouterr().out
+    record = json.loads(out.read_text())
+    assert len(record["images"]) == 15 and record["images"]["hazelnut"] == [4, 1, 1]
+    assert sum(counts[0] for counts in sweep.MVTEC.values()) == 3629
+    assert sum(sum(counts[1:]) for counts in sweep.MVTEC.values()) == 1725
+    assert 0 < record["share of the peak"] < 1
 
 
 def test_a_ratio_below_its_floor_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uncompiled: None
 ) -> None:
-    command = [*TINY, "--sections", "inference", "--check"]
+    command = [*TINY, "--sections", "inference", "--one_process", "--check"]
     assert exit_code(lambda: run.main(command)) == 2
     assert "--image_size 256" in capsys.readouterr().err, "floors are for their own sizes"
     same = {"net": "res18", "image_size": 64, "batch_size": 2, "images": 2, "device": "cpu"}
@@ -176,20 +208,25 @@ def test_bf16_has_floors_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_calls_alternate_and_arithmetic_is_counted() -> None:
     made: list[str] = []
-    calls = {name: lambda name=name: made.append(name) for name in "ab"}
-    taken = alternate(calls, 3, torch.device("cpu"))
+
+    def taking(name: str, seconds: float) -> Callable[[], float]:
+        return lambda: made.append(name) or seconds  # type: ignore[func-returns-value]
+
+    taken = alternate({"a": taking("a", 1.0), "b": taking("b", 2.0)}, 3)
     assert made == list("abbaab")
-    assert taken["a"].shape == (3,)
+    assert {name: seconds.tolist() for name, seconds in taken.items()} == {"a": [1.0] * 3, "b": [2.0] * 3}
     assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(2.0, 3.0, 4.0)
-    assert gflop(lambda: torch.ones(10, 20) @ torch.ones(20, 30)) == pytest.approx(2 * 10 * 20 * 30 / 1e9)
+    gflop, product = counted(lambda: torch.ones(10, 20) @ torch.ones(20, 30))
+    assert gflop == pytest.approx(2 * 10 * 20 * 30 / 1e9)
+    assert product.shape == (10, 30)
 
 
 def test_sides_start_from_equal_weights(tmp_path: Path) -> None:
-    published, ours = both_sides(tmp_path)
-    seed_everything("something else")
-    again = Ours(ours.config, ours.device)
+    plain_side, ours = both_sides(tmp_path)
     for part in ("bottleneck", "student"):
-        wanted = getattr(ours.distiller, part).state_dict()
-        for other in (published, again.distiller):
-            state = getattr(other, part).state_dict()
-            assert all(torch.equal(value, state[name]) for name, value in wanted.items())
+        wanted = getattr(plain_side, part).state_dict()
+        state = getattr(ours.distiller, part).state_dict()
+        assert wanted.keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in wanted.items())
+    layers = {type(module) for part in (plain_side.bottleneck, plain_side.student) for module in part.modules()}
+    assert not any(layer.__module__ == "model.convolution" for layer in layers), "the published loop has torch's own"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -60,6 +62,28 @@ def test_map_ahead_raises_what_the_function_raised() -> None:
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+TAKE_AND_FREE = """
+import resource, torch, utils
+{first}
+for turn in range(16):
+    if turn == 8:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_that_is_kept_is_not_mapped_again() -> None:
+    root = Path(__file__).parent.parent
+    faults = []
+    for first in ("", "utils.keep_freed_memory()"):
+        command = [sys.executable, "-c", TAKE_AND_FREE.format(first=first)]
+        done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+        faults.append(int(done.stdout))
+    assert faults[1] < faults[0] / 4
 
 
 def test_tables_align() -> None:

@@ -1,0 +1,98 @@
+"""Gradients by matrix products are torch's; bf16 without the hardware rounds as the hardware does."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import convolution
+from model.convolution import weight_gradient, with_fast_gradients
+from model.folding import fold_batch_norms
+from model.precision import lowered
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("kernel, stride", list(itertools.product((1, 2, 3, 5), (1, 2, 3))))
+def test_the_weights_gradient_is_torchs(kernel: int, stride: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for padding, height, width in itertools.product(range(kernel), (7, 8, 12), (8, 9)):
+        x = torch.randn(2, 3, height, width, generator=draw, dtype=torch.float64)
+        weight = torch.randn(4, 3, kernel, kernel, generator=draw, dtype=torch.float64, requires_grad=True)
+        made = F.conv2d(x, weight, stride=stride, padding=padding)
+        gradient = torch.randn(made.shape, generator=draw, dtype=torch.float64)
+        (wanted,) = torch.autograd.grad(made, weight, gradient)
+        found = weight_gradient(x, gradient, kernel, stride, padding)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12, msg=f"padding {padding} of {height}x{width}")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 1),
+        nn.ConvTranspose2d(8, 4, 2, stride=2, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),
+        nn.Conv2d(4, 2, 3, padding=1, bias=False),
+    )
+
+
+def test_a_network_made_fast_is_the_same_network() -> None:
+    plain = network().double()
+    fast = copy.deepcopy(plain)
+    before = dict(fast.named_parameters())
+    with_fast_gradients(fast)
+    ours = {name for name, part in fast.named_children() if type(part).__module__ == convolution.__name__}
+    assert ours == {"0", "4", "6"}, "not the one with a bias, not the one with groups"
+    assert all(parameter is before[name] for name, parameter in fast.named_parameters())
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    found, wanted = images.clone().requires_grad_(), images.clone().requires_grad_()
+    for one, x in ((fast, found), (plain, wanted)):
+        one(x).square().sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad)
+    for (name, ours_), theirs in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours_.grad, theirs.grad, msg=name)
+
+    for one in (fast, plain):
+        fold_batch_norms(one.eval())
+    torch.testing.assert_close(fast(images), plain(images), msg="a folded convolution has a bias")
+
+
+def test_images_that_need_no_gradient_get_none() -> None:
+    layer = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
+    with_fast_gradients(layer)
+    images = torch.randn(1, 3, 8, 8)
+    layer(images).sum().backward()
+    assert images.grad is None and layer[0].weight.grad is not None
+    layer.requires_grad_(False)
+    layer(images.requires_grad_()).sum().backward()
+    assert images.grad is not None
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 16, 3, padding=1), nn.ConvTranspose2d(8, 16, 2, stride=2, bias=False)])
+def test_bf16_is_rounded_alike_with_and_without_the_hardware(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(2, 8, 8, 8)
+    made = {}
+    for hardware in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda hardware=hardware: hardware)
+        x = images.clone().requires_grad_()
+        layer.zero_grad()
+        with lowered(CPU, "bf16"):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+        y.float().square().sum().backward()
+        made[hardware] = (y.detach(), x.grad, *(p.grad for p in layer.parameters()))
+    for found, wanted in zip(made[False], made[True], strict=True):
+        assert found is not None and wanted is not None and found.dtype == wanted.dtype
+        scale = float(wanted.abs().max())  # bf16 keeps 8 bits: a sum on the edge is rounded to either side
+        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-7 * scale)
+        assert (found == wanted).float().mean() > 0.5
