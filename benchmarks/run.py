@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         same = {name: getattr(given, name) for name in ("net", "image_size", "batch_size", "images", "repeats")}
         settings = Settings(**same, device=device, root=Path(folder))
         settings = replace(settings, precisions=precisions, apart=not given.one_process)
-        counts = (settings.images, settings.images - settings.images // 2, settings.images // 2)
-        write_pictures(settings.root / CLASS_NAME, counts, 4 * settings.image_size)  # as large as MVTec's are for 256
+        good = -(-settings.images // 4)  # as in MVTec, whose pictures are as large for 256 pixels
+        counts = (settings.images, good, settings.images - good)
+        write_pictures(settings.root / CLASS_NAME, counts, 4 * settings.image_size)
         torch.save(plain.random_teacher(settings.net).state_dict(), settings.root / "teacher.pth")
         for name in given.sections:
             found = SECTIONS[name](settings)
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += found
     if given.out is not None:
         lines = [{**asdict(row), "of_peak": row.share_of(peak), "floor": FLOORS.get(row.key)} for row in rows]
-        record = {**about, "settings": {**same, "device": str(device)}, "peaks": peak, "rows": lines}
+        used = {**same, "device": str(device), "one_process": given.one_process}
+        record = {**about, "settings": used, "peaks": peak, "rows": lines}
         write_atomically(given.out, json.dumps(record, indent=2) + "\n")
     return check(rows, peak) if given.check else 0
 
@@ -133,19 +135,23 @@ def parser() -> Parser:
     return made
 
 
+HEADER = ("", "seconds", "times as fast", "GFLOP", "GFLOP/s", "of peak", "GiB", "off by")
+
+
 def table(rows: Sequence[Row], peak: Mapping[str, Mapping[str, float]]) -> str:
     """The rows as text: medians; ratios with their quartiles."""
-    cells = []
-    for row in rows:
-        share = row.share_of(peak)
-        ratio = f"{row.ratio.median:.2f} ({row.ratio.low:.2f}-{row.ratio.high:.2f})" if row.ratio else "-"
-        counted = [f"{row.gflop:.1f}", f"{row.gflop / row.seconds.median:.0f}"] if row.gflop is not None else ["-", "-"]
-        of_peak = "-" if share is None else f"{share:.0%}"
-        title = f"{row.section}: {row.name}" + (f" against {row.against}" if row.ratio else "")
-        memory = "-" if row.peak_gib is None else f"{row.peak_gib:.1f}"
-        off = "-" if row.difference is None else f"{row.difference:.0e}"
-        cells.append([title, f"{row.seconds.median:.4f}", ratio, *counted, of_peak, memory, off])
-    return format_table(["", "seconds", "times as fast", "GFLOP", "GFLOP/s", "of peak", "GiB", "off by"], cells)
+    return format_table(HEADER, [cells(row, peak) for row in rows])
+
+
+def cells(row: Row, peak: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A row's text, by the columns of HEADER."""
+    title = f"{row.section}: {row.name}" + (f" against {row.against}" if row.ratio else "")
+    ratio = f"{row.ratio.median:.2f} ({row.ratio.low:.2f}-{row.ratio.high:.2f})" if row.ratio else "-"
+    counted = [f"{row.gflop:.1f}", f"{row.gflop / row.seconds.median:.0f}"] if row.gflop is not None else ["-", "-"]
+    share = row.share_of(peak)
+    forms = ((share, "{:.0%}"), (row.peak_gib, "{:.1f}"), (row.difference, "{:.0e}"))
+    rest = ["-" if value is None else form.format(value) for value, form in forms]
+    return [title, f"{row.seconds.median:.4g}", ratio, *counted, *rest]
 
 
 def check(rows: Sequence[Row], peak: Mapping[str, Mapping[str, float]]) -> int:

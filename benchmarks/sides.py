@@ -170,7 +170,12 @@ def plain_evaluation(settings: Settings, known: bool = False) -> Call:
     if known:
         images = plain.picture_batches(samples, range(len(samples)), size, 1)
         scored = Remembered([network(image.to(device)) for image in images])
-    return lambda: [plain.evaluate(scored, samples, size, device)[name] for name in ALIKE]
+
+    def call() -> list[float]:
+        found = plain.evaluate(scored, samples, size, device)
+        return [found[name] for name in ALIKE]
+
+    return call
 
 
 @torch.no_grad()
@@ -226,11 +231,11 @@ def plain_figures(count: int, side: int) -> Call:
 
 
 def our_figures(count: int, side: int) -> Call:
-    """All figures of a set of maps."""
+    """All seven exact figures of a set of maps."""
     maps, masks = scored_maps(count, side)
 
     def call() -> None:
-        metrics.evaluate(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)), maps, masks)
+        metrics.evaluate(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)), maps, masks, per_image=False)
 
     return call
 

@@ -1,4 +1,4 @@
-"""Convolutions whose weights' gradient is a handful of matrix products: on a processor twice as fast as torch's own."""
+"""Convolutions whose weights' gradient is a handful of matrix products: on a processor faster than torch's own way."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import summary
 from commandline import Parser, exit_code
 from summary.comparison import compare, render_comparison
-from summary.rendering import insert
+from summary.rendering import into_page
 from summary.results import collect, unfinished
 from summary.tables import SETTINGS, summarize
 from utils import write_atomically
@@ -63,16 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if left_out:
         print(f"note: left out, unfinished: {', '.join(map(str, left_out))}", file=sys.stderr)
     return 0
-
-
-def into_page(path: Path, marker: str, table: str) -> str:
-    """The file's text with the table between its markers. Raises FileNotFoundError, ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"--into {path}: no such file")
-    try:
-        return insert(path.read_text(encoding="utf-8"), marker, table)
-    except ValueError as problem:
-        raise ValueError(f"--into {path}: {problem}") from None
 
 
 if __name__ == "__main__":

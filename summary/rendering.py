@@ -196,3 +196,13 @@ def insert(text: str, marker: str, table: str) -> str:
     if [len(found) for found in places] != [1, 1] or places[0][0].end() > places[1][0].start():
         raise ValueError(f"wants the line {opening} and, below it, the line {closing}, once each")
     return f"{text[: places[0][0].end()]}\n\n{table}\n\n{text[places[1][0].start() :]}"
+
+
+def into_page(path: Path, marker: str, table: str) -> str:
+    """The file's text with the table between its markers. Raises FileNotFoundError, ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--into {path}: no such file")
+    try:
+        return insert(path.read_text(encoding="utf-8"), marker, table)
+    except ValueError as problem:
+        raise ValueError(f"--into {path}: {problem}") from None

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from benchmarks import plain, run, sections, sweep
+from benchmarks import plain, run, sections, sweep, tables
 from benchmarks.data import CLASS_NAME, write_pictures
 from benchmarks.sides import Ours, Settings, published
 from benchmarks.timing import Quartiles, alternate, counted
@@ -149,6 +149,13 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     assert step["difference"] < 1e-5, "the same first loss"
     assert rows["evaluation", "ours fp32"]["difference"] < 1e-2, "200 thresholds, and few pixels at this size"
     assert rows["inference", "ours fp32, 2 images"]["difference"] < 1e-4
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table:speed -->\n<!-- /table:speed -->\nafter\n")
+    assert tables.main([str(out), "--into", str(page)]) == 0
+    lines = page.read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == len(record["rows"]) + 2
+    assert "step: ours fp32 against plain (one process)" in page.read_text()
+    assert record["revision"] in page.read_text() and lines[0] == "before" and lines[-1] == "after"
     known = {key[:2] for key in run.FLOORS if key[2] != "adeval"}
     optional = {key for key in known if any(word in key[1] for word in ("bf16", "compiled", "16 images"))}
     assert known - optional <= set(rows), "every floor has its row"
