@@ -16,9 +16,10 @@ from commandline import Parser, exit_code
 from summary.rendering import into_page
 from utils import format_table, write_atomically
 
-COLUMNS = """Seconds are medians of the rounds; ratios of each round, with their quartiles. GFLOP: products and convolutions done.
-GiB: the most memory that its process held, libraries included. Off by: the largest difference of the first answer from
-the one it is against: of losses and figures as a share of the number, of maps as a share of their range."""
+COLUMNS = """Seconds are medians of the rounds; ratios are those of each round, with their quartiles.
+GFLOP: products and convolutions done. GiB: the most memory that its process held, libraries included.
+Off by: the largest difference of the first answer from the one it is against: of losses and figures as a share of the
+number, of maps as a share of their range."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     lines, notes = [], []
     for record in records:
         rows = [row_of(saved) for saved in record["rows"]]
-        alone = " (one process)" if record["settings"]["one_process"] else ""
+        alone = " (one process)" if record["settings"].get("one_process") else ""
         for row in rows:
             title, *rest = cells(row, record["peaks"])
             lines.append([title + alone, *rest])
