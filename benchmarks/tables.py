@@ -16,7 +16,8 @@ from commandline import Parser, exit_code
 from summary.rendering import into_page
 from utils import format_table, write_atomically
 
-COLUMNS = """Seconds are medians of the rounds; ratios are those of each round, with their quartiles.
+COLUMNS = """Seconds are medians of the rounds (metrics has half as many, growth and memory one); ratios are those of
+each round, with their quartiles.
 GFLOP: products and convolutions done. GiB: the most memory that its process held, libraries included.
 Off by: the largest difference of the first answer from the one it is against: of losses and figures as a share of the
 number, of maps as a share of their range."""

@@ -80,6 +80,8 @@ def test_images_that_need_no_gradient_get_none() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(8, 16, 3, padding=1), nn.ConvTranspose2d(8, 16, 2, stride=2, bias=False)])
 def test_bf16_is_rounded_alike_with_and_without_the_hardware(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    nn.init.normal_(layer.weight)  # type: ignore[arg-type]
     images = torch.randn(2, 8, 8, 8)
     made = {}
     for hardware in (False, True):
@@ -95,4 +97,4 @@ def test_bf16_is_rounded_alike_with_and_without_the_hardware(layer: nn.Module, m
         assert found is not None and wanted is not None and found.dtype == wanted.dtype
         scale = float(wanted.abs().max())  # bf16 keeps 8 bits: a sum on the edge is rounded to either side
         torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-7 * scale)
-        assert (found == wanted).float().mean() > 0.5
+    assert (made[False][0] == made[True][0]).float().mean() > 0.9
