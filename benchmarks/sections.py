@@ -186,16 +186,14 @@ def inference(settings: Settings) -> list[Row]:
 
 def growth(settings: Settings) -> list[Row]:
     """Runs of ours (caching, an epoch, scoring) on fewer images and on more, at a larger size, over more classes."""
-    images, size = settings.images, settings.image_size
+    half, few = (replace(settings, images=settings.images // part) for part in (2, 4))
+    larger = sides.enlarged(few, 2)
     runs = {
-        f"{images} images": (settings, 1),
-        f"{images // 2} images": (replace(settings, images=images // 2), 1),
-        f"{images // 4} images": (replace(settings, images=images // 4), 1),
-        f"{images // 4} images of {2 * size} pixels": (
-            sides.enlarged(replace(settings, images=images // 4), 2),
-            1,
-        ),
-        f"{images // 4} images, 2 classes": (replace(settings, images=images // 4), 2),
+        f"{settings.images} images": (settings, 1),
+        f"{half.images} images": (half, 1),
+        f"{few.images} images": (few, 1),
+        f"{few.images} images of {larger.image_size} pixels": (larger, 1),
+        f"{few.images} images, 2 classes": (few, 2),
     }
     rows = []
     for name, (changed, classes) in runs.items():  # one at a time: each is given the machine's memory

@@ -77,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code:
             return code
         count = max(scaled.values())[0]
-        settings = Settings(given.net, given.image_size, min(given.batch_size, count), count, 3, device, root)
-        rows = sections.step(Settings(**(vars(settings) | {"precisions": tuple(peak)})))
+        sizes = (given.net, given.image_size, min(given.batch_size, count), count)
+        settings = Settings(*sizes, repeats=3, device=device, root=root, precisions=tuple(peak))
+        rows = sections.step(settings)
     row = next(row for row in rows if row.name == f"ours {precision}")
     assert row.gflop is not None
     trained = given.epochs * sum(counts[0] for counts in scaled.values())
