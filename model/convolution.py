@@ -104,7 +104,8 @@ def weight_gradient(x: Tensor, gradient: Tensor, kernel: int, stride: int, paddi
     margin = max(after, min(after, surplus) + before)  # what is read below, and zeros above the next line
     rows = partial(_rows, lines=(height, width), kept=margin - before, margin=margin)
     right = rows(gradient).T
-    remainders = {(i, j): rows(x[:, :, i::stride, j::stride]) for _, i in shifts for _, j in shifts}
+    starts = {remainder for _, remainder in shifts}
+    remainders = {(i, j): rows(x[:, :, i::stride, j::stride]) for i in starts for j in starts}
     made = x.new_empty(kernel, kernel, gradient.shape[1], x.shape[1])
     for row, (down, i) in enumerate(shifts):
         for column, (along, j) in enumerate(shifts):
