@@ -1,6 +1,6 @@
-"""What decides a run: one frozen dataclass, from which flags.py makes the command line.
+"""What affects_results a run: one frozen dataclass, from which flags.py makes the command line.
 
-The fields are the truth. A field's help text, group, choices and further names stand beside it. `decides=False` marks
+The fields are the truth. A field's help text, group, choices and further names stand beside it. `affects_results=False` marks
 what may change between two parts of one run without changing its numbers: where things lie, how many threads read
 them, what is printed. (Weights and checkpoints are files: the run folder compares their contents by hash, not their
 places.) None where a field may be None means "the variant's": `recipe` and `training` have what holds.
@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dataset import BENCHMARKS
-from model import SKIPS, SSOT, TEACHERS, VARIANTS, Recipe, Term, Training
+from dataset import BENCHMARKS, Source
+from methods import SKIPS, VARIANTS, Recipe, Scoring, Term, Training
+from model import TEACHERS
 from model.precision import PRECISIONS
+from scoring.anomaly_map import MAP_MODES
 
 GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
     "what to train on",
@@ -35,16 +37,16 @@ DISTILLATION_LOSSES = {
     "cosine_pixel": (("cosine_pixel", 1.0),),
     "cosine_channel": (("cosine_channel", 1.0),),
     "mse": (("mse", 1.0),),
-    "halves": (("mse", 0.5), ("cosine", 0.5)),
+    "mse+cosine": (("mse", 0.5), ("cosine", 0.5)),
 }
 CONSISTENCY_RATE = 0.05  # the published default of --rate
 
 
 def field(
-    default: Any, group: str, text: str, choices: Iterable[str] = (), names: Sequence[str] = (), decides: bool = True
+    default: Any, group: str, text: str, choices: Iterable[str] = (), names: Sequence[str] = (), affects_results: bool = True
 ) -> Any:
     """A Config field with what its flag needs; `names` are further spellings of the flag, the published ones first."""
-    metadata = {"group": group, "help": text, "choices": tuple(choices), "names": tuple(names), "decides": decides}
+    metadata = {"group": group, "help": text, "choices": tuple(choices), "names": tuple(names), "affects_results": affects_results}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -58,19 +60,19 @@ class Config:
     dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS)
     classes: tuple[str, ...] = field(("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"))
     data_path: Path | None = field(
-        None, DATA, "the benchmark's root, one folder per class (demo and elpv know their own place)", decides=False
+        None, DATA, "the benchmark's root, one folder per class (demo and elpv know their own place)", affects_results=False
     )
-    train_dir: Path | None = field(None, DATA, "--dataset folder: normal images to learn from", decides=False)
+    train_dir: Path | None = field(None, DATA, "--dataset folder: normal images to learn from", affects_results=False)
     test_dir: Path | None = field(
-        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", decides=False
+        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", affects_results=False
     )
-    mask_dir: Path | None = field(None, DATA, "--dataset folder: masks, laid out as --test_dir is", decides=False)
+    mask_dir: Path | None = field(None, DATA, "--dataset folder: masks, laid out as --test_dir is", affects_results=False)
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
 
     variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS)
     net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME")
     weights: str = field(
-        "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path", decides=False
+        "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path", affects_results=False
     )
     skips: str | None = field(None, METHOD, "which teacher levels skip to the student (default: the variant's)", SKIPS)
     student_width: tuple[int, ...] | None = field(
@@ -80,7 +82,7 @@ class Config:
         None, METHOD, "residual blocks of each student stage, for teachers other than ResNets"
     )
     loss: str | None = field(
-        None, METHOD, "distillation loss; halves = half mse, half cosine (default: the variant's)", DISTILLATION_LOSSES
+        None, METHOD, "distillation loss; mse+cosine = half mse, half cosine (default: the variant's)", DISTILLATION_LOSSES
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
     rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_RATE})")
@@ -89,12 +91,11 @@ class Config:
     simam: bool | None = field(None, METHOD, "SimAM in the bottleneck (default: the variant's)")
     fmm: bool | None = field(None, METHOD, "hide features, generate them anew (default: the variant's)")
     mask_rate: float | None = field(None, METHOD, "share of the cells that --fmm hides (default: 0.2)")
-    ssot: bool = field(False, METHOD, "rdpp's optimal-transport term, which is 0 as published")
     checkpoint: Path | None = field(
         None,
         METHOD,
         "start from a published checkpoint {'bn', 'decoder'}; with --epochs 0 score it as it is",
-        decides=False,
+        affects_results=False,
     )
 
     epochs: int | None = field(
@@ -120,14 +121,14 @@ class Config:
     anomaly_map: str | None = field(
         None,
         SCORING,
-        "how the levels' maps are joined; standardised: in units of their spread over training images, added "
+        "how the levels' maps are joined; standardized: in units of their spread over training images, added "
         "(default: the variant's; drd mean, others add)",
-        choices=("add", "mean", "multiply", "standardised"),
+        choices=MAP_MODES,
     )
     refine: bool | None = field(
         None, SCORING, "raise image scores by DRD's factor of the steadiest level (default: the variant's)"
     )
-    normalise: bool = field(
+    normalize: bool = field(
         False, SCORING, "also write scores in 0..1 and decisions by the F1-optimal threshold, as anomalib does"
     )
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
@@ -136,44 +137,50 @@ class Config:
         0, SCORING, "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only"
     )
 
-    save_path: Path = field(Path("runs"), OUTPUT, "root of the run folders", decides=False)
-    name: str | None = field(None, OUTPUT, "folder name in place of the variant's, for ablations", decides=False)
-    resume: bool = field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1", decides=False)
-    fresh: bool = field(False, OUTPUT, "discard what these runs have, finished or not, and run again", decides=False)
-    vis: bool = field(False, OUTPUT, "save an overlay of every test image", decides=False)
-    img_path: Path | None = field(None, OUTPUT, "where overlays go (default: the run folder)", decides=False)
-    print_loss: bool = field(True, OUTPUT, "print a line per epoch", decides=False)
+    save_path: Path = field(Path("runs"), OUTPUT, "root of the run folders", affects_results=False)
+    name: str | None = field(None, OUTPUT, "folder name in place of the variant's, for ablations", affects_results=False)
+    resume: bool = field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1", affects_results=False)
+    fresh: bool = field(False, OUTPUT, "discard what these runs have, finished or not, and run again", affects_results=False)
+    vis: bool = field(False, OUTPUT, "save an overlay of every test image", affects_results=False)
+    img_path: Path | None = field(None, OUTPUT, "where overlays go (default: the run folder)", affects_results=False)
+    print_loss: bool = field(True, OUTPUT, "print a line per epoch", affects_results=False)
     print_scores: bool = field(
-        False, OUTPUT, "print every test image's label and score", names=("print_canshu",), decides=False
+        False, OUTPUT, "print every test image's label and score", names=("print_canshu",), affects_results=False
     )
     print_max: bool = field(
-        False, OUTPUT, "also print the best figures over the epochs (`oracle`: chosen on test data)", decides=False
+        False, OUTPUT, "also print the best figures over the epochs (`oracle`: chosen on test data)", affects_results=False
     )
 
-    device: str = field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", decides=False)
+    device: str = field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", affects_results=False)
     precision: str = field(
         "fp32",
         MACHINE,
         "what the networks compute with; auto: bf16 where processor or GPU is made for it",
         choices=PRECISIONS,
     )
+    fast: bool = field(
+        True,
+        MACHINE,
+        "channels-last layout and, on a processor, weight gradients by matrix products and an allocator that keeps "
+        "freed memory; results are equal up to rounding",
+    )
     compile: bool = field(False, MACHINE, "compile the network that scores, which takes a minute or two once")
     workers: int = field(
-        min(8, os.cpu_count() or 1), MACHINE, "threads that read and resize images ahead", decides=False
+        min(8, os.cpu_count() or 1), MACHINE, "threads that read and resize images ahead", affects_results=False
     )
     cache: str = field(
         "auto",
         MACHINE,
         "kept across epochs: the teacher's features in memory or in files of --cache_dir, the images, or nothing",
         choices=("auto", "features", "file", "images", "none"),
-        decides=False,
+        affects_results=False,
     )
-    cache_gb: float = field(4.0, MACHINE, "most memory for --cache auto, in GiB", decides=False)
+    cache_gb: float = field(4.0, MACHINE, "most memory for --cache auto, in GiB", affects_results=False)
     cache_dir: Path | None = field(
-        None, MACHINE, "folder of features in files, shared by runs with the same images and teacher", decides=False
+        None, MACHINE, "folder of features in files, shared by runs with the same images and teacher", affects_results=False
     )
     checkpoint_seconds: float = field(
-        60.0, MACHINE, "least time between two resume points; 0 = one after every epoch", decides=False
+        60.0, MACHINE, "least time between two resume points; 0 = one after every epoch", affects_results=False
     )
 
     def __post_init__(self) -> None:
@@ -242,31 +249,44 @@ class Config:
         changes: dict[str, Any] = {"losses": self._losses(recipe), "train_levels": self.train_levels}
         if self.skips is not None:
             changes["skips"] = SKIPS[self.skips]
-        same = ("student_width", "student_blocks", "scconv", "simam", "fmm", "mask_rate", "anomaly_map", "refine")
-        changes |= {name: value for name in same if (value := getattr(self, name)) is not None}
-        return replace(recipe, **changes)
+        changes |= self._given("student_width", "student_blocks", "scconv", "simam", "fmm", "mask_rate")
+        return replace(recipe, training=self.training, scoring=self.scoring, **changes)
 
     def _losses(self, recipe: Recipe) -> tuple[Term, ...]:
         """The recipe's terms; --loss takes the place of those that distil, over the first term's pairs."""
         consistency = [term for term in recipe.losses if term.name == "consistency"]
         terms = [term for term in recipe.losses if term.name != "consistency"]
         if self.loss is not None:
-            pairs = recipe.losses[0].of
+            pairs = recipe.losses[0].pairs
             distilling = [Term(name, weight, pairs) for name, weight in DISTILLATION_LOSSES[self.loss]]
-            terms = [*distilling, *(term for term in terms if term.of != pairs)]
+            terms = [*distilling, *(term for term in terms if term.pairs != pairs)]
         if self.consistency:
-            term = consistency[0] if consistency else Term("consistency", CONSISTENCY_RATE, recipe.losses[0].of)
+            term = consistency[0] if consistency else Term("consistency", CONSISTENCY_RATE, recipe.losses[0].pairs)
             terms.append(term if self.rate is None else term._replace(weight=self.rate))
-        return (*terms, SSOT) if self.ssot else tuple(terms)
+        return tuple(terms)
 
     @property
     def training(self) -> Training:
         """How this run is trained: the variant's settings, those of its one class included, with this run's changes."""
         training = VARIANTS[self.variant].training
         own = training.epochs_of.get(self.classes[0], training.epochs) if len(self.classes) == 1 else training.epochs
-        same = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience")
-        changes = {name: value for name in same if (value := getattr(self, name)) is not None}
+        changes = self._given("epochs", "batch_size", "learning_rate", "weight_decay", "patience")
         return replace(training, **{"epochs": own, "epochs_of": {}, **changes})
+
+    @property
+    def scoring(self) -> Scoring:
+        """How this run is scored: the variant's settings with this run's changes."""
+        changes = self._given("levels", "anomaly_map", "score_num", "refine")
+        return replace(VARIANTS[self.variant].scoring, **changes)
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """The fields of these names that are not None."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def source(self) -> Source:
+        """Where the benchmark's files lie."""
+        return Source(self.data_path, self.train_dir, self.test_dir, self.mask_dir)
 
     @property
     def folder_name(self) -> str:
@@ -292,19 +312,29 @@ class Config:
 
     @property
     def title(self) -> str:
-        """A run's name in messages, and what it is seeded from: class and seed, nothing else."""
+        """A run's name in messages."""
+        return f"{' '.join(self.classes)} seed {' '.join(map(str, self.seeds))}"
+
+    @property
+    def seed_key(self) -> str:
+        """The text that a run's random state is seeded from: class and seed, nothing else. Changing it changes results."""
         return f"{' '.join(self.classes)} seed {' '.join(map(str, self.seeds))}"
 
     def of_run(self, class_name: str, seed: int) -> Config:
         """The part of a sweep that trains one class with one seed."""
         return replace(self, classes=(class_name,), seeds=(seed,))
 
-    def deciding(self) -> dict[str, Any]:
-        """What decides a run's numbers, as plain JSON values: fields, with what the variant settles filled in."""
-        names = [f.name for f in dataclasses.fields(self) if f.metadata["decides"]]
-        training = {name: value for name, value in dataclasses.asdict(self.training).items() if name != "epochs_of"}
-        scoring = {"anomaly_map": self.recipe.anomaly_map, "refine": self.recipe.refine}
-        return {name: self.plain(name) for name in names} | training | scoring | {"recipe": repr(self.recipe)}
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's numbers, as plain JSON values: only what differs from its default.
+
+        What the variant settles is filled in, so a run is the same however its settings were given. A setting that a
+        later version adds changes no identity while it has its default.
+        """
+        settled = {f.name for part in (Recipe, Training, Scoring) for f in dataclasses.fields(part)}
+        fields = [f for f in dataclasses.fields(self) if f.metadata["affects_results"] and f.name not in settled]
+        own = {f.name: self.plain(f.name) for f in fields if f.default is not None and getattr(self, f.name) != f.default}
+        recipe = self.recipe
+        return own | _differences(recipe.training) | _differences(recipe.scoring) | _differences(recipe)
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
@@ -332,6 +362,14 @@ class Config:
             return cls.from_json(json.loads(path.read_text())["config"])
         except (KeyError, TypeError, json.JSONDecodeError) as problem:
             raise ValueError(f"--config {path}: not a run's config.json ({problem})") from None
+
+
+def _differences(part: Recipe | Training | Scoring) -> dict[str, Any]:
+    """The fields of a recipe's part that differ from its defaults, as plain JSON values."""
+    default = type(part)()
+    names = [f.name for f in dataclasses.fields(part) if f.name not in ("training", "scoring", "epochs_of")]
+    found = {name: getattr(part, name) for name in names if getattr(part, name) != getattr(default, name)}
+    return json.loads(json.dumps(found, default=dataclasses.asdict))
 
 
 def _typed(value: Any, hint: Any) -> Any:

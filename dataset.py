@@ -6,7 +6,7 @@ resized to a square of `size` pixels, as the published code does it, on pictures
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import default_root, read_elpv
 from readers.folder import name_class, read_folder
 from readers.mvtec import read_mvtec
-from readers.pictures import read_mask_of, read_rgb
+from readers.image_io import read_mask_of, read_rgb
 from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
+from utils import prefetch_map
 
 __all__ = [
     "BENCHMARKS",
@@ -32,6 +33,7 @@ __all__ = [
     "Sample",
     "Source",
     "find_classes",
+    "image_batches",
     "load_image",
     "load_mask",
     "locate",
@@ -227,3 +229,13 @@ class ImageSet:
         if vanished:
             self._vanished.add(index)
         return resized
+
+
+def image_batches(
+    images: ImageSet, order: Sequence[int], batch_size: int, workers: int
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """(indices, pixels (B, 3, S, S) uint8) in this order, decoded on `workers` threads ahead of the reader."""
+    decoded = prefetch_map(images.image, order, workers)
+    for start in range(0, len(order), batch_size):
+        indices = list(order[start : start + batch_size])
+        yield indices, np.stack([next(decoded) for _ in indices])

@@ -18,7 +18,7 @@ from config import GROUPS, Config, kind_of
 
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 RES_TO_SKIPS = {0: "none", 1: "none", 2: "E3", 3: "both"}  # the published help text; its code treats 1 and 2 like 3
-L2_TO_LOSS = {0: "cosine", 1: "mse", 2: "halves"}
+L2_TO_LOSS = {0: "cosine", 1: "mse", 2: "mse+cosine"}
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:

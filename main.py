@@ -9,132 +9,58 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
 
-import parts
-import summary
+import report
 from commandline import exit_code
-from config import Config
-from dataset import ImageSet
-from engine import evaluate, held_out_loss, ready_to_score, train_one_epoch
+from engine import held_out_loss, train_one_epoch
+from experiment import Experiment, experiments, score
 from flags import parse
-from model import Distiller
-from overlays import overlay_names, write_overlays
-from runs import Progress, Run, machine
-from utils import code_revision, keep_freed_memory, seed_everything
+from runs import Progress, Run
+from utils import choose_device, keep_freed_memory, seed_everything, set_determinism
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run every class and seed that is not finished yet, then print and save the table over all of them."""
     config = parse(argv)
-    device = parts.choose_device(config.device)
-    parts.set_determinism(config.deterministic)
-    keep_freed_memory()
-    for class_name in parts.classes_of(config):
-        for seed in config.seeds:
-            run(config.of_run(class_name, seed), device)
-    results = summary.collect([config.sweep_folder])
-    print(f"\n{summary.write_tables(config.sweep_folder, results, oracle=config.print_max)}")
+    device = choose_device(config.device)
+    set_determinism(config.deterministic)
+    if config.fast:
+        keep_freed_memory()
+    for experiment in experiments(config, device):
+        run(experiment)
+    results = report.collect([config.sweep_folder])
+    print(f"\n{report.write_tables(config.sweep_folder, results, oracle=config.print_max)}")
     print(f"\ntables and runs: {config.sweep_folder}")
     return 0
 
 
-def run(config: Config, device: torch.device) -> None:
+def run(experiment: Experiment) -> None:
     """Train on one class with one seed and score it once; a finished run stays as it is, an unfinished one goes on."""
-    teacher = parts.teacher_of(config, device)
+    config = experiment.config
     folder = Run(config.run_folder)
-    folder.open(config.to_json(), parts.facts_of(config, teacher), fresh=config.fresh, resume=config.resume)
+    folder.open(config.to_json(), experiment.identity, fresh=config.fresh, resume=config.resume)
     if folder.finished:
         print(f"{config.title}: finished already, in {folder}")
         return
-    normal_images, test_images = parts.images_of(config, "train"), parts.images_of(config, "test")
-    train_images, held_out = parts.split_held_out(config, normal_images)
-    seed_everything(config.title)
-    distiller = parts.distiller_of(config, teacher)
-    progress = train(config, distiller, train_images, held_out, test_images, folder, device)
-
-    started = time.perf_counter()
-    scorer = parts.scorer_of(config, distiller)
-    scoring = ready_to_score(scorer, train_images, device, parts.scoring_of(config))
-    result = evaluate(scorer, test_images, device, scoring, config.seg, config.vis or config.normalise)
-    seconds = time.perf_counter() - started
-    fitted = parts.normalisers_of(result) if config.normalise else {}
-    folder.write_predictions(test_images.samples, result.scores, fitted.get("image"))
-    progress.evaluated(progress.epoch, result.report.values)
-    folder.write_progress(progress)
-    if config.print_scores:
-        for sample, score in zip(test_images.samples, result.scores, strict=True):
-            print(f"{config.title}: {int(sample.anomalous)} {score:.4f} {sample.image}")
-    if test_images.vanished:
-        count, example = len(test_images.vanished), test_images.vanished[0]
-        print(f"{config.title}: {count} masks are below half a pixel at this size, e.g. that of {example}")
-    scale = parts.normal_scale(scorer, train_images, device, scoring)
-    if config.vis and result.maps is not None:
-        names = overlay_names(test_images.samples)
-        write_overlays(config.overlay_folder, test_images.samples, names, result.maps, result.scores, scale)
-        print(f"{config.title}: overlays in {config.overlay_folder}")
-    folder.save_checkpoint(
-        {
-            "trained": distiller.trained_state(),
-            "normality": vars(scoring.normality) if scoring.normality else None,
-            "colour_scale": scale,
-            "progress": asdict(progress),
-        }
-    )
-    folder.finish(
-        {
-            "class_name": config.classes[0],
-            "seed": config.seeds[0],
-            "benchmark": config.dataset,
-            "variant": config.variant,
-            "name": config.folder_name,
-            "net": config.net,
-            "teacher_weights": teacher.weights,
-            "image_size": config.image_size,
-            "precision": teacher.precision,
-            "batch_size": config.training.batch_size,
-            "epochs": config.training.epochs,
-            "epochs_trained": progress.epoch,
-            "figures": result.figures(),
-            "reasons": result.report.reasons,
-            "oracle": progress.oracle(),
-            "normalised": parts.normalised_figures(fitted, test_images, result),
-            "n_train": len(train_images),
-            "n_held_out": len(held_out or ()),
-            "n_test": len(test_images),
-            "n_anomalous": int(test_images.labels.sum()),
-            "train_seconds": round(progress.seconds, 2),
-            "score_seconds": round(seconds, 2),
-            "revision": code_revision(),
-            **machine(),
-        }
-    )
+    progress = train(experiment, folder)
+    score(experiment, folder, progress)
 
 
-def train(
-    config: Config,
-    distiller: Distiller,
-    train_images: ImageSet,
-    held_out: ImageSet | None,
-    test_images: ImageSet,
-    folder: Run,
-    device: torch.device,
-) -> Progress:
-    """All epochs still to be done. Each is seeded by itself, so a resumed run goes the way of an undisturbed one.
+def train(experiment: Experiment, folder: Run) -> Progress:
+    """All epochs still to be done. Each is seeded by itself, so a resumed run gives the numbers of an undisturbed one.
 
     With held-out images training ends early once their loss has not fallen for --patience epochs. Raises ValueError
     when the loss stops being finite; the last resume point stays.
     """
-    training, recipe = config.training, config.recipe
-    optimiser = parts.optimiser_of(config, distiller, device)
-    progress = folder.restore(distiller, optimiser)
-    if progress.epoch >= training.epochs or progress.stale(training.patience):
+    config, training = experiment.config, experiment.config.training
+    images, held_out = experiment.train_images, experiment.held_out_images
+    progress = folder.restore(experiment.distiller, experiment.optimizer)
+    if progress.epoch >= training.epochs or progress.should_stop(training.patience):
         return progress
-    targets = parts.targets_of(config, distiller.teacher, train_images, device)
-    controls = parts.targets_of(config, distiller.teacher, held_out, device) if held_out else None
+    experiment.features, experiment.held_out_features  # noqa: B018 - computed now, outside the first epoch's time
     epochs = tqdm(
         range(progress.epoch + 1, training.epochs + 1),
         desc=config.title,
@@ -145,36 +71,24 @@ def train(
     )
     for epoch in epochs:
         started = time.perf_counter()
-        seed_everything(config.title, epoch)
-        order = torch.randperm(len(train_images)).tolist()
-        losses = train_one_epoch(
-            distiller, targets.batches(order, training.batch_size), optimiser, recipe, training.accumulate
-        )
-        if controls is not None:
-            seed_everything(config.title, "held out")  # the same damage and noise in every epoch
-            batches = controls.batches(range(len(controls.images)), training.batch_size)
-            losses["held_out"] = held_out_loss(distiller, batches, recipe)
+        losses = train_epoch(experiment, epoch)
         seconds = time.perf_counter() - started
         if not math.isfinite(losses["loss"]):
             raise ValueError(
                 f"{config.title}: the loss became {losses['loss']} in epoch {epoch}; a smaller --learning_rate may "
                 f"help. {folder} keeps the last resume point"
             )
-        progress.add(epoch, losses, len(train_images), seconds)
-        stop = progress.stale(training.patience)
+        progress.add(epoch, losses, len(images), seconds)
+        stop = progress.should_stop(training.patience)
         if config.print_epoch and epoch % config.print_epoch == 0 and epoch < training.epochs and not stop:
-            scoring = ready_to_score(distiller, train_images, device, parts.scoring_of(config))
-            report = evaluate(distiller, test_images, device, scoring, config.seg).report
-            progress.evaluated(epoch, report.values)
-            epochs.write(f"{config.title}: epoch {epoch}: {one_line(report.values)}")
-        folder.record(progress, distiller, optimiser, config.checkpoint_seconds)
+            metrics = experiment.detector().evaluate(experiment.test_images).report.values
+            progress.evaluated(epoch, metrics)
+            epochs.write(f"{config.title}: epoch {epoch}: {report.one_line(metrics)}")
+        folder.record(progress, experiment.distiller, experiment.optimizer, config.checkpoint_seconds)
         epochs.set_postfix(loss=f"{losses['loss']:.4f}")
         if config.print_loss and epochs.disable:
-            speed = len(train_images) / seconds
-            print(
-                f"{config.title}: epoch {epoch}/{training.epochs} loss {losses['loss']:.4f} {speed:.0f} images/s",
-                flush=True,
-            )
+            speed = f"{len(images) / seconds:.0f} images/s"
+            print(f"{config.title}: epoch {epoch}/{training.epochs} loss {losses['loss']:.4f} {speed}", flush=True)
         if stop:
             epochs.write(
                 f"{config.title}: stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has "
@@ -184,9 +98,19 @@ def train(
     return progress
 
 
-def one_line(figures: dict[str, float]) -> str:
-    """The figures that are defined, by their titles."""
-    return ", ".join(f"{summary.FIGURES[name]} {value:.4f}" for name, value in figures.items() if not math.isnan(value))
+def train_epoch(experiment: Experiment, epoch: int) -> dict[str, float]:
+    """One seeded epoch: the mean losses by name, `held_out` among them where images are held out."""
+    config, training, recipe = experiment.config, experiment.config.training, experiment.config.recipe
+    seed_everything(config.seed_key, epoch)
+    order = torch.randperm(len(experiment.train_images)).tolist()
+    batches = experiment.features.batches(order, training.batch_size)
+    losses = train_one_epoch(experiment.distiller, batches, experiment.optimizer, recipe, training.accumulate)
+    if experiment.held_out_features is not None:
+        seed_everything(config.seed_key, "held out")  # the same corruption and noise in every epoch
+        order = range(len(experiment.held_out_features.images))
+        batches = experiment.held_out_features.batches(order, training.batch_size)
+        losses["held_out"] = held_out_loss(experiment.distiller, batches, recipe)
+    return losses
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The run folder: configuration first, metrics last, every file replaced whole; finished? resumable? the same run?
 
 <save_path>/<benchmark>/<variant or --name>/<class>/seed<k>/
-    config.json       first: what decides the run, with code revision, versions and the hash of the teacher's weights
+    config.json       first: what affects_results the run, with code revision, versions and the hash of the teacher's weights
     train.csv         a line per epoch; evaluations.csv a line per evaluation
     checkpoint.pt     what was trained and what resuming needs; replaced atomically
     predictions.csv   a line per test image
@@ -13,10 +13,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
+import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from config import Config
 from dataset import Sample
 from model import Distiller
-from normalising import Normaliser
-from utils import code_revision, write_atomically
+from scoring.metrics import Report
+from scoring.normalization import Normalizer
+from utils import code_revision, environment_info, write_atomically
 
 CONFIG, TRAIN, EVALUATIONS = "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
@@ -48,18 +50,18 @@ class Progress:
         self.seconds += seconds
         self.history.append({"epoch": epoch, **losses, "images_per_second": round(images / seconds, 2)})
 
-    def evaluated(self, epoch: int, figures: dict[str, float]) -> None:
-        """Note an epoch's figures, in place of those that an interrupted process noted."""
+    def evaluated(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Note an epoch's metrics, in place of those that an interrupted process noted."""
         self.evaluations = [row for row in self.evaluations if row["epoch"] != epoch]
-        self.evaluations.append({"epoch": epoch, **figures})
+        self.evaluations.append({"epoch": epoch, **metrics})
 
-    def stale(self, patience: int) -> bool:
+    def should_stop(self, patience: int) -> bool:
         """Whether the loss on held-out images has not fallen for `patience` epochs; never with 0."""
-        course = [row["held_out"] for row in self.history if "held_out" in row]
-        return bool(patience and course) and len(course) - 1 - course.index(min(course)) >= patience
+        val_losses = [row["held_out"] for row in self.history if "held_out" in row]
+        return bool(patience and val_losses) and len(val_losses) - 1 - val_losses.index(min(val_losses)) >= patience
 
     def oracle(self) -> dict[str, dict[str, float]]:
-        """The best value of each figure over all evaluations with its epoch: chosen on test data, so never the result.
+        """The best value of each metric over all evaluations with its epoch: chosen on test data, so never the result.
 
         Empty where only the last epoch was evaluated: then nothing was chosen.
         """
@@ -74,7 +76,7 @@ class Progress:
 
 
 class Run:
-    """One run folder. `facts` decide the run's numbers: two runs are the same when their facts are equal."""
+    """One run folder. Two runs are the same when their identities are equal."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -83,28 +85,33 @@ class Run:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def open(self, config: dict[str, Any], facts: dict[str, Any], fresh: bool = False, resume: bool = True) -> None:
-        """Begin the run, or take up the one that lies here; `fresh` discards it, `resume=False` an unfinished one.
+    def open(self, config: dict[str, Any], identity: dict[str, Any], fresh: bool = False, resume: bool = True) -> None:
+        """Begin the run, or continue the one that lies here; `fresh` discards it, `resume=False` an unfinished one.
 
-        Raises ValueError naming the fields in which a run that lies here differs from the one that is wanted.
+        `identity` holds what decides the run's numbers, as differences from the defaults. Raises ValueError naming the
+        settings in which a run that lies here differs from the one that is wanted.
         """
         for leftover in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
             leftover.unlink()
         if fresh or not (resume or self.finished):
             self.discard()
         if (self.folder / CONFIG).exists():
-            self._check_same(facts)
+            self._check_same(identity)
         else:
             self.discard()  # whatever lies in a folder without a configuration is no run
-            record = {"config": config, "facts": facts, "revision": code_revision(), **machine()}
+            record = {"config": config, "identity": identity, "revision": code_revision(), **environment_info()}
             write_atomically(self.folder / CONFIG, json.dumps(record, indent=2) + "\n")
 
-    def _check_same(self, facts: dict[str, Any]) -> None:
-        found = self.read(CONFIG)["facts"]
-        wanted = json.loads(json.dumps(facts))
+    def _check_same(self, identity: dict[str, Any]) -> None:
+        """A setting that one side does not name has its default there."""
+        found = self.read(CONFIG).get("identity")
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.folder / CONFIG}: written by another version of this project; --fresh starts anew")
+        wanted = json.loads(json.dumps(identity))
         different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
         if different:
-            details = "; ".join(f"{key} is {found.get(key)!r} there, {wanted.get(key)!r} here" for key in different)
+            there, here = ({key: _shown(side.get(key)) for key in different} for side in (found, wanted))
+            details = "; ".join(f"{key} is {there[key]} there, {here[key]} here" for key in different)
             raise ValueError(
                 f"{self.folder} holds a run of another configuration: {details}. "
                 "Give another --save_path or --name, or --fresh to discard it"
@@ -147,24 +154,24 @@ class Run:
         except Exception as problem:  # torch raises many kinds for a damaged file
             raise ValueError(f"{path} is damaged ({type(problem).__name__}): --fresh trains this run again") from None
 
-    def restore(self, distiller: Distiller, optimiser: torch.optim.Optimizer) -> Progress:
+    def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer) -> Progress:
         """Load the last resume point into the two; a fresh Progress where there is none."""
         state = self.load_checkpoint()
         if state is None:
             return Progress()
         distiller.load_trained_state(state["trained"])
-        if "optimiser" not in state:  # the run ended and its metrics were lost: what is left is to score it
+        if "optimizer" not in state:  # the run ended and its metrics were lost: what is left is to score it
             return Progress(**state["progress"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         return Progress(**state["progress"])
 
     def record(
-        self, progress: Progress, distiller: Distiller, optimiser: torch.optim.Optimizer, spacing: float
+        self, progress: Progress, distiller: Distiller, optimizer: torch.optim.Optimizer, spacing: float
     ) -> None:
         """Write the epoch's line, and a resume point unless the last one is younger than `spacing` seconds."""
         self.write_progress(progress)
         if time.monotonic() - self._saved >= spacing:
-            state = {"trained": distiller.trained_state(), "optimiser": optimiser.state_dict()}
+            state = {"trained": distiller.trained_state(), "optimizer": optimizer.state_dict()}
             self.save_checkpoint({**state, "progress": asdict(progress)})
             self._saved = time.monotonic()
 
@@ -174,7 +181,7 @@ class Run:
         self.write_csv(EVALUATIONS, progress.evaluations)
 
     def write_predictions(
-        self, samples: Sequence[Sample], scores: np.ndarray, normaliser: Normaliser | None = None
+        self, samples: Sequence[Sample], scores: np.ndarray, normalizer: Normalizer | None = None
     ) -> None:
         """predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image."""
         rows = [
@@ -182,7 +189,7 @@ class Run:
                 "path": str(s.image),
                 "defect": s.defect,
                 "anomalous": int(s.anomalous),
-                **score_columns(score, normaliser),
+                **score_columns(score, normalizer),
             }
             for s, score in zip(samples, scores, strict=True)
         ]
@@ -198,33 +205,38 @@ class Run:
         writer.writerows(rows)
         write_atomically(self.folder / name, text.getvalue())
 
-    def finish(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json, the last file; NaN is written as null."""
-        write_atomically(self.folder / METRICS, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    def finish(self, config: Config, report: Report, progress: Progress, facts: Mapping[str, Any]) -> None:
+        """Write metrics.json, the last file: settings, metrics (null where undefined), `facts`, the environment."""
+        record = {
+            "class_name": config.classes[0],
+            "seed": config.seeds[0],
+            "benchmark": config.dataset,
+            "variant": config.variant,
+            "name": config.folder_name,
+            "net": config.net,
+            "image_size": config.image_size,
+            "batch_size": config.training.batch_size,
+            "epochs": config.training.epochs,
+            "epochs_trained": progress.epoch,
+            "metrics": {name: None if math.isnan(value) else value for name, value in report.values.items()},
+            "reasons": report.reasons,
+            "oracle": progress.oracle(),
+            "train_seconds": round(progress.seconds, 2),
+            **facts,
+            "revision": code_revision(),
+            **environment_info(),
+        }
+        write_atomically(self.folder / METRICS, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def score_columns(score: float, normaliser: Normaliser | None) -> dict[str, str]:
-    """An image score as columns of a CSV file; with a normaliser also its share in 0..1 and the decision (0, 1)."""
+def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]:
+    """An image score as columns of a CSV file; with a normalizer also its share in 0..1 and the decision (0, 1)."""
     columns = {"score": f"{score:.9g}"}
-    if normaliser is not None:
-        columns["normalised"] = f"{float(normaliser.normalised(score)):.9g}"
-        columns["predicted"] = str(int(normaliser.decide(score)))
+    if normalizer is not None:
+        columns["normalized"] = f"{float(normalizer.normalized(score)):.9g}"
+        columns["predicted"] = str(int(normalizer.decide(score)))
     return columns
 
 
-def machine() -> dict[str, Any]:
-    """Versions and hardware, to stand beside a figure."""
-    processor = next(
-        (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
-        platform.processor() or platform.machine(),
-    )
-    threads = torch.get_num_threads()
-    hardware = [f"{processor}, {threads} thread{'s' if threads > 1 else ''}"]
-    if torch.cuda.is_available():
-        hardware.append(torch.cuda.get_device_name())
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {"versions": versions, "hardware": "; ".join(hardware)}
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
+def _shown(value: Any) -> str:
+    return "the default" if value is None else repr(value)

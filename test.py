@@ -1,6 +1,7 @@
-"""Score a finished run again from its folder alone, or let it judge new images.
+"""Score a finished run again from its folder alone, or predict on new images.
 
-python test.py RUN                       the same figures again; exit code 1 if they differ from the recorded ones
+python test.py RUN                       the same metrics again; exit code 1 if they differ from the recorded ones
+python test.py RUN --anomaly_map MODE    the run scored with another anomaly map, in a run folder of its own
 python test.py RUN --images PATH...      a CSV of scores and an overlay for every image
 """
 
@@ -9,121 +10,101 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-import parts
 from commandline import Parser, boolean, exit_code
-from config import Config
 from dataset import ImageSet, Sample
-from discrepancy import Normality
-from engine import Scoring, evaluate, predict
-from model import Distiller
+from detector import Detector
+from experiment import Experiment, score
 from model.precision import PRECISIONS
-from normalising import Normaliser
-from overlays import overlay_names, write_overlays
 from readers.base import list_images
-from runs import CONFIG, METRICS, Run, score_columns
-from utils import format_table, keep_freed_memory
+from report.overlays import OverlayWriter
+from runs import METRICS, Progress, Run, score_columns
+from scoring.anomaly_map import MAP_MODES
+from scoring.normalization import Normalizer
+from utils import format_table, keep_freed_memory, set_determinism
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score again, or predict. Returns the exit code: 0, or 1 where figures differ from the recorded ones."""
+    """Score again, or predict. Returns the exit code: 0, or 1 where metrics differ from the recorded ones."""
     options = _parser().parse_args(argv)
-    folder = Run(options.run)
     if not options.images and (options.precision is not None or options.compile is not None):
         raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
-    if not folder.finished:
-        raise FileNotFoundError(f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training")
-    saved = folder.read(CONFIG)["config"]
-    own = ("data_path", "device", "workers", "precision", "compile")
-    changes = {name: value for name in own if (value := getattr(options, name)) is not None}
-    config = replace(Config(**Config.from_json(saved)), **changes)
-    device = parts.choose_device(config.device)
-    parts.set_determinism(config.deterministic)
-    keep_freed_memory()
-    state = folder.load_checkpoint()
-    if state is None:
-        raise FileNotFoundError(f"{folder}: its checkpoint is gone; main.py with --fresh trains it again")
-    teacher = parts.teacher_of(replace(config, weights=options.weights or config.weights), device)
-    recorded = folder.read(CONFIG)["facts"]["teacher_weights"]
-    if teacher.weights != recorded:
-        raise ValueError(
-            f"the run learned from teacher weights {recorded}, found {teacher.weights}; give --weights FILE"
-        )
-    distiller = parts.distiller_of(replace(config, checkpoint=None), teacher)
-    distiller.load_trained_state(state["trained"])
-    distiller = parts.scorer_of(config, distiller)
-    scoring = parts.scoring_of(config)
-    if state["normality"]:
-        known = Normality(**{name: tensor.to(device) for name, tensor in state["normality"].items()})
-        scoring = replace(scoring, normality=known)
-    scale = state["colour_scale"]
+    if options.images and options.anomaly_map is not None:
+        raise ValueError("--anomaly_map goes with the run's test images: score the run again with it, then use that run")
+    names = ("data_path", "weights", "device", "workers", "precision", "compile")
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    detector = Detector.load(options.run, **changes)
+    set_determinism(detector.config.deterministic)
+    if detector.config.fast:
+        keep_freed_memory()
     if options.images:
-        out = options.out or options.run / "images"
-        normaliser = parts.normaliser_in(folder.read(METRICS))
-        return predict_images(distiller, config, scoring, device, options.images, out, scale, normaliser)
-    return score_again(distiller, config, scoring, device, folder, scale, options.vis)
+        return predict_images(detector, options.run, options.images, options.out or options.run / "images")
+    if options.anomaly_map is not None:
+        return score_with(detector, options.run, options.anomaly_map)
+    return score_again(detector, options.run, options.vis)
 
 
-def score_again(
-    distiller: Distiller,
-    config: Config,
-    scoring: Scoring,
-    device: torch.device,
-    folder: Run,
-    scale: tuple[float, float],
-    vis: bool,
-) -> int:
-    """Print the figures of a second scoring beside the recorded ones."""
-    images = parts.images_of(config, "test")
-    result = evaluate(distiller, images, device, scoring, config.seg, keep_maps=vis)
-    figures, recorded = result.figures(), folder.read(METRICS)["figures"]
-    rows = [
-        [name, *("n/a" if value is None else f"{value:.6f}" for value in (figures[name], recorded.get(name)))]
-        for name in figures
-    ]
-    print(format_table([config.title, "now", "recorded"], rows))
-    if vis and result.maps is not None:
-        names = overlay_names(images.samples)
-        write_overlays(config.overlay_folder, images.samples, names, result.maps, result.scores, scale)
+def score_again(detector: Detector, run: Path, vis: bool) -> int:
+    """Print the metrics of a second scoring beside the recorded ones."""
+    config = detector.config
+    images = Experiment(config, detector.distiller.teacher.device).test_images
+    evaluation = detector.evaluate(images, keep_maps=vis)
+    metrics, recorded = evaluation.report.defined(), Run(run).read(METRICS)["metrics"]
+    print(_beside({"now": metrics, "recorded": recorded}, config.title, digits=6))
+    if vis and evaluation.maps is not None and detector.color_scale is not None:
+        writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale)
+        writer.write(0, evaluation.maps, evaluation.scores)
         print(f"overlays in {config.overlay_folder}")
-    same = figures == recorded
-    print("identical to the recorded figures" if same else "DIFFERENT from the recorded figures")
+    same = metrics == recorded
+    print("identical to the recorded metrics" if same else "DIFFERENT from the recorded metrics")
     return 0 if same else 1
 
 
-def predict_images(
-    distiller: Distiller,
-    config: Config,
-    scoring: Scoring,
-    device: torch.device,
-    paths: Sequence[Path],
-    out: Path,
-    scale: tuple[float, float],
-    normaliser: Normaliser | None,
-) -> int:
+def score_with(detector: Detector, run: Path, mode: str) -> int:
+    """Score the run with another anomaly map, into a run folder beside it; print the metrics of both."""
+    run, recorded = run.resolve(), Run(run).read(METRICS)
+    state = Run(run).load_checkpoint()
+    assert state is not None, "the detector was loaded from it"
+    own = f"{recorded['name']}-{mode}"
+    config = replace(detector.config, anomaly_map=mode, name=own, save_path=run.parents[3])
+    experiment = Experiment(config, detector.distiller.teacher.device)
+    experiment.distiller = detector.distiller  # trained, in place of a new one
+    folder = Run(config.run_folder)
+    folder.open(config.to_json(), experiment.identity)
+    progress = Progress(**state["progress"])
+    progress.evaluations.clear()  # they were made with the other map
+    if not folder.finished:
+        score(experiment, folder, progress, scored_from=str(run))
+    found = folder.read(METRICS)["metrics"]
+    print(_beside({mode: found, detector.config.scoring.anomaly_map: recorded["metrics"]}, config.title, digits=4))
+    print(f"scored with --anomaly_map {mode}: {folder}")
+    return 0
+
+
+def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Path) -> int:
     """Write `out`/scores.csv and `out`/overlays for images and folders of images, batch by batch.
 
-    The columns are path and score; after a run with --normalise also the normalised score and the decision, by the
+    The columns are path and score; after a run with --normalize also the normalized score and the decision, by the
     run's threshold.
     """
     files = [image for path in paths for image in find_images(path)]
     samples = [Sample(path, anomalous=False, defect=path.parent.name) for path in files]
-    names = overlay_names(samples)
+    normalized = Run(run).read(METRICS).get("normalized")
+    normalizer = Normalizer(**normalized["image"]) if normalized else None
+    assert detector.color_scale is not None, "every finished run has one"
+    overlays = OverlayWriter(out / "overlays", samples, detector.color_scale)
     out.mkdir(parents=True, exist_ok=True)
     done = 0
     with (out / "scores.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, ["path", *score_columns(0.0, normaliser)], lineterminator="\n")
+        writer = csv.DictWriter(handle, ["path", *score_columns(0.0, normalizer)], lineterminator="\n")
         writer.writeheader()
-        for scores, maps in predict(distiller, ImageSet(samples, config.image_size), device, scoring):
-            batch = samples[done : done + len(scores)]
-            rows = zip(batch, scores, strict=True)
-            writer.writerows({"path": sample.image, **score_columns(score, normaliser)} for sample, score in rows)
-            write_overlays(out / "overlays", batch, names[done : done + len(scores)], maps, scores, scale)
+        for scores, maps in detector.predict(ImageSet(samples, detector.config.image_size)):
+            rows = zip(samples[done : done + len(scores)], scores, strict=True)
+            writer.writerows({"path": sample.image, **score_columns(score, normalizer)} for sample, score in rows)
+            overlays.write(done, maps, scores)
             done += len(scores)
     print(f"{done} images: scores in {out / 'scores.csv'}, overlays in {out / 'overlays'}")
     return 0
@@ -140,22 +121,31 @@ def find_images(path: Path) -> list[Path]:
     return found
 
 
+def _beside(columns: Mapping[str, Mapping[str, float | None]], title: str, digits: int) -> str:
+    """A table of metrics, one column per scoring."""
+    names = list(next(iter(columns.values())))
+    rows = [[name, *(_cell(column.get(name), digits) for column in columns.values())] for name in names]
+    return format_table([title, *columns], rows)
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
     parser.add_argument("run", type=Path, help="a run folder, .../<class>/seed<k>")
-    parser.add_argument("--images", type=Path, nargs="+", help="images or folders to judge, instead of the test set")
+    parser.add_argument("--images", type=Path, nargs="+", help="images or folders to predict on, not the test set")
     parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")
-    parser.add_argument(
-        "--vis", type=boolean, nargs="?", const=True, default=False, metavar="0|1", help="save overlays"
-    )
+    parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
+    parser.add_argument("--vis", default=False, help="save overlays", **flag)
     parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")
     parser.add_argument("--weights", help="the teacher's weights file, where it has moved")
-    parser.add_argument("--device", help="auto, cpu, cuda, ...")
+    parser.add_argument("--device", help="auto, cpu, cuda, ... (default: the run's)")
     parser.add_argument("--workers", type=int, help="threads that read images ahead")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, help="with --images: fp32, bf16 or auto in place of the run's"
-    )
-    parser.add_argument("--compile", type=boolean, nargs="?", const=True, metavar="0|1", help="with --images: compile")
+    parser.add_argument("--precision", choices=PRECISIONS, help="with --images: in place of the run's")
+    parser.add_argument("--compile", help="with --images: compile the network", **flag)
     return parser
 
 

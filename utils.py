@@ -1,9 +1,11 @@
-"""What any repository could use: seeding, atomic writes, a threaded map that runs ahead, tables."""
+"""What any repository could use: seeding, devices, atomic writes, hashes, a prefetching map, tables, the environment."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +34,37 @@ def seed_everything(*parts: object) -> int:
     np.random.seed(seed)
     torch.manual_seed(seed)
     return seed
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU. Raises ValueError where the device asked for is not available."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: not available on this machine ({reason}); use auto or cpu") from None
+    return device
+
+
+def set_determinism(wanted: bool) -> None:
+    """Allow only operations that repeat to the bit, or let the libraries choose the fastest.
+
+    On a GPU fp32 means fp32 either way: TF32, which torch allows for convolutions, is off. bf16 is there for speed.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def to_device(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array on the device; a GPU gets it from pinned memory while the processor goes on."""
+    tensor = torch.from_numpy(pixels)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def keep_freed_memory() -> None:
@@ -64,7 +97,18 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
         partial.unlink(missing_ok=True)
 
 
-def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits. Raises FileNotFoundError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def prefetch_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """`map` on `workers` threads, in order, at most 2 x workers results ahead of the reader; 0 workers: plain map."""
     if workers < 1:
         yield from map(function, items)
@@ -107,3 +151,21 @@ def code_revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.strip() + ("+changes" if changes.strip() else "")
+
+
+def environment_info() -> dict[str, Any]:
+    """Versions and hardware, to be recorded beside a result."""
+    processor = next(
+        (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    threads = torch.get_num_threads()
+    hardware = [f"{processor}, {threads} thread{'s' if threads > 1 else ''}"]
+    if torch.cuda.is_available():
+        hardware.append(torch.cuda.get_device_name())
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"versions": versions, "hardware": "; ".join(hardware)}
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []

@@ -1,4 +1,4 @@
-"""A contestant in a process of its own: with its own memory, and the C library's own ways of handing memory out."""
+"""A implementation in a process of its own: with its own memory, and the C library's own ways of handing memory out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-import parts
+import experiment
 from benchmarks.timing import Call, counted, seconds_of
 from utils import keep_freed_memory
 
 Make = Callable[[], Call]
 
 
-class Here:
-    """A contestant in this process: made at once, told nothing about its memory."""
+class InProcess:
+    """A implementation in this process: made at once, told nothing about its memory."""
 
     def __init__(self, make: Make, device: torch.device) -> None:
         self.call, self.device = make(), device
@@ -41,8 +41,8 @@ class Here:
         del self.call
 
 
-class Apart(Here):
-    """A contestant in a process of its own, which waits while others are timed.
+class Subprocess(InProcess):
+    """A implementation in a process of its own, which waits while others are timed.
 
     `tuned` processes keep freed memory, as main.py and test.py do; others have it as Python finds it. `make` is
     called in the process, so it must be a module's function, or a partial of one.
@@ -66,20 +66,20 @@ class Apart(Here):
         self.process.shutdown()
 
 
-_own: dict[str, Any] = {}  # what the process was begun with, and its one contestant once it was asked for
+_own: dict[str, Any] = {}  # what the process was begun with, and its one implementation once it was asked for
 
 
 def _begin(make: Make, device: torch.device, tuned: bool, threads: int) -> None:
     torch.set_num_threads(threads)
-    parts.set_determinism(False)
+    experiment.set_determinism(False)
     if tuned:
         keep_freed_memory()
     _own.update(make=make, device=device)
 
 
-def _here() -> Here:
+def _here() -> InProcess:
     if "here" not in _own:  # made here and not in _begin, whose errors the executor does not hand on
-        _own["here"] = Here(_own["make"], _own["device"])
+        _own["here"] = InProcess(_own["make"], _own["device"])
     return _own["here"]
 
 

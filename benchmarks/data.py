@@ -10,7 +10,7 @@ from PIL import Image
 CLASS_NAME = "bottle"
 
 
-def write_pictures(folder: Path, counts: tuple[int, int, int], side: int, seed: int = 0) -> None:
+def write_images(folder: Path, counts: tuple[int, int, int], side: int, seed: int = 0) -> None:
     """One class in its folder: so many training, normal test and defective test pictures of `side` pixels."""
     normal, good, defective = counts
     rng = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ TEACHERS = {
 
 
 class Plain(nn.Module):
-    """images (B, 3, S, S), normalised -> the teacher's and the student's levels, finest first, all in the graph.
+    """images (B, 3, S, S), normalized -> the teacher's and the student's levels, finest first, all in the graph.
 
     `teacher` is torchvision's whole network; bottleneck and student are ours as they are built, torch's own layers.
     """
@@ -81,8 +81,8 @@ def optimiser_of(plain: Plain) -> torch.optim.Optimizer:
     return torch.optim.Adam(trained, lr=0.005, betas=(0.5, 0.999))
 
 
-def picture_batches(samples: Sequence[Sample], order: Sequence[int], size: int, batch_size: int) -> Iterator[Tensor]:
-    """Pictures in this order, decoded, resized and normalised when their turn comes, every time anew."""
+def image_batches_of(samples: Sequence[Sample], order: Sequence[int], size: int, batch_size: int) -> Iterator[Tensor]:
+    """Pictures in this order, decoded, resized and normalized when their turn comes, every time anew."""
     transform = transforms.Compose(
         [
             transforms.Resize((size, size)),
@@ -110,21 +110,21 @@ def losses_of(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> tuple[Ten
     return distilled, consistency
 
 
-def train_step(plain: Plain, optimiser: torch.optim.Optimizer, images: Tensor) -> float:
+def train_step(plain: Plain, optimizer: torch.optim.Optimizer, images: Tensor) -> float:
     """One step on a batch; its loss."""
     teacher, student = plain(images)
     # The published step calls its loss function twice, once for each of the two terms that it returns: four terms are
     # computed and two are used. The other two are never sent backwards.
     loss = losses_of(teacher, student)[0] + RATE * losses_of(teacher, student)[1]
-    optimiser.zero_grad()  # the student's and bottleneck's: what reaches the teacher adds up, unused
+    optimizer.zero_grad()  # the student's and bottleneck's: what reaches the teacher adds up, unused
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss.item()
 
 
 def train(
     plain: Plain,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     samples: Sequence[Sample],
     order: Sequence[int],
     size: int,
@@ -133,8 +133,8 @@ def train(
     """The losses of a pass over the samples in this order, step by step."""
     device = next(plain.parameters()).device
     plain.train()
-    batches = picture_batches(samples, order, size, batch_size)
-    return [train_step(plain, optimiser, images.to(device)) for images in batches]
+    batches = image_batches_of(samples, order, size, batch_size)
+    return [train_step(plain, optimizer, images.to(device)) for images in batches]
 
 
 def anomaly_map(teacher: Sequence[Tensor], student: Sequence[Tensor], size: int) -> np.ndarray:
@@ -148,7 +148,7 @@ def anomaly_map(teacher: Sequence[Tensor], student: Sequence[Tensor], size: int)
 
 @torch.no_grad()
 def predict(plain: nn.Module, image: Tensor) -> np.ndarray:
-    """A batch of one image, normalised -> its map (S, S)."""
+    """A batch of one image, normalized -> its map (S, S)."""
     teacher, student = plain(image)
     return anomaly_map(teacher, student, image.shape[-1])
 
@@ -161,7 +161,7 @@ def evaluate(plain: nn.Module, samples: Sequence[Sample], size: int, device: tor
     pixel_labels: list[int] = []
     pixel_scores: list[float] = []
     areas: list[float] = []
-    for sample, image in zip(samples, picture_batches(samples, range(len(samples)), size, 1), strict=True):
+    for sample, image in zip(samples, image_batches_of(samples, range(len(samples)), size, 1), strict=True):
         scored = predict(plain, image.to(device))
         mask = read_mask(sample, size)
         if mask.any():

@@ -1,4 +1,4 @@
-"""Ours against a plain restatement of the published loop: python -m benchmarks.run [--check] [--out FILE]
+"""ThisProject against a plain restatement of the published loop: python -m benchmarks.run [--check] [--out FILE]
 
 Both run in turn, each in a process of its own, from the same weights on the same pictures; a ratio is the plain seconds
 over ours of the same round. Weights are random and pictures synthetic: time and memory are measured. Nothing else
@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-import parts
+import experiment
 from benchmarks import plain
-from benchmarks.data import CLASS_NAME, write_pictures
+from benchmarks.data import CLASS_NAME, write_images
 from benchmarks.sections import DEFAULT, SECTIONS, Row
 from benchmarks.sides import Settings
 from benchmarks.timing import peaks
 from commandline import Parser, exit_code
 from model.precision import resolve
-from runs import machine
+from runs import environment_info
 from utils import code_revision, format_table, keep_freed_memory, write_atomically
 
 PACKAGES = ("torchvision", "scipy", "scikit-learn", "scikit-image", "pillow", "opencv-python-headless")
@@ -66,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.check and any(getattr(given, name) != value for name, value in SIZES.items()):
         wanted = " ".join(f"--{name} {value}" for name, value in SIZES.items())
         raise ValueError(f"--check: its floors were set for {wanted}")
-    device = parts.choose_device(given.device)
-    parts.set_determinism(False)
+    device = experiment.choose_device(given.device)
+    experiment.set_determinism(False)
     if given.one_process:
         keep_freed_memory()
     if given.threads:
         torch.set_num_threads(given.threads)
-    about: dict[str, Any] = {"revision": code_revision(), "load": os.getloadavg(), **machine()}
+    about: dict[str, Any] = {"revision": code_revision(), "load": os.getloadavg(), **environment_info()}
     about["versions"] |= {name: metadata.version(name) for name in PACKAGES}
     print(f"{about['hardware']}; load {about['load'][0]:.1f}; revision {about['revision']}")
     print(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = replace(settings, precisions=precisions, apart=not given.one_process)
         good = -(-settings.images // 4)  # as in MVTec, whose pictures are as large for 256 pixels
         counts = (settings.images, good, settings.images - good)
-        write_pictures(settings.root / CLASS_NAME, counts, 4 * settings.image_size)
+        write_images(settings.root / CLASS_NAME, counts, 4 * settings.image_size)
         torch.save(plain.random_teacher(settings.net).state_dict(), settings.root / "teacher.pth")
         for name in given.sections:
             found = SECTIONS[name](settings)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import sides
-from benchmarks.apart import Apart, Here, Make
+from benchmarks.apart import Subprocess, InProcess, Make
 from benchmarks.sides import Settings
 from benchmarks.timing import Quartiles, alternate
 
@@ -27,8 +27,8 @@ def kinds(settings: Settings, compiled: bool = False) -> dict[str, tuple[str, Ki
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """What makes a call to time. Its arithmetic is counted, or is that of the contestant `counts_as`, or is none ("").
+class Implementation:
+    """What makes a call to time. Its arithmetic is counted, or is that of the implementation `counts_as`, or is none ("").
 
     `tuned`: with memory kept as main.py and test.py keep it. Only one that is `warm` is called before it is timed.
     """
@@ -45,7 +45,7 @@ class Row:
     """A line of the table.
 
     gflop       products and convolutions of a call
-    against     the contestant that `ratio` and `difference` are to: how often its seconds go into that one's, and how
+    against     the implementation that `ratio` and `difference` are to: how often its seconds go into that one's, and how
                 far its first answer is off, as a share of that one's range (of a number: of the number)
     peak_gib    the most memory its process has held, libraries and all; on a GPU what torch has taken there
     """
@@ -72,26 +72,26 @@ class Row:
         return self.gflop / self.seconds.median / max(peak[self.precision].values())
 
 
-def compare(section: str, contestants: Mapping[str, Contestant], settings: Settings, repeats: int = 0) -> list[Row]:
-    """Time the contestants in turn, after a round that counts and warms up; all else is compared to the first one."""
-    first = next(iter(contestants))
-    running: dict[str, Here] = {}
+def compare(section: str, implementations: Mapping[str, Implementation], settings: Settings, repeats: int = 0) -> list[Row]:
+    """Time the implementations in turn, after a round that counts and warms up; all else is compared to the first one."""
+    first = next(iter(implementations))
+    running: dict[str, InProcess] = {}
     counted: dict[str, float | None] = {}
     answers: dict[str, Any] = {}
     try:
-        for name, contestant in contestants.items():
+        for name, implementation in implementations.items():
             if settings.apart:
-                running[name] = Apart(contestant.make, settings.device, contestant.tuned)
+                running[name] = Subprocess(implementation.make, settings.device, implementation.tuned)
             else:
-                running[name] = Here(contestant.make, settings.device)
-            counted[name] = None if contestant.counts_as is None else counted.get(contestant.counts_as)
-            if contestant.warm:
+                running[name] = InProcess(implementation.make, settings.device)
+            counted[name] = None if implementation.counts_as is None else counted.get(implementation.counts_as)
+            if implementation.warm:
                 gflop, answers[name] = running[name].first()
-                counted[name] = gflop if contestant.counts_as is None else counted[name]
+                counted[name] = gflop if implementation.counts_as is None else counted[name]
         seconds = alternate({name: it.seconds for name, it in running.items()}, repeats or settings.repeats)
         rows = []
         for name, taken in seconds.items():
-            row = Row(section, name, contestants[name].precision, Quartiles.of(taken), counted[name])
+            row = Row(section, name, implementations[name].precision, Quartiles.of(taken), counted[name])
             rows.append(replace(row, peak_gib=running[name].peak_gib()))
     finally:
         for it in running.values():
@@ -118,10 +118,10 @@ def difference(found: Any, wanted: Any) -> float | None:
 
 def training(section: str, settings: Settings, count: int) -> list[Row]:
     """A pass over `count` images, everything cached that ours caches."""
-    contestants = {"plain": Contestant(partial(sides.plain_training, settings, count), tuned=False)}
+    implementations = {"plain": Implementation(partial(sides.plain_training, settings, count), tuned=False)}
     for name, (precision, changes) in kinds(settings).items():
-        contestants[name] = Contestant(partial(sides.our_training, settings, changes, count), precision)
-    return compare(section, contestants, settings)
+        implementations[name] = Implementation(partial(sides.our_training, settings, changes, count), precision)
+    return compare(section, implementations, settings)
 
 
 def step(settings: Settings) -> list[Row]:
@@ -133,36 +133,36 @@ def epoch(settings: Settings) -> list[Row]:
     """One pass over all training images, from the second epoch on; and what filling the cache takes, once."""
     rows = training("epoch", settings, settings.images)
     for name, (precision, changes) in kinds(settings).items():
-        filling = Contestant(partial(sides.our_filling, settings, changes), precision)
+        filling = Implementation(partial(sides.our_filling, settings, changes), precision)
         rows += compare("epoch", {f"{name}, filling its cache": filling}, settings, repeats=1)
     return rows
 
 
 def evaluation(settings: Settings) -> list[Row]:
     """Scoring the test set, from files to figures; then the same with the networks' answers known beforehand."""
-    contestants = {"plain": Contestant(partial(sides.plain_evaluation, settings), tuned=False)}
+    implementations = {"plain": Implementation(partial(sides.plain_evaluation, settings), tuned=False)}
     for name, (precision, changes) in kinds(settings).items():
-        contestants[name] = Contestant(partial(sides.our_evaluation, settings, changes), precision)
+        implementations[name] = Implementation(partial(sides.our_evaluation, settings, changes), precision)
     known = {
-        "plain, all but the network": Contestant(
+        "plain, all but the network": Implementation(
             partial(sides.plain_evaluation, settings, known=True), counts_as="", tuned=False
         ),
-        "ours, all but the network": Contestant(partial(sides.our_evaluation, settings, {}, known=True), counts_as=""),
+        "ours, all but the network": Implementation(partial(sides.our_evaluation, settings, {}, known=True), counts_as=""),
     }
-    return compare("evaluation", contestants, settings) + compare("evaluation", known, settings)
+    return compare("evaluation", implementations, settings) + compare("evaluation", known, settings)
 
 
 def figures(settings: Settings) -> list[Row]:
     """Figures of given maps, five times as many as there are images and twice as wide; ours makes all seven."""
     size = (5 * settings.images, 2 * settings.image_size)
-    ours = Contestant(partial(sides.our_figures, *size), counts_as="")
+    ours = Implementation(partial(sides.our_figures, *size), counts_as="")
     # the published function takes minutes
-    published = Contestant(partial(sides.plain_figures, *size), counts_as="", tuned=False, warm=False)
+    published = Implementation(partial(sides.plain_figures, *size), counts_as="", tuned=False, warm=False)
     rows = compare("metrics", {"published AUPRO": published, "ours": ours}, settings, (settings.repeats + 1) // 2)
     if find_spec("adeval") is None:
         print("adeval is not installed and is left out: pip install adeval==1.1.0")
         return rows
-    theirs = Contestant(partial(sides.adeval_figures, *size), counts_as="", tuned=False)
+    theirs = Implementation(partial(sides.adeval_figures, *size), counts_as="", tuned=False)
     return rows + compare("metrics", {"adeval": theirs, "ours": ours}, settings)
 
 
@@ -171,16 +171,16 @@ def inference(settings: Settings) -> list[Row]:
     rows: list[Row] = []
     for count in (1, settings.batch_size):
         many = f", {count} images" if count > 1 else ""
-        published = Contestant(partial(sides.plain_inference, settings, count), tuned=False)
-        contestants = {f"plain{many}": published}
+        published = Implementation(partial(sides.plain_inference, settings, count), tuned=False)
+        implementations = {f"plain{many}": published}
         for name, (precision, changes) in kinds(settings, compiled=True).items():
             eager = f"ours {precision}{many}"
-            contestants[name + many] = Contestant(
+            implementations[name + many] = Implementation(
                 partial(sides.our_inference, settings, changes, count),
                 precision,
                 counts_as=None if name + many == eager else eager,
             )
-        rows += compare("inference", contestants, settings)
+        rows += compare("inference", implementations, settings)
     return rows
 
 
@@ -197,7 +197,7 @@ def growth(settings: Settings) -> list[Row]:
     }
     rows = []
     for name, (changed, classes) in runs.items():  # one at a time: each is given the machine's memory
-        whole = Contestant(partial(sides.whole_run, changed, {}, classes), warm=False, counts_as="")
+        whole = Implementation(partial(sides.whole_run, changed, {}, classes), warm=False, counts_as="")
         rows += compare("growth", {name: whole}, settings, repeats=1)
     return rows
 
@@ -205,7 +205,7 @@ def growth(settings: Settings) -> list[Row]:
 def memory(settings: Settings) -> list[Row]:
     """Scoring the test pictures as large as they are."""
     full = sides.enlarged(settings, 4)
-    scoring = Contestant(partial(sides.our_evaluation, full, {}), warm=False, counts_as="")
+    scoring = Implementation(partial(sides.our_evaluation, full, {}), warm=False, counts_as="")
     return compare("memory", {f"scoring {settings.images} images of {full.image_size} pixels": scoring}, full, 1)
 
 

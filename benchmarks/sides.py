@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import metrics
-import parts
+from scoring import metrics
+import experiment
 from benchmarks import plain
 from benchmarks.data import CLASS_NAME, scored_maps
 from benchmarks.timing import Call
@@ -26,7 +26,7 @@ from config import Config
 from dataset import ImageSet
 from engine import Evaluation, evaluate, predict, train_one_epoch
 from model import Distiller, build_distiller
-from targets import Targets
+from feature_cache import FeatureCache
 from utils import seed_everything
 
 ALIKE = ("image_auroc", "pixel_auroc", "aupro_per_image")  # the figures that the published loop makes
@@ -57,52 +57,52 @@ class Settings:
         return torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).tolist()[:count]
 
 
-class Ours:
+class ThisProject:
     """A freshly initialised distiller and all that trains and scores it; equal Configs start from equal weights."""
 
     def __init__(self, settings: Settings, **changes: Any) -> None:
         self.config, self.device = settings.config(**changes), settings.device
         with warnings.catch_warnings():  # a random teacher's file is nobody's download
             warnings.filterwarnings("ignore", message=".*other weights give other results")
-            self.teacher = parts.teacher_of(self.config, self.device)
+            self.teacher = experiment.teacher_of(self.config, self.device)
         self.train_images = self._first(settings.images, "train")
         self.test_images = self._first(settings.images, "test")
-        self.scoring = parts.scoring_of(self.config)
+        self.scoring = experiment.scoring_of(self.config)
 
     def _first(self, count: int, split: str) -> ImageSet:
-        images = parts.images_of(self.config, split)
+        images = experiment.images_of(self.config, split)
         return ImageSet(images.samples[:count], images.size, images.mask_threshold)
 
     @functools.cached_property
     def distiller(self) -> Distiller:
         """Trained from the same start whenever it is first used."""
         seed_everything(self.config.title)
-        return parts.distiller_of(self.config, self.teacher)
+        return experiment.distiller_of(self.config, self.teacher)
 
     @functools.cached_property
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """Of the distiller."""
-        return parts.optimiser_of(self.config, self.distiller, self.device)
+        return experiment.optimiser_of(self.config, self.distiller, self.device)
 
     @functools.cached_property
-    def targets(self) -> Targets:
+    def targets(self) -> FeatureCache:
         """What the teacher sees, cached as the Config wants it; filled on first use."""
         return self.fill()
 
-    def fill(self) -> Targets:
+    def fill(self) -> FeatureCache:
         """A cache filled anew."""
-        return parts.targets_of(self.config, self.teacher, self.train_images, self.device)
+        return experiment.targets_of(self.config, self.teacher, self.train_images, self.device)
 
     @functools.cached_property
     def scorer(self) -> Distiller:
         """The network as it scores, made from the weights of the first use."""
-        return parts.scorer_of(self.config, self.distiller)
+        return experiment.scorer_of(self.config, self.distiller)
 
     def train(self, order: Sequence[int]) -> dict[str, float]:
         """One pass over the training images of this order."""
         training = self.config.training
         batches = self.targets.batches(order, training.batch_size)
-        return train_one_epoch(self.distiller, batches, self.optimiser, self.config.recipe, training.accumulate)
+        return train_one_epoch(self.distiller, batches, self.optimizer, self.config.recipe, training.accumulate)
 
     def evaluate(self, distiller: Distiller | None = None) -> Evaluation:
         """All figures of the test set, by another distiller if one is given."""
@@ -115,7 +115,7 @@ class Ours:
 
 def published(settings: Settings) -> tuple[plain.Plain, list[Any]]:
     """The published loop's network, of the weights that ours starts from, and the samples of training and test."""
-    ours = Ours(settings)
+    ours = ThisProject(settings)
     teacher = plain.TEACHERS[settings.net](weights=None)
     teacher.load_state_dict(torch.load(settings.root / "teacher.pth", weights_only=True))
     seed_everything(ours.config.title)
@@ -127,21 +127,21 @@ def published(settings: Settings) -> tuple[plain.Plain, list[Any]]:
 def plain_training(settings: Settings, count: int) -> Call:
     """A pass over `count` images; its mean loss."""
     network, (samples, _) = published(settings)
-    optimiser, order = plain.optimiser_of(network), settings.order(count)
+    optimizer, order = plain.optimiser_of(network), settings.order(count)
     same = (samples, order, settings.image_size, settings.batch_size)
-    return lambda: np.mean(plain.train(network, optimiser, *same))
+    return lambda: np.mean(plain.train(network, optimizer, *same))
 
 
 def our_training(settings: Settings, changes: dict[str, Any], count: int) -> Call:
     """A pass over `count` images, everything cached that is ever cached; its mean loss."""
-    ours, order = Ours(settings, **changes), settings.order(count)
+    ours, order = ThisProject(settings, **changes), settings.order(count)
     ours.targets  # noqa: B018 - filled now
     return lambda: ours.train(order)["loss"]
 
 
 def our_filling(settings: Settings, changes: dict[str, Any]) -> Call:
     """What the first epoch pays for the later ones."""
-    ours = Ours(settings, **changes)
+    ours = ThisProject(settings, **changes)
 
     def call() -> None:
         ours.fill()
@@ -168,7 +168,7 @@ def plain_evaluation(settings: Settings, known: bool = False) -> Call:
     network.eval()
     size, device, scored = settings.image_size, settings.device, cast(nn.Module, network)
     if known:
-        images = plain.picture_batches(samples, range(len(samples)), size, 1)
+        images = plain.image_batches_of(samples, range(len(samples)), size, 1)
         scored = Remembered([network(image.to(device)) for image in images])
 
     def call() -> list[float]:
@@ -181,7 +181,7 @@ def plain_evaluation(settings: Settings, known: bool = False) -> Call:
 @torch.no_grad()
 def our_evaluation(settings: Settings, changes: dict[str, Any], known: bool = False) -> Call:
     """Scoring the test set, from files to all figures; `known`: with the network's answers known beforehand."""
-    ours = Ours(settings, **changes)
+    ours = ThisProject(settings, **changes)
     scored = ours.scorer
     if known:
         indices = range(len(ours.test_images))
@@ -200,7 +200,7 @@ def plain_inference(settings: Settings, count: int) -> Call:
     """Decoded images to their maps, one by one."""
     network, (_, samples) = published(settings)
     network.eval()
-    batches = plain.picture_batches(samples[:count], range(count), settings.image_size, 1)
+    batches = plain.image_batches_of(samples[:count], range(count), settings.image_size, 1)
     images = [image.to(settings.device) for image in batches]
     return lambda: np.stack([plain.predict(network, image) for image in images])
 
@@ -219,7 +219,7 @@ class InMemory(ImageSet):
 
 def our_inference(settings: Settings, changes: dict[str, Any], count: int) -> Call:
     """Decoded images to their maps, batch by batch."""
-    ours = Ours(settings, **changes)
+    ours = ThisProject(settings, **changes)
     images = InMemory(ImageSet(ours.test_images.samples[:count], ours.test_images.size))
     return lambda: ours.predict(images)
 
@@ -263,7 +263,7 @@ def whole_run(settings: Settings, changes: dict[str, Any], classes: int = 1) -> 
 
     def call() -> None:
         for seed in range(classes):
-            ours = Ours(settings, seeds=(seed,), **changes)
+            ours = ThisProject(settings, seeds=(seed,), **changes)
             ours.train(settings.order(settings.images))
             ours.evaluate()
 

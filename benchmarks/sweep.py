@@ -18,15 +18,15 @@ from typing import Any
 import torch
 
 import main as training
-import parts
+import experiment
 from benchmarks import plain, sections
-from benchmarks.data import write_pictures
+from benchmarks.data import write_images
 from benchmarks.run import table
 from benchmarks.sides import Settings
 from benchmarks.timing import peaks
 from commandline import Parser, exit_code
 from model.precision import resolve
-from runs import machine
+from runs import environment_info
 from utils import code_revision, write_atomically
 
 # Images of train/good, test/good and of the test's defects.
@@ -54,19 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     if not 0 < given.scale <= 1:
         raise ValueError(f"--scale {given.scale:g}: a share of the images is wanted, above 0 and up to 1")
-    device = parts.choose_device(given.device)
+    device = experiment.choose_device(given.device)
 
     def fewer(count: int) -> int:
         return max(1, round(given.scale * count))
 
-    parts.set_determinism(False)
+    experiment.set_determinism(False)
     precision = resolve(given.precision, device)
     scaled = {name: (fewer(train), fewer(good), fewer(defective)) for name, (train, good, defective) in MVTEC.items()}
     peak = {kind: peaks(kind, device, given.image_size) for kind in dict.fromkeys(("fp32", precision))}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for seed, (name, counts) in enumerate(scaled.items()):
-            write_pictures(root / name, counts, 4 * given.image_size, seed)
+            write_images(root / name, counts, 4 * given.image_size, seed)
         torch.save(plain.random_teacher(given.net).state_dict(), root / "teacher.pth")
         flags = f"--net {given.net} --image_size {given.image_size} --batch_size {given.batch_size} --cache_gb 16"
         flags += f" --epochs {given.epochs} --device {given.device} --precision {precision}"
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"15 classes, {given.epochs} epochs, {precision}, scored: {seconds / 60:.1f} minutes; ", end="")
     print(f"{rate:.0f} training images a second, {found['share of the peak']:.0%} of the peak, all included")
     if given.out is not None:
-        about = {"revision": code_revision(), **machine(), "settings": vars(given) | {"out": str(given.out)}}
+        about = {"revision": code_revision(), **environment_info(), "settings": vars(given) | {"out": str(given.out)}}
         record = {**about, "images": scaled, "peaks": peak, **found, "rows": [asdict(row) for row in rows]}
         write_atomically(given.out, json.dumps(record, indent=2) + "\n")
     return 0

@@ -13,7 +13,7 @@ from benchmarks.run import HEADER, cells
 from benchmarks.sections import Row
 from benchmarks.timing import Quartiles
 from commandline import Parser, exit_code
-from summary.rendering import into_page
+from report.rendering import into_page
 from utils import format_table, write_atomically
 
 COLUMNS = """Seconds are medians of the rounds (metrics has half as many, growth and memory one); ratios are those of

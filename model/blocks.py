@@ -1,4 +1,4 @@
-"""Residual blocks: the downward side is torchvision's own, the upward side lives here."""
+"""ResNetSpec blocks: the downward side is torchvision's own, the upward side lives here."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def up_stage(block: Block, inputs: int, outputs: int, count: int, base_width: in
     return nn.Sequential(first, *(block(outputs, planes, base_width=base_width) for _ in range(count - 1)))
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Kaiming normal (fan out) for convolutions, as torchvision's ResNet and the published code.
 
     A transposed convolution is no `Conv2d`: as in the published code it keeps PyTorch's own initialisation, and so do

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from model.blocks import Block, down_stage, initialise
+from model.blocks import Block, down_stage, initialize
 
 
-class Concatenation(nn.Module):
+class MFF(nn.Module):
     """Teacher levels, finest first -> (B, out_channels, S/16, S/16): all three at the coarsest size, side by side.
 
     The two finer levels are brought there by 3x3 convolutions of stride 2.
@@ -32,8 +32,8 @@ class Concatenation(nn.Module):
         return torch.cat([self.reduce0(fine), self.reduce1(middle), coarse], dim=1)
 
 
-class Mixing(Concatenation):
-    """`Concatenation`, then a 1x1 convolution, ReLU and batch norm down to the coarsest width.
+class MSFF(MFF):
+    """`MFF`, then a 1x1 convolution, ReLU and batch norm down to the coarsest width.
 
     Source: the multi-scale feature fusion (MSFF) of ICCK's masked reverse distillation; the width is our choice.
     """
@@ -49,7 +49,7 @@ class Mixing(Concatenation):
         return self.mix(super().forward(levels))
 
 
-class Cascade(nn.Module):
+class MFCF(nn.Module):
     """Teacher levels, finest first -> (B, widths[2], S/16, S/16): each joined to the next coarser one, then convolved.
 
     Source: DRD's multi-scale feature cascade fusion (MFCF), by its published code.
@@ -70,15 +70,15 @@ class Cascade(nn.Module):
         return self.coarse(x)
 
 
-FUSIONS: dict[str, type[Concatenation] | type[Cascade]] = {
-    "concatenation": Concatenation,
-    "mixing": Mixing,
-    "cascade": Cascade,
+FUSIONS: dict[str, type[MFF] | type[MFCF]] = {
+    "mff": MFF,
+    "msff": MSFF,
+    "mfcf": MFCF,
 }
 
 
 class OCBE(nn.Module):
-    """Teacher levels, finest first -> embedding (B, out_channels, S/32, S/32), the one-class bottleneck embedding.
+    """E1, E2, E3 -> phi (B, out_channels, S/32, S/32), the one-class bottleneck embedding.
 
     `fusion` joins the levels, `attention` modules (of as many channels) follow it, `blocks` residual blocks squeeze.
     Source: RD4AD, section 3.3; the attention is ICCK's SCSAtt.
@@ -86,7 +86,7 @@ class OCBE(nn.Module):
 
     def __init__(
         self,
-        fusion: Concatenation | Cascade,
+        fusion: MFF | MFCF,
         out_channels: int,
         attention: Sequence[nn.Module] = (),
         block: Block = BasicBlock,
@@ -98,10 +98,10 @@ class OCBE(nn.Module):
         self.attention = nn.Sequential(*attention)
         self.out_channels = out_channels
         self.embed = down_stage(block, fusion.out_channels, out_channels, blocks, base_width=base_width)
-        initialise(self)
+        initialize(self)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        return self.embed(self.attention(self.fusion(levels)))
+        return self.embed(self.attention(self.fusion(levels)))  # phi
 
 
 def _convolved(inputs: int, outputs: int, stride: int = 2) -> list[nn.Module]:

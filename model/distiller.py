@@ -7,11 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from discrepancy import Pair
-from model.convolution import with_fast_gradients
-from model.folding import fold_batch_norms
-from model.precision import lowered
-from model.states import load_checked
+from model.checkpoints import load_checked
+from model.fast_convolution import use_fast_gradients
+from model.fold_batch_norm import fold_batch_norms
+from model.precision import autocast
 from model.teacher import Teacher
 
 
@@ -31,49 +30,50 @@ class Distiller(nn.Module):
         self.student = student
         self.projection = projection
 
-    def made_fast(self) -> Distiller:
-        """Itself, laid out channels last, with gradients by matrix products: equal up to rounding."""
+    def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        features = self.teacher(images)  # E1, E2, E3
+        return list(zip(features, self.student_features(features), strict=True))  # (E1, D1), (E2, D2), (E3, D3)
+
+    def student_features(self, features: list[Tensor], projected: list[Tensor] | None = None) -> list[Tensor]:
+        """E1, E2, E3, just computed or cached -> D1, D2, D3: the half that trains.
+
+        `projected` are the features after `project`, for a caller that has them already.
+        """
+        projected = self.project(features) if projected is None else projected
+        with autocast(features[0].device, self.teacher.precision):
+            phi = self.bottleneck(projected)
+            return self.student(phi, features)
+
+    def project(self, features: list[Tensor]) -> list[Tensor]:
+        """The teacher's features as the bottleneck gets them: projected where there is a projection (RD++)."""
+        if self.projection is None:
+            return features
+        with autocast(features[0].device, self.teacher.precision):
+            return self.projection(features)
+
+    def use_fast_gradients(self) -> Distiller:
+        """Itself in channels-last layout, with weight gradients by matrix products: equal up to rounding."""
         for _, part in self._trained_parts():
-            with_fast_gradients(part)
+            use_fast_gradients(part)
         return self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> list[Pair]:
-        return self.rebuild(self.teacher(images))
-
-    def rebuild(self, targets: list[Tensor]) -> list[Pair]:
-        """The half that trains: the teacher's levels, just computed or cached -> pairs."""
-        return list(zip(targets, self.student_levels(targets), strict=True))
-
-    def project(self, targets: list[Tensor]) -> list[Tensor]:
-        """The teacher's levels as the bottleneck gets them: projected where there is a projection."""
-        if self.projection is None:
-            return targets
-        with lowered(targets[0].device, self.teacher.precision):
-            return self.projection(targets)
-
-    def student_levels(self, targets: list[Tensor], projected: list[Tensor] | None = None) -> list[Tensor]:
-        """What the student makes of the teacher's levels, finest first; `projected` saves a second `project`."""
-        projected = self.project(targets) if projected is None else projected
-        with lowered(targets[0].device, self.teacher.precision):
-            return self.student(self.bottleneck(projected), targets)
-
-    def for_scoring(self) -> Distiller:
-        """A copy for evaluation alone, its batch norms folded, equal up to rounding; it shares the teacher."""
+    def to_inference(self) -> Distiller:
+        """A copy for inference alone, its batch norms folded, equal up to rounding; it shares the teacher."""
         frozen = {name: copy.deepcopy(part).eval().requires_grad_(False) for name, part in self._trained_parts()}
         for part in frozen.values():
             fold_batch_norms(part)
         return Distiller(self.teacher, **frozen).to(memory_format=torch.channels_last).eval()
 
     def trainable(self) -> list[nn.Parameter]:
-        """Every parameter that an optimiser should see."""
+        """Every parameter that an optimizer should see."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def trained_state(self) -> dict[str, dict[str, Tensor]]:
-        """What training changed, part by part; the teacher is left out."""
+        """The state of the trained parts, part by part; the teacher is left out."""
         return {name: part.state_dict() for name, part in self._trained_parts()}
 
     def load_trained_state(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Take over what `trained_state` gave; ValueError where parts, names or shapes do not fit."""
+        """Load what `trained_state` gave; ValueError where parts, names or shapes do not fit."""
         parts = dict(self._trained_parts())
         if set(state) != set(parts):
             raise ValueError(f"the checkpoint holds {sorted(state)}, but this model has {sorted(parts)}")

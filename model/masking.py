@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.blocks import initialise
+from model.blocks import initialize
 
 EVALUATION_SEED = 0  # of the draw repeated for every image when cells are hidden in evaluation too
 
@@ -31,7 +31,7 @@ class FeatureMasking(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate and (self.training or self.in_evaluation):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.bottleneck import Concatenation
+from model.bottleneck import MFF
 from model.distiller import Distiller
-from model.states import load_checked, read_torch_file
+from model.checkpoints import load_checked, read_torch_file
 
 BOTTLENECK_NAMES = {
     "conv1": "fusion.reduce0.0",
@@ -36,9 +36,9 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
     content = read_torch_file(path, "--checkpoint")
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is no published checkpoint: it holds a {type(content).__name__}, not a table")
-    if distiller.teacher.residual is None:
+    if distiller.teacher.resnet is None:
         raise ValueError(f"{path}: published checkpoints are of ResNets, not of --net {distiller.teacher.name}")
-    if not isinstance(distiller.bottleneck.fusion, Concatenation) or distiller.student.generation:
+    if not isinstance(distiller.bottleneck.fusion, MFF) or distiller.student.generation:
         raise ValueError(f"{path}: published checkpoints are read for rd4ad, sk_rd4ad and rdpp, not for this variant")
     if "proj" in content and distiller.projection is None:
         raise ValueError(f"{path} was saved by RD++: it needs its projection layer; add --variant rdpp")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from model.blocks import Block, initialise, up_stage
+from model.blocks import Block, initialize, up_stage
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class Student(nn.Module):
             if widths is not None:
                 stage.append(nn.Conv2d(widths[level], channels[level], 1))
             self.stages.append(stage)
-        initialise(self)
+        initialize(self)
         self.generation = nn.ModuleList(generation)
 
-    def forward(self, embedding: Tensor, teacher_levels: list[Tensor]) -> list[Tensor]:
+    def forward(self, phi: Tensor, teacher_levels: list[Tensor]) -> list[Tensor]:
         sources = {skip.into: skip.source for skip in self.skips}
-        made: list[Tensor] = []
-        x = embedding
-        for level in (2, 1, 0):
+        features: list[Tensor] = []
+        x = phi  # (B, 2048, 8, 8) for a WideResNet-50-2 at 256 pixels
+        for level in (2, 1, 0):  # D3 from phi, D2 from D3 (+ E3), D1 from D2 (+ E2)
             if level in sources:
                 x = x + teacher_levels[sources[level]]
             x = self.stages[level](x)  # twice the side
-            made.append(self.generation[level](x) if self.generation else x)
-        return made[::-1]
+            features.append(self.generation[level](x) if self.generation else x)
+        return features[::-1]  # D1, D2, D3

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from model.blocks import Block, down_stage, initialise
-from model.folding import fold_batch_norms
-from model.precision import lowered
-from model.states import file_sha256, load_checked, read_torch_file
-from model.timm_levels import build_timm, cut_timm
+from model.blocks import Block, down_stage, initialize
+from model.fold_batch_norm import fold_batch_norms
+from model.precision import autocast
+from model.checkpoints import load_checked, read_torch_file
+from model.timm_backbone import build_timm, cut_timm
 from model.weights import hub_file, lite0_names, packaged_file, resnet_names
+from utils import file_sha256
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -25,7 +26,7 @@ COARSEST = 32  # the embedding's stride: one pixel of it sees this many image pi
 
 
 @dataclass(frozen=True)
-class Residual:
+class ResNetSpec:
     """How a ResNet is built; bottleneck and student mirror it. `blocks` counts the blocks of its four stages."""
 
     block: Block
@@ -39,17 +40,17 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class TeacherRow:
+class TeacherSpec:
     """A teacher by name: its file of weights, the beginning of that file's SHA-256, and how the file is used.
 
-    residual  how to build it, when it is a ResNet; otherwise `timm_model` is the timm model to cut
+    resnet  how to build it, when it is a ResNet; otherwise `timm_model` is the timm model to cut
     find      (teacher's name, file, sha256) -> path of the file
     rename    the file's tensors by their names in our network, less those past the last level
     """
 
     file: str
     sha256: str
-    residual: Residual | None = None
+    resnet: ResNetSpec | None = None
     timm_model: str = ""
     find: Callable[[str, str, str], Path] = hub_file
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = resnet_names
@@ -59,13 +60,13 @@ class TeacherRow:
 
 # The ResNets' first ImageNet weights (V1): the second set has the same names and shapes but other features.
 TEACHERS = {
-    "wide_res50": TeacherRow(
-        "wide_resnet50_2-95faca4d.pth", "95faca4d", Residual(Bottleneck, (3, 4, 6, 3), base_width=128)
+    "wide_res50": TeacherSpec(
+        "wide_resnet50_2-95faca4d.pth", "95faca4d", ResNetSpec(Bottleneck, (3, 4, 6, 3), base_width=128)
     ),
-    "res50": TeacherRow("resnet50-0676ba61.pth", "0676ba61", Residual(Bottleneck, (3, 4, 6, 3))),
-    "res34": TeacherRow("resnet34-b627a593.pth", "b627a593", Residual(BasicBlock, (3, 4, 6, 3))),
-    "res18": TeacherRow("resnet18-f37072fd.pth", "f37072fd", Residual(BasicBlock, (2, 2, 2, 2))),
-    "efficientnet_lite0": TeacherRow(
+    "res50": TeacherSpec("resnet50-0676ba61.pth", "0676ba61", ResNetSpec(Bottleneck, (3, 4, 6, 3))),
+    "res34": TeacherSpec("resnet34-b627a593.pth", "b627a593", ResNetSpec(BasicBlock, (3, 4, 6, 3))),
+    "res18": TeacherSpec("resnet18-f37072fd.pth", "f37072fd", ResNetSpec(BasicBlock, (2, 2, 2, 2))),
+    "efficientnet_lite0": TeacherSpec(
         "efficientnet-lite0-57934424.pth",
         "57934424",
         # timm's model of the same name without tf_ takes these weights too, but pads otherwise and is silently wrong
@@ -79,7 +80,7 @@ TEACHERS = {
 
 
 class Teacher(nn.Module):
-    """Images (B, 3, S, S), uint8 in 0..255 or float in [0, 1] -> three levels (B, C, S/k, S/k) for k = 4, 8, 16.
+    """Images (B, 3, S, S), uint8 in 0..255 or float in [0, 1] -> E1, E2, E3: levels (B, C, S/k, S/k), k = 4, 8, 16.
 
     Frozen: no gradients, and `train()` leaves it in evaluation mode. It normalises the images itself, as torchvision's
     ToTensor and Normalize do. Raises ValueError when S is not a multiple of 32.
@@ -88,7 +89,7 @@ class Teacher(nn.Module):
     channels  of the levels, finest first
     signed    whether levels can be negative (a ResNet's, which end in a ReLU, cannot)
     weights   "sha256:<64 digits>" of the file, "random:<seed>", or what timm fetched
-    residual  how a ResNet is built, None for other backbones
+    resnet  how a ResNet is built, None for other backbones
     precision  what it computes with and what its levels are then, fp32 or bf16
     """
 
@@ -102,7 +103,7 @@ class Teacher(nn.Module):
         channels: tuple[int, int, int],
         weights: str,
         signed: bool,
-        residual: Residual | None = None,
+        resnet: ResNetSpec | None = None,
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
     ) -> None:
@@ -112,7 +113,7 @@ class Teacher(nn.Module):
         self.channels = channels
         self.weights = weights
         self.signed = signed
-        self.residual = residual
+        self.resnet = resnet
         self.precision = "fp32"
         self.layout = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -124,23 +125,29 @@ class Teacher(nn.Module):
         """Stays in evaluation mode whatever `mode` says."""
         return super().train(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.mean.device
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]
         if height % COARSEST or width % COARSEST:
             raise ValueError(f"images of {height}x{width} pixels: --image_size must be a multiple of {COARSEST}")
-        x = self.normalised(images).contiguous(memory_format=self.layout)
-        with lowered(x.device, self.precision):
+        x = self.normalize(images).contiguous(memory_format=self.layout)
+        with autocast(x.device, self.precision):
             return list(self.net(x))
 
-    def made_fast(self, precision: str) -> Teacher:
-        """Itself with batch norms folded, channels laid out last, and this precision: equal up to its rounding."""
+    def optimize_for_inference(self, precision: str = "fp32", channels_last: bool = True) -> Teacher:
+        """Itself with batch norms folded, this precision and, where wanted, this layout: equal up to rounding."""
         fold_batch_norms(self.net)
-        self.precision, self.layout = precision, torch.channels_last
+        self.precision = precision
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         return self.to(memory_format=self.layout)
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Images as the backbone gets them: less `mean`, divided by `std`, colour by colour."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) as the backbone gets them: less `mean`, divided by `std`, channel by channel."""
         scale = 1.0 if images.is_floating_point() else 255.0
         return (images.to(self.mean.dtype) / scale - self.mean) / self.std
 
@@ -148,10 +155,10 @@ class Teacher(nn.Module):
 class ResNetLevels(nn.Module):
     """The first three stages of torchvision's ResNet, under its own parameter names; nothing past them exists."""
 
-    def __init__(self, residual: Residual) -> None:
+    def __init__(self, resnet: ResNetSpec) -> None:
         super().__init__()
-        block, counts, width = residual.block, residual.blocks, residual.base_width
-        fine, middle, coarse = residual.channels
+        block, counts, width = resnet.block, resnet.blocks, resnet.base_width
+        fine, middle, coarse = resnet.channels
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
@@ -159,13 +166,13 @@ class ResNetLevels(nn.Module):
         self.layer1 = down_stage(block, 64, fine, counts[0], stride=1, base_width=width)
         self.layer2 = down_stage(block, fine, middle, counts[1], base_width=width)
         self.layer3 = down_stage(block, middle, coarse, counts[2], base_width=width)
-        initialise(self)
+        initialize(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         fine = self.layer1(x)
         middle = self.layer2(fine)
-        return [fine, middle, self.layer3(middle)]
+        return [fine, middle, self.layer3(middle)]  # E1, E2, E3
 
 
 def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Teacher:
@@ -188,15 +195,15 @@ def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Tea
         if name not in TEACHERS:
             raise ValueError(f"unknown --net '{name}': choose from {', '.join(TEACHERS)}, or timm/NAME")
         row = TEACHERS[name]
-        if row.residual is not None:
-            net, channels = ResNetLevels(row.residual), row.residual.channels
+        if row.resnet is not None:
+            net, channels = ResNetLevels(row.resnet), row.resnet.channels
         else:
             net, channels = cut_timm(row.timm_model, name)
     origin = f"random:{seed}" if weights == "random" else _load_weights(net, name, row, weights)
-    return Teacher(net, name, channels, origin, row.residual is None, row.residual, row.mean, row.std)
+    return Teacher(net, name, channels, origin, row.resnet is None, row.resnet, row.mean, row.std)
 
 
-def _load_weights(net: nn.Module, name: str, row: TeacherRow, weights: str | Path) -> str:
+def _load_weights(net: nn.Module, name: str, row: TeacherSpec, weights: str | Path) -> str:
     """Fill `net`; returns where the weights come from."""
     path = row.find(name, row.file, row.sha256) if weights == "auto" else Path(weights)
     digest = file_sha256(path) if path.is_file() else ""

@@ -98,7 +98,7 @@ def find_class_folder(root: Path, class_name: str) -> Path:
 
 
 def discover_classes(root: Path) -> tuple[str, ...]:
-    """Names of all folders under `root` that look like a class, sorted; the shallowest level that has any decides."""
+    """Names of all folders under `root` that look like a class, sorted; the shallowest level that has any affects_results."""
     level = [root]
     for _ in range(3):
         names = {p.name for base in level for p in list_folders(base) if looks_like_class(p)}

@@ -52,7 +52,7 @@ def find_batches(root: Path) -> Path:
 
 
 def is_row(path: Path) -> bool:
-    """True for an image inside a file: a number below something that is a file. The name nearly always decides."""
+    """True for an image inside a file: a number below something that is a file. The name nearly always affects_results."""
     return path.name.isdigit() and path.parent.is_file()
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomalies import Mask, Picture
+from readers.demo_defects import Mask, Picture
 from readers.scenes import CLASSES, camera
-from utils import map_ahead
+from utils import prefetch_map
 
 VERSION = "demo benchmark, version 1"
 TRAIN, GOOD, PER_DEFECT = 50, 15, 5
@@ -56,7 +56,7 @@ def prepare_demo(root: Path) -> None:
     making = root.parent / f".{root.name}.making-{uuid.uuid4().hex[:8]}"
     making.mkdir()
     try:
-        deque(map_ahead(partial(write_picture, making), list_pictures(), os.cpu_count() or 1), maxlen=0)
+        deque(prefetch_map(partial(write_image, making), list_images_of_demo(), os.cpu_count() or 1), maxlen=0)
         (making / "readme.txt").write_text(README, encoding="utf-8")
         if is_demo(root) and not is_made(root):
             os.replace(root, making / "replaced")
@@ -83,7 +83,7 @@ def is_made(root: Path) -> bool:
     return whole and is_demo(root) and (root / "readme.txt").read_text(encoding="utf-8", errors="replace") == README
 
 
-def list_pictures() -> Iterator[tuple[str, str, str, int]]:
+def list_images_of_demo() -> Iterator[tuple[str, str, str, int]]:
     """(class, split, kind, number) of every picture of the benchmark."""
     for class_name, shown in CLASSES.items():
         bad = [("test", kind, PER_DEFECT) for kind in shown.defects]
@@ -92,7 +92,7 @@ def list_pictures() -> Iterator[tuple[str, str, str, int]]:
             yield from ((class_name, split, kind, number) for number in range(count))
 
 
-def make_picture(class_name: str, split: str, kind: str, number: int) -> tuple[Picture, Mask | None]:
+def make_image(class_name: str, split: str, kind: str, number: int) -> tuple[Picture, Mask | None]:
     """One picture of the benchmark, and its mask unless `kind` is good; its own seed makes it stand for itself."""
     shown = CLASSES[class_name]
     rng = np.random.default_rng([zlib.crc32(f"{class_name}/{split}/{kind}".encode()), number])
@@ -101,10 +101,10 @@ def make_picture(class_name: str, split: str, kind: str, number: int) -> tuple[P
     return camera(picture, rng, shown.exposure), mask
 
 
-def write_picture(root: Path, which: tuple[str, str, str, int]) -> None:
+def write_image(root: Path, which: tuple[str, str, str, int]) -> None:
     """One picture, and its mask if it has one, at their places in the MVTec layout."""
     class_name, split, kind, number = which
-    picture, mask = make_picture(class_name, split, kind, number)
+    picture, mask = make_image(class_name, split, kind, number)
     folder = root / class_name / split / kind
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(folder / f"{number:03}.png", compress_level=4)  # half the time for 4 % more bytes

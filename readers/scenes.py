@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalies import (
+from readers.demo_defects import (
     Mask,
     Picture,
     Plane,

@@ -27,7 +27,7 @@ from PIL import Image
 from commandline import exit_code
 from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes
 from flags import parse_some
-from parts import source_of
+from experiment import source_of
 from readers.base import (
     IMAGE_SUFFIXES,
     index_masks,
@@ -40,8 +40,8 @@ from readers.base import (
     visible_entries,
 )
 from readers.mvtec import read_normals, read_test_folders
-from readers.pictures import fits_only_turned, mask_values, open_picture, read_orientation, to_rgb
-from utils import map_ahead
+from readers.image_io import fits_only_turned, mask_values, open_image, read_orientation, to_rgb
+from utils import prefetch_map
 
 PUBLISHED = Path(__file__).parent.parent / "readers" / "expected_counts.json"
 THUMB = 32  # side of the thumbnails by which near-duplicates are told
@@ -72,7 +72,7 @@ class Folders:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TeacherFeatures:
     """What one decoding of an image told, or why it failed."""
 
     sample: Sample
@@ -130,7 +130,7 @@ def choose_classes(
 
 def check_class(
     name: str, benchmark: Benchmark, source: Source, class_name: str, workers: int
-) -> tuple[list[Seen], list[Finding]]:
+) -> tuple[list[TeacherFeatures], list[Finding]]:
     """Every image of a class decoded once, and the findings in the order: layout, counts, files, masks, duplicates."""
     findings: list[Finding] = []
     folders = find_folders(benchmark, source, class_name)
@@ -145,7 +145,7 @@ def check_class(
         findings += check_layout(class_name, folders)
     findings += check_counts(class_name, train, test, published_counts(name).get(class_name))
     jobs = [(sample, split) for split, samples in (("train", train), ("test", test)) for sample in samples]
-    seen = list(map_ahead(look, jobs, workers))
+    seen = list(prefetch_map(look, jobs, workers))
     findings += [Finding("error", class_name, s.sample.image, s.trouble) for s in seen if s.trouble]
     readable = [s for s in seen if not s.trouble]
     findings += check_masks(class_name, readable, folders, benchmark.mask_threshold, workers)
@@ -245,23 +245,23 @@ def check_counts(
             )
 
 
-def look(job: tuple[Sample, str]) -> Seen:
+def look(job: tuple[Sample, str]) -> TeacherFeatures:
     """Decode an image once and keep what the checks need."""
     sample, split = job
     try:
-        picture = open_picture(sample.image)
+        picture = open_image(sample.image)
         rgb = to_rgb(picture, sample.image)
         pixels = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
         thumb = rgb.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
         orientation = read_orientation(sample.image)
     except (ValueError, FileNotFoundError) as error:
-        return Seen(sample, split, trouble=str(error).removeprefix(f"{sample.image}: "))
+        return TeacherFeatures(sample, split, trouble=str(error).removeprefix(f"{sample.image}: "))
     flat = np.asarray(thumb, dtype=np.float32).ravel()
-    return Seen(sample, split, "", picture.size, picture.mode, orientation, pixels, flat)
+    return TeacherFeatures(sample, split, "", picture.size, picture.mode, orientation, pixels, flat)
 
 
 def check_masks(
-    class_name: str, seen: Sequence[Seen], folders: Folders | None, threshold: int, workers: int
+    class_name: str, seen: Sequence[TeacherFeatures], folders: Folders | None, threshold: int, workers: int
 ) -> Iterator[Finding]:
     """Masks missing, unreadable, empty, of another size, doubled or without an image."""
     bad = [s for s in seen if s.sample.anomalous]
@@ -269,19 +269,19 @@ def check_masks(
         for s in bad:
             if s.sample.mask is None:
                 yield Finding("error", class_name, s.sample.image, f"has no mask {s.sample.image.stem}_mask.*: add it")
-    for found in map_ahead(partial(check_mask, class_name, threshold), bad, workers):
+    for found in prefetch_map(partial(check_mask, class_name, threshold), bad, workers):
         yield from found
     if folders is not None and folders.masks is not None and folders.test is not None:
         yield from check_orphans(class_name, folders.test, folders.masks)
 
 
-def check_mask(class_name: str, threshold: int, seen: Seen) -> list[Finding]:
+def check_mask(class_name: str, threshold: int, seen: TeacherFeatures) -> list[Finding]:
     """The findings on one image's mask."""
     path = seen.sample.mask
     if path is None:
         return []
     try:
-        picture = open_picture(path)
+        picture = open_image(path)
     except (ValueError, FileNotFoundError) as error:
         return [Finding("error", class_name, path, str(error).removeprefix(f"{path}: "))]
     findings = []
@@ -322,7 +322,7 @@ def check_orphans(class_name: str, test: Path, masks: Path) -> Iterator[Finding]
         yield Finding("warning", class_name, mask, "lies beside the defects' folders: move it into one of them")
 
 
-def check_sameness(class_name: str, seen: Sequence[Seen]) -> Iterator[Finding]:
+def check_sameness(class_name: str, seen: Sequence[TeacherFeatures]) -> Iterator[Finding]:
     """Sizes and modes that differ within a class, and EXIF turns: one line each."""
     for what, values in (
         ("sizes", Counter(f"{s.size[0]}x{s.size[1]}" for s in seen)),
@@ -339,9 +339,9 @@ def check_sameness(class_name: str, seen: Sequence[Seen]) -> Iterator[Finding]:
         yield Finding("warning", class_name, turned[0].sample.image, f"{text}; turn them for good if that is wrong")
 
 
-def check_duplicates(class_name: str, seen: Iterable[Seen]) -> Iterator[Finding]:
+def check_duplicates(class_name: str, seen: Iterable[TeacherFeatures]) -> Iterator[Finding]:
     """Pictures equal to the pixel: errors where they join train and test, or normal and bad."""
-    first: dict[str, Seen] = {}
+    first: dict[str, TeacherFeatures] = {}
     for s in seen:
         other = first.setdefault(s.pixels, s)
         if other is s:
@@ -353,14 +353,14 @@ def check_duplicates(class_name: str, seen: Iterable[Seen]) -> Iterator[Finding]
         yield Finding(level, class_name, s.sample.image, text)
 
 
-def check_likeness(class_name: str, seen: Sequence[Seen]) -> Iterator[Finding]:
+def check_likeness(class_name: str, seen: Sequence[TeacherFeatures]) -> Iterator[Finding]:
     """Test images that look like a training image without being equal: one line, with the most alike pair."""
     train, test = ([s for s in seen if s.split == split] for split in ("train", "test"))
     if not train or not test:
         return
     known = np.stack([s.thumb for s in train])
     known_norms = (known**2).sum(axis=1)
-    alike: list[tuple[float, Seen, Seen]] = []
+    alike: list[tuple[float, TeacherFeatures, TeacherFeatures]] = []
     for s in test:
         squares = np.maximum(known_norms + (s.thumb**2).sum() - 2 * known @ s.thumb, 0) / THUMB**2
         best = int(squares.argmin())

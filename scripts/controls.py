@@ -20,14 +20,14 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
-import metrics
-import parts
+from scoring import metrics
+import experiment
 from commandline import exit_code
 from dataset import ImageSet
 from flags import parse_some
 from model import Teacher
-from targets import image_batches
-from utils import format_table, map_ahead
+from feature_cache import image_batches
+from utils import format_table, prefetch_map
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 BANK = 20_000  # training patches that are kept, drawn at random
@@ -37,12 +37,12 @@ SIGMA = 4.0
 def z_score_maps(train: ImageSet, test: ImageSet, workers: int) -> Iterator[np.ndarray]:
     """Maps (S, S) of |x - mean| / std over the training images, averaged over the colours and smoothed."""
     total, squares = (np.zeros((3, train.size, train.size)) for _ in range(2))
-    for image in map_ahead(train.image, range(len(train)), workers):
+    for image in prefetch_map(train.image, range(len(train)), workers):
         total += image
         squares += image.astype(np.float64) ** 2
     mean = total / len(train)
     std = np.sqrt(np.maximum(squares / len(train) - mean**2, 0)) + 1.0  # one grey value: below it lies rounding
-    for image in map_ahead(test.image, range(len(test)), workers):
+    for image in prefetch_map(test.image, range(len(test)), workers):
         yield gaussian_filter((np.abs(image - mean) / std).mean(axis=0), SIGMA)
 
 
@@ -86,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a row per class and control, and their means."""
     flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
     config = parse_some("python -m scripts.controls", __doc__, flags, argv)
-    teacher = parts.teacher_of(config, torch.device("cpu"))
+    teacher = experiment.teacher_of(config, torch.device("cpu"))
     rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbour": []}
-    names = parts.classes_of(config)
+    names = experiment.classes_of(config)
     for name in names:
         plan = replace(config, classes=(name,))
-        train, test = (parts.images_of(plan, split) for split in ("train", "test"))
+        train, test = (experiment.images_of(plan, split) for split in ("train", "test"))
         rows["pixel z-score"].append(figures(test, z_score_maps(train, test, config.workers)))
         maps = nearest_neighbour_maps(teacher, train, test, config.training.batch_size, config.workers)
         rows["nearest neighbour"].append(figures(test, maps))

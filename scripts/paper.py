@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from commandline import Parser, exit_code
 from dataset import BENCHMARKS
 from scripts.sweep import Plan, pick, plan, run, words_and_flags
-from summary.papers import PAPERS, PaperTable, Setting
-from summary.published import METHODS, published_of
-from summary.rendering import PARTIAL, benchmark_title, cell, heading, notes_below, partial, percent
-from summary.results import FIGURES, Result
-from summary.tables import Row, differing, facts_of, random_teacher, row_of
+from report.papers import PAPERS, PaperTable, Setting
+from report.published import METHODS, published_of
+from report.rendering import PARTIAL, benchmark_title, cell, heading, notes_below, partial, percent
+from report.results import FIGURES, Result
+from report.tables import Row, differing, facts_of, random_teacher, row_of
 from utils import format_table, write_atomically
 
 PRESET = "--save_path runs/papers --net wide_res50 --image_size 256"  # what all of them were published with
@@ -30,12 +30,12 @@ OURS = (
 )
 BEST = "best on test: ours too, but of the epoch that did best on the test set (oracle); not a result"
 # What is said elsewhere, or follows from the rest, or changes no figure of the last epoch.
-NO_DEPARTURE = {"classes", "seeds", "net", "recipe", "seg", "print_epoch", "normalise", "deterministic"}
+NO_DEPARTURE = {"classes", "seeds", "net", "recipe", "seg", "print_epoch", "normalize", "deterministic"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """Ours over some runs, and where the published figures for it are to be found: setting and class (or mean)."""
+    """ThisProject over some runs, and where the published figures for it are to be found: setting and class (or mean)."""
 
     ours: Row
     setting: Setting
@@ -72,11 +72,11 @@ def lines_of(table: PaperTable, plans: Sequence[Plan], results: Sequence[list[Re
 
 
 def departures(plans: Sequence[Plan]) -> list[str]:
-    """What decides our runs' numbers and is not as published, the teacher aside: flags of the user's."""
+    """What affects_results our runs' numbers and is not as published, the teacher aside: flags of the user's."""
     found: dict[str, None] = {}
     for one in plans:
-        published = replace(one.preset, classes=one.config.classes).deciding()
-        for name, value in one.config.deciding().items():
+        published = replace(one.preset, classes=one.config.classes).identity()
+        for name, value in one.config.identity().items():
             if name not in NO_DEPARTURE and value != published[name]:
                 found[f"{name} {_said(value)} instead of {_said(published[name])}"] = None
     return list(found)

@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import numpy as np
 
 from commandline import Parser, exit_code
-from metrics import LIMIT, evaluate
+from scoring.metrics import LIMIT, evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import summary
+import report
 from commandline import Parser, exit_code
-from summary.comparison import compare, render_comparison
-from summary.rendering import into_page
-from summary.results import collect, unfinished
-from summary.tables import SETTINGS, summarize
+from report.comparison import compare, render_comparison
+from report.rendering import into_page
+from report.results import collect, unfinished
+from report.tables import SETTINGS, summarize
 from utils import write_atomically
 
 
@@ -50,11 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         tables = compare(results, given.swept)
         text, markdown = (render_comparison(tables, markdown=wanted) for wanted in (False, True))
     else:
-        markdown = summary.render(summarize(results), markdown=True, oracle=given.oracle)
+        markdown = report.render(summarize(results), markdown=True, oracle=given.oracle)
     if given.into is not None:  # before anything is written: the markers may be missing
         page = into_page(given.into, given.marker, markdown)
     if not given.compare:
-        text = summary.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
+        text = report.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
     elif given.out is not None:
         write_atomically(given.out / "comparison.md", markdown + "\n")
     if given.into is not None:

@@ -19,9 +19,9 @@ from config import DISTILLATION_LOSSES, Config
 from flags import parse
 from main import main as train
 from model import SKIPS, TEACHERS
-from summary.comparison import compare_settings, render_comparison
-from summary.papers import SUBSETS, Setting
-from summary.results import Result, collect
+from report.comparison import compare_settings, render_comparison
+from report.papers import SUBSETS, Setting
+from report.results import Result, collect
 from utils import write_atomically
 
 Row = TypeVar("Row")
@@ -117,10 +117,10 @@ def must_differ(plans: Sequence[Plan]) -> None:
     """Raises ValueError where two settings would be the same run: then a flag undid what the sweep varies."""
     seen: dict[str, str] = {}
     for one in plans:
-        deciding, label = repr(one.config.deciding()), one.setting.label
-        if deciding in seen:
-            raise ValueError(f"{seen[deciding]} and {label} are the same run: a flag undoes what this sweep varies")
-        seen[deciding] = label
+        identity, label = repr(one.config.identity()), one.setting.label
+        if identity in seen:
+            raise ValueError(f"{seen[identity]} and {label} are the same run: a flag undoes what this sweep varies")
+        seen[identity] = label
 
 
 def words_and_flags(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -14,13 +14,13 @@ import torch
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from benchmarks import plain, run, sections, sweep, tables
-from benchmarks.data import CLASS_NAME, write_pictures
-from benchmarks.sides import Ours, Settings, published
+from benchmarks.data import CLASS_NAME, write_images
+from benchmarks.sides import ThisProject, Settings, published
 from benchmarks.timing import Quartiles, alternate, counted
 from commandline import exit_code
 from engine import evaluate, train_one_epoch
-from model.teacher import TEACHERS, Residual, TeacherRow
-from targets import Cache, Targets
+from model.teacher import TEACHERS, ResNetSpec, TeacherSpec
+from feature_cache import Cache, FeatureCache
 
 SIZE, IMAGES = 64, 16
 TINY = "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1 --threads 1".split()
@@ -37,29 +37,29 @@ def in_float64() -> Iterator[None]:
 @pytest.fixture
 def res10(monkeypatch: pytest.MonkeyPatch) -> str:
     """ResNet-18 with every other block left out, for float64, whose convolutions are slow."""
-    monkeypatch.setitem(TEACHERS, "res10", TeacherRow("", "", Residual(BasicBlock, (1, 1, 1, 1))))
+    monkeypatch.setitem(TEACHERS, "res10", TeacherSpec("", "", ResNetSpec(BasicBlock, (1, 1, 1, 1))))
     monkeypatch.setitem(plain.TEACHERS, "res10", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
     return "res10"
 
 
-def both_sides(root: Path, net: str = "res18") -> tuple[plain.Plain, Ours]:
-    write_pictures(root / CLASS_NAME, (IMAGES, IMAGES // 2, IMAGES // 2), 2 * SIZE)
+def both_sides(root: Path, net: str = "res18") -> tuple[plain.Plain, ThisProject]:
+    write_images(root / CLASS_NAME, (IMAGES, IMAGES // 2, IMAGES // 2), 2 * SIZE)
     torch.save(plain.random_teacher(net).state_dict(), root / "teacher.pth")
     settings = Settings(net, SIZE, 4, IMAGES, 1, CPU, root)
-    return published(settings)[0], Ours(settings)
+    return published(settings)[0], ThisProject(settings)
 
 
 def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res10: str) -> None:
     plain_side, ours = both_sides(tmp_path, res10)
     start = copy.deepcopy(ours.distiller.student.state_dict())
-    optimiser, samples = plain.optimiser_of(plain_side), ours.train_images.samples
+    optimizer, samples = plain.optimiser_of(plain_side), ours.train_images.samples
     order = [index % IMAGES for index in range(20 * 2)]
-    expected = plain.train(plain_side, optimiser, samples, order, SIZE, 2)
+    expected = plain.train(plain_side, optimizer, samples, order, SIZE, 2)
 
-    targets = Targets(ours.distiller.teacher, ours.train_images, ours.device, Cache("none"))
+    targets = FeatureCache(ours.distiller.teacher, ours.train_images, ours.device, Cache("none"))
     recipe = ours.config.recipe
     found = [
-        train_one_epoch(ours.distiller, [seen], ours.optimiser, recipe)["loss"] for seen in targets.batches(order, 2)
+        train_one_epoch(ours.distiller, [seen], ours.optimizer, recipe)["loss"] for seen in targets.batches(order, 2)
     ]
     assert len(found) == 20
     assert found[-1] < 0.8 * found[0]
@@ -72,8 +72,8 @@ def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res
 def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four terms where two are used, a teacher in the graph whose last stage serves nothing, and no frozen weight."""
     plain_side, ours = both_sides(tmp_path)
-    optimiser = plain.optimiser_of(plain_side)
-    (images,) = plain.picture_batches(ours.train_images.samples, range(4), SIZE, 4)
+    optimizer = plain.optimiser_of(plain_side)
+    (images,) = plain.image_batches_of(ours.train_images.samples, range(4), SIZE, 4)
     plain_side.train()
     before = plain_side.teacher.conv1.weight.clone()
     calls: list[int] = []
@@ -84,13 +84,13 @@ def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatc
         return losses_of(*levels)
 
     monkeypatch.setattr(plain, "losses_of", counted)
-    losses = [plain.train_step(plain_side, optimiser, images) for _ in range(2)]
+    losses = [plain.train_step(plain_side, optimizer, images) for _ in range(2)]
     assert len(calls) == 4
     assert losses[1] != losses[0]
     assert plain_side.teacher.conv1.weight.grad is not None
     assert torch.equal(plain_side.teacher.conv1.weight, before)
     assert all(parameter.grad is None for parameter in plain_side.teacher.layer4.parameters())
-    trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for part in (plain_side.bottleneck, plain_side.student) for p in part.parameters()}
 
 

@@ -140,7 +140,7 @@ def test_an_error_is_one_line_and_exit_code_1(nut: Path, check: Check, spoil: Ca
     (line,) = findings
     # of two equal pictures the later one is named: train before test, then by folder
     assert line.startswith(f"error: nut: {path}: ") and says in line
-    assert (code, summary.split(";")[0]) == (1, "errors: 1, warnings: 0")
+    assert (code, report.split(";")[0]) == (1, "errors: 1, warnings: 0")
 
 
 def empty_mask(nut: Path) -> Path:

@@ -24,9 +24,9 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate
-from overlays import overlay_names
+from report.overlays import overlay_names
 from readers import cifar10
-from readers.pictures import open_picture, read_orientation, read_rgb, read_size
+from readers.image_io import open_image, read_orientation, read_rgb, read_size
 from scripts import check_data
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -156,7 +156,7 @@ def test_threads_load_a_batch_once(cifar: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(pickle, "load", slowly)
     with ThreadPoolExecutor(8) as pool:
-        pictures = list(pool.map(open_picture, images))
+        pictures = list(pool.map(open_image, images))
     assert sorted(opened) == TRAIN_FILES
     for number in range(5):
         stacked = np.stack([np.asarray(p) for p in pictures[number * ROWS : (number + 1) * ROWS]])
@@ -238,7 +238,7 @@ def test_a_missing_or_damaged_file_is_named(cifar: Path, name: str, split: str) 
     ):
         cifar10.read_cifar10(Source(cifar), "cat", split)
     with pytest.raises(FileNotFoundError, match=name):
-        open_picture(path / "00000")
+        open_image(path / "00000")
     path.write_bytes(whole)
     assert cifar10.read_cifar10(Source(cifar), "cat", split)
 
@@ -250,16 +250,16 @@ def test_unknown_classes_and_rows_say_what_there_is(cifar: Path) -> None:
         cifar10.read_cifar10(Source(cifar), "lion", "train")
     batches = cifar / "cifar-10-batches-py"
     with pytest.raises(FileNotFoundError, match=r"00020: no such row, the file has 20"):
-        open_picture(batches / TEST_FILE / "00020")
+        open_image(batches / TEST_FILE / "00020")
     with pytest.raises(FileNotFoundError, match=r"00000: no such file"):
-        open_picture(batches / "other_batch/00000")
+        open_image(batches / "other_batch/00000")
 
 
 def test_a_number_is_still_a_name_of_a_picture(tmp_path: Path) -> None:
     """Only a number below a file is a row: pictures without a suffix stay pictures."""
     (tmp_path / "test_batch").mkdir()
     Image.new("RGB", (5, 4)).save(tmp_path / "test_batch/00001", format="PNG")
-    assert open_picture(tmp_path / "test_batch/00001").size == (5, 4)
+    assert open_image(tmp_path / "test_batch/00001").size == (5, 4)
 
 
 def test_other_benchmarks_do_not_wait_for_torchvision() -> None:

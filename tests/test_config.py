@@ -22,7 +22,7 @@ PUBLISHED = (
 def test_published_command_is_sk_rd4ad_as_published() -> None:
     config = parse(PUBLISHED.split())
     plain = Config(print_epoch=10, data_path=Path("D"), save_path=Path("S"), skips="both", loss="cosine")
-    assert config.deciding() == plain.deciding()
+    assert config.identity() == plain.identity()
     assert config.recipe == VARIANTS["sk_rd4ad"]
 
 
@@ -126,7 +126,7 @@ def test_help_shows_every_field_in_a_group(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_places_do_not_decide_a_run() -> None:
-    decided = Config().deciding()
+    decided = Config().identity()
     assert {"epochs", "variant", "seeds", "image_size", "learning_rate"} <= set(decided)
     assert not {"data_path", "save_path", "device", "workers", "cache", "vis"} & set(decided)
 
@@ -147,9 +147,9 @@ def test_rdpp_s_epochs_follow_the_class() -> None:
 
 
 def test_what_the_variant_settles_is_recorded_as_deciding() -> None:
-    decided = parse(["--variant", "drd"]).deciding()
+    decided = parse(["--variant", "drd"]).identity()
     assert (decided["batch_size"], decided["refine"], decided["anomaly_map"]) == (4, True, "mean")
-    assert decided == parse("--variant drd --batch_size 4 --anomaly_map mean --refine 1".split()).deciding()
+    assert decided == parse("--variant drd --batch_size 4 --anomaly_map mean --refine 1".split()).identity()
     assert "cascade" in decided["recipe"]
     json.dumps(decided)
 

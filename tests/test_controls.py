@@ -10,7 +10,7 @@ from commandline import exit_code
 from dataset import ImageSet
 from flags import parse
 from model import build_teacher
-from parts import images_of
+from experiment import images_of
 from scripts.controls import main, nearest_neighbour_maps, z_score_maps
 
 

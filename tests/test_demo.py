@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from anomalies import Mask, Picture, blended_patch
+from readers.demo_defects import Mask, Picture, blended_patch
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
 from readers import demo, scenes
 from scripts.controls import z_score_maps
@@ -137,12 +137,12 @@ def test_it_is_the_same_every_time_and_every_picture_stands_for_itself(tmp_path:
     for name in ("one", "other"):
         demo.prepare_demo(tmp_path / name)
     assert pixels_below(tmp_path / "one") == pixels_below(tmp_path / "other")
-    single, mask = demo.make_picture("gear", "test", "rust", 0)
+    single, mask = demo.make_image("gear", "test", "rust", 0)
     np.testing.assert_array_equal(single, np.asarray(Image.open(tmp_path / "one/gear/test/rust/000.png")))
     stored = np.asarray(Image.open(tmp_path / "one/gear/ground_truth/rust/000_mask.png"))
     assert mask is not None and sorted(np.unique(stored)) == [0, 255]
     np.testing.assert_array_equal(mask, stored > 0)
-    assert (demo.make_picture("gear", "test", "rust", 1)[0] != single).any()
+    assert (demo.make_image("gear", "test", "rust", 1)[0] != single).any()
 
 
 @pytest.mark.usefixtures("small")
@@ -155,24 +155,24 @@ def test_it_is_made_on_first_use_and_only_then(tmp_path: Path, monkeypatch: pyte
     def again(*arguments: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(demo, "make_picture", again)
+    monkeypatch.setattr(demo, "make_image", again)
     assert locate(DEMO, Source(None)) == source
 
 
 @pytest.mark.usefixtures("small")
 def test_an_interruption_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, calls = demo.write_picture, iter(range(1000))
+    write, calls = demo.write_image, iter(range(1000))
 
     def stop_after_three(root: Path, which: tuple[str, str, str, int]) -> None:
         if next(calls) == 3:
             raise KeyboardInterrupt
         write(root, which)
 
-    monkeypatch.setattr(demo, "write_picture", stop_after_three)
+    monkeypatch.setattr(demo, "write_image", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         demo.prepare_demo(tmp_path / "demo")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(demo, "write_picture", write)
+    monkeypatch.setattr(demo, "write_image", write)
     demo.prepare_demo(tmp_path / "demo")
     assert demo.is_made(tmp_path / "demo")
 
@@ -191,15 +191,15 @@ def test_what_a_killed_process_left_is_no_hindrance_and_goes_away(tmp_path: Path
 
 @pytest.mark.usefixtures("small")
 def test_two_processes_may_make_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, root = demo.write_picture, tmp_path / "demo"
+    write, root = demo.write_image, tmp_path / "demo"
 
     def be_overtaken(making: Path, which: tuple[str, str, str, int]) -> None:
-        monkeypatch.setattr(demo, "write_picture", write)
+        monkeypatch.setattr(demo, "write_image", write)
         demo.prepare_demo(root)
         write(making, which)
 
     monkeypatch.setattr(os, "cpu_count", lambda: 0)  # one after the other, so that only the first is overtaken
-    monkeypatch.setattr(demo, "write_picture", be_overtaken)
+    monkeypatch.setattr(demo, "write_image", be_overtaken)
     demo.prepare_demo(root)
     assert demo.is_made(root)
     assert [p.name for p in tmp_path.iterdir()] == ["demo"]

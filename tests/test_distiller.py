@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from damage import painter
-from discrepancy import cosine_distance
-from engine import terms_of
-from model import SKIPS, SSOT, TEACHERS, VARIANTS, Recipe, Seen, Skip, Term, build_distiller, build_teacher
+from methods.synthetic_anomalies import painter
+from scoring.anomaly_map import cosine_distance
+from engine import compute_losses
+from model import SKIPS, SSOT, TEACHERS, VARIANTS, Recipe, TeacherFeatures, Skip, Term, build_distiller, build_teacher
 from model.projection import Projection
 
 # published counts, less what the published bottleneck never calls
@@ -46,14 +46,14 @@ def look(distiller, recipe, images):
     images = images / 255
     clean = distiller.teacher(images)
     if recipe.damage is None:
-        return Seen(clean)
+        return TeacherFeatures(clean)
     painted = painter(recipe.damage, 0, images.shape[-1])(images, np.random.default_rng(0))
-    damage = cosine_distance(distiller.teacher.normalised(painted), distiller.teacher.normalised(images))
-    return Seen(clean, distiller.teacher(painted), damage[:, None])
+    damage = cosine_distance(distiller.teacher.normalized(painted), distiller.teacher.normalized(images))
+    return TeacherFeatures(clean, distiller.teacher(painted), damage[:, None])
 
 
 def loss_of(distiller, recipe, seen):
-    return terms_of(distiller, seen, recipe)["loss"]
+    return compute_losses(distiller, seen, recipe)["loss"]
 
 
 def levels_of(pairs):
@@ -98,11 +98,11 @@ def test_every_variant_learns_around_every_teacher(variant, net):
     own = [parameter for part in parts for parameter in part.parameters()]
     assert {id(parameter) for parameter in distiller.trainable()} == {id(parameter) for parameter in own}
 
-    optimiser = torch.optim.Adam(distiller.train().trainable(), lr=0.002, betas=(0.5, 0.999), fused=True)
+    optimizer = torch.optim.Adam(distiller.train().trainable(), lr=0.002, betas=(0.5, 0.999), fused=True)
     seen = look(distiller, recipe, pictures())
     course = []
     for step in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = loss_of(distiller, recipe, seen)
         loss.backward()
         course.append(loss.item())
@@ -112,7 +112,7 @@ def test_every_variant_learns_around_every_teacher(variant, net):
             idle = {name for name, _ in named if name.startswith("projection") and "bias" in name}
             silent = {name for name, p in named if p.requires_grad and (p.grad is None or not p.grad.any())}
             assert silent <= idle
-        optimiser.step()
+        optimizer.step()
     assert course[-1] < course[0]
     assert all(parameter.grad is None for parameter in distiller.teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in distiller.teacher.state_dict().items())
@@ -310,7 +310,7 @@ def test_drd_s_terms_are_the_published_ones():
     distiller, recipe = build("drd", NARROW)
     seen = look(distiller, recipe, pictures())
     torch.manual_seed(5)
-    found = terms_of(distiller.train(), seen, recipe)
+    found = compute_losses(distiller.train(), seen, recipe)
     distiller, _ = build("drd", NARROW)
     distiller.train()
     f = distiller.student(distiller.bottleneck(seen.clean), seen.clean)
@@ -338,7 +338,7 @@ def test_rdpp_s_terms_are_the_published_ones():
     distiller, recipe = build("rdpp", NARROW)
     recipe = replace(recipe, losses=(*recipe.losses, SSOT))
     seen = look(distiller, recipe, pictures(batch=3))
-    found = terms_of(distiller.train(), seen, recipe)
+    found = compute_losses(distiller.train(), seen, recipe)
     distiller, _ = build("rdpp", NARROW)
     distiller.train()
     clean, noisy = distiller.projection(seen.clean), distiller.projection(seen.damaged)

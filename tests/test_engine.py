@@ -10,15 +10,15 @@ import pytest
 import torch
 from toys import MakeTree
 
-from damage import painter
+from methods.synthetic_anomalies import painter
 from dataset import ImageSet, Sample
-from discrepancy import anomaly_map, image_score
-from engine import Scoring, evaluate, held_out_loss, predict, ready_to_score, train_one_epoch
+from scoring.anomaly_map import anomaly_map, image_score
+from engine import Scoring, evaluate, held_out_loss, predict, fit_map_statistics, train_one_epoch
 from flags import parse
-from losses import cosine_loss
+from methods.losses import cosine_loss
 from model import VARIANTS, Distiller, Recipe, build_distiller, build_teacher
-from parts import images_of
-from targets import Cache, Targets
+from experiment import images_of
+from feature_cache import Cache, FeatureCache
 
 CPU = torch.device("cpu")
 
@@ -41,8 +41,8 @@ def test_every_cache_gives_the_levels_that_no_cache_gives(
     distiller: Distiller, images: ImageSet, cache: str, workers: int
 ) -> None:
     order = [3, 0, 6, 1, 5, 2, 4]
-    plain = Targets(distiller.teacher, images, CPU, Cache("none"))
-    cached = Targets(distiller.teacher, images, CPU, Cache(cache), batch_size=3, workers=workers)
+    plain = FeatureCache(distiller.teacher, images, CPU, Cache("none"))
+    cached = FeatureCache(distiller.teacher, images, CPU, Cache(cache), batch_size=3, workers=workers)
     assert cached.cache == cache
     for _ in range(2):  # the second epoch reads the cache again
         batches = list(zip(plain.batches(order, 3), cached.batches(order, 3), strict=True))
@@ -58,15 +58,15 @@ def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: Imag
     features = 4 * 7 * sum(level[0].numel() for level in distiller.teacher(torch.zeros(1, 3, 64, 64)))
     pixels = 7 * 3 * 64 * 64
     for budget, kind in ((features, "features"), (features - 1, "images"), (pixels - 1, "none")):
-        assert Targets(distiller.teacher, images, CPU, Cache("auto", budget / gib)).cache == kind
+        assert FeatureCache(distiller.teacher, images, CPU, Cache("auto", budget / gib)).cache == kind
 
 
 def test_an_epoch_lowers_the_loss_and_reports_its_terms(distiller: Distiller, images: ImageSet) -> None:
-    targets = Targets(distiller.teacher, images, CPU)
+    targets = FeatureCache(distiller.teacher, images, CPU)
     recipe = VARIANTS["sk_rd4ad"]
-    optimiser = torch.optim.Adam(distiller.trainable(), lr=0.002)
+    optimizer = torch.optim.Adam(distiller.trainable(), lr=0.002)
     order = list(range(len(images)))
-    epochs = [train_one_epoch(distiller, targets.batches(order, 4), optimiser, recipe) for _ in range(5)]
+    epochs = [train_one_epoch(distiller, targets.batches(order, 4), optimizer, recipe) for _ in range(5)]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     for epoch in epochs:
         assert epoch["loss"] == pytest.approx(sum(term.weight * epoch[term.label] for term in recipe.losses), rel=1e-5)
@@ -74,11 +74,11 @@ def test_an_epoch_lowers_the_loss_and_reports_its_terms(distiller: Distiller, im
 
 def test_a_short_last_batch_weighs_by_its_images(distiller: Distiller, images: ImageSet) -> None:
     """With a step size of 0 the mean over batches of 4 and 3 is the mean over images."""
-    targets = Targets(distiller.teacher, images, CPU)
-    optimiser = torch.optim.SGD(distiller.trainable(), lr=0.0)
+    targets = FeatureCache(distiller.teacher, images, CPU)
+    optimizer = torch.optim.SGD(distiller.trainable(), lr=0.0)
     batches = list(targets.batches(list(range(7)), 4))
-    parts = [train_one_epoch(distiller, iter([batch]), optimiser, Recipe())["loss"] for batch in batches]
-    whole = train_one_epoch(distiller, iter(batches), optimiser, Recipe())["loss"]
+    parts = [train_one_epoch(distiller, iter([batch]), optimizer, Recipe())["loss"] for batch in batches]
+    whole = train_one_epoch(distiller, iter(batches), optimizer, Recipe())["loss"]
     assert whole == pytest.approx((4 * parts[0] + 3 * parts[1]) / 7, rel=1e-6)
 
 
@@ -138,11 +138,11 @@ def test_image_figures_alone_say_that_the_others_were_not_asked_for(distiller: D
 
 
 def test_standardised_maps_know_the_training_images_alone(distiller: Distiller, images: ImageSet) -> None:
-    scoring = ready_to_score(distiller, images, CPU, Scoring(levels=(1, 2), anomaly_map="standardised", batch_size=3))
+    scoring = fit_map_statistics(distiller, images, CPU, Scoring(levels=(1, 2), anomaly_map="standardized", batch_size=3))
     maps = np.concatenate([maps for _, maps in predict(distiller, images, CPU, scoring)])
     assert maps.shape == (7, 64, 64)
     np.testing.assert_allclose(maps.mean(axis=0), 0, atol=1e-3)
-    assert ready_to_score(distiller, images, CPU, Scoring()) == Scoring()
+    assert fit_map_statistics(distiller, images, CPU, Scoring()) == Scoring()
 
 
 @pytest.mark.parametrize("cache", ["features", "images", "none"])
@@ -150,7 +150,7 @@ def test_every_cache_gives_the_same_damaged_view(distiller: Distiller, images: I
     paint = painter("copy_paste", 0, 64)
     found = []
     for kind in (cache, "none"):
-        targets = Targets(distiller.teacher, images, CPU, Cache(kind), paint=paint)
+        targets = FeatureCache(distiller.teacher, images, CPU, Cache(kind), paint=paint)
         torch.manual_seed(3)
         found.append(list(targets.batches([2, 0, 1], 2)))
     for ours, theirs in zip(*found, strict=True):
@@ -169,7 +169,7 @@ def test_damage_is_the_angle_between_the_colours_that_the_teacher_sees(distiller
         painted[:, :, 10:20, 30:50] = 1 - painted[:, :, 10:20, 30:50]
         return painted
 
-    (seen,) = Targets(distiller.teacher, images, CPU, paint=paint).batches([0, 4], 2)
+    (seen,) = FeatureCache(distiller.teacher, images, CPU, paint=paint).batches([0, 4], 2)
     pictures = torch.from_numpy(np.stack([images.image(i) for i in (0, 4)])) / 255
     painted = paint(pictures, np.random.default_rng(0))
     seen_clean, seen_painted = ((x - distiller.teacher.mean) / distiller.teacher.std for x in (pictures, painted))
@@ -194,7 +194,7 @@ def test_accumulated_gradients_make_one_step_and_what_is_left_makes_another(
         def step(self, closure: None = None) -> None:  # type: ignore[override]
             self.gradients.append(torch.cat([p.grad.flatten() for p in distiller.trainable() if p.grad is not None]))
 
-    batches = list(Targets(distiller.teacher, images, CPU).batches(list(range(7)), 2))
+    batches = list(FeatureCache(distiller.teacher, images, CPU).batches(list(range(7)), 2))
     separate = Counting(distiller.trainable(), lr=0.0)
     train_one_epoch(distiller, batches, separate, Recipe())
     one_by_one, separate.gradients[:] = list(separate.gradients), []
@@ -206,7 +206,7 @@ def test_accumulated_gradients_make_one_step_and_what_is_left_makes_another(
 
 def test_the_held_out_loss_trains_nothing_and_is_the_loss_in_evaluation(distiller: Distiller, images: ImageSet) -> None:
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
-    batches = list(Targets(distiller.teacher, images, CPU).batches(list(range(7)), 4))
+    batches = list(FeatureCache(distiller.teacher, images, CPU).batches(list(range(7)), 4))
     found = held_out_loss(distiller, batches, Recipe())
     assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
     with torch.no_grad():

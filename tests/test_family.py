@@ -1,4 +1,4 @@
-"""Every variant by its command: trained, interrupted, scored again; early stopping, normalised scores, a new row."""
+"""Every variant by its command: trained, interrupted, scored again; early stopping, normalized scores, a new row."""
 
 from __future__ import annotations
 
@@ -126,24 +126,24 @@ def test_normalised_scores_are_written_with_their_threshold(
 ) -> None:
     root = mvtec_tree()
     flags = ["--data_path", root, "--class", "bottle", "--save_path", tmp_path / "runs", "--variant", "rd_anomalib"]
-    assert train_command(*flags, "--epochs", 1, "--normalise", "--anomaly_map", "multiply") == 0
+    assert train_command(*flags, "--epochs", 1, "--normalize", "--anomaly_map", "multiply") == 0
     run = tmp_path / "runs/mvtec/rd_anomalib/bottle/seed111"
     metrics = metrics_of(run)
-    normalised, rows = metrics["normalised"], rows_of(run / "predictions.csv")
-    assert normalised["chosen_on"] == "the test set"
-    assert normalised["image_f1"] == pytest.approx(metrics["figures"]["image_f1max"])
-    assert normalised["pixel_f1"] == pytest.approx(metrics["figures"]["pixel_f1max"])
-    image = normalised["image"]
+    normalized, rows = metrics["normalized"], rows_of(run / "predictions.csv")
+    assert normalized["chosen_on"] == "the test set"
+    assert normalized["image_f1"] == pytest.approx(metrics["figures"]["image_f1max"])
+    assert normalized["pixel_f1"] == pytest.approx(metrics["figures"]["pixel_f1max"])
+    image = normalized["image"]
     for row in rows:
         expected = (float(row["score"]) - image["threshold"]) / (image["high"] - image["low"]) + 0.5
-        assert float(row["normalised"]) == pytest.approx(min(max(expected, 0), 1), abs=1e-6)
+        assert float(row["normalized"]) == pytest.approx(min(max(expected, 0), 1), abs=1e-6)
         assert row["predicted"] == str(int(float(row["score"]) >= image["threshold"] * (1 - 1e-7)))
     assert score_again(run, "--images", root / "bottle/test/disc", "--device", "cpu") == 0
     judged = {row["path"]: row for row in rows_of(run / "images/scores.csv")}
     assert len(judged) == 3
     for row in rows:
         if row["path"] in judged:
-            assert float(judged[row["path"]]["normalised"]) == pytest.approx(float(row["normalised"]), abs=1e-4)
+            assert float(judged[row["path"]]["normalized"]) == pytest.approx(float(row["normalized"]), abs=1e-4)
             assert judged[row["path"]]["predicted"] in ("0", "1")
 
 

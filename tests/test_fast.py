@@ -11,16 +11,16 @@ import pytest
 import torch
 from toys import MakeTree
 
-from damage import painter
+from methods.synthetic_anomalies import painter
 from dataset import ImageSet
-from engine import terms_of
-from features import KEY, stored_levels
+from engine import compute_losses
+from feature_files import KEY, stored_levels
 from flags import parse
-from model import VARIANTS, Distiller, Seen, Teacher, build_distiller, build_teacher
-from model.folding import fold_batch_norms
+from model import VARIANTS, Distiller, TeacherFeatures, Teacher, build_distiller, build_teacher
+from model.fold_batch_norm import fold_batch_norms
 from model.precision import resolve
-from parts import images_of
-from targets import Cache, Targets
+from experiment import images_of
+from feature_cache import Cache, FeatureCache
 
 CPU = torch.device("cpu")
 
@@ -64,7 +64,7 @@ def test_the_network_that_scores_makes_the_same_and_is_a_copy(net: str, variant:
     settle(distiller.bottleneck)
     settle(distiller.student)
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
-    scorer = distiller.for_scoring()
+    scorer = distiller.to_inference()
     with torch.no_grad():
         for (_, ours), (_, theirs) in zip(scorer(pictures()), distiller(pictures()), strict=True):
             close(ours, theirs, 1e-5)
@@ -111,7 +111,7 @@ def counted(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return looked
 
 
-def levels_of(targets: Targets) -> list[list[torch.Tensor]]:
+def levels_of(targets: FeatureCache) -> list[list[torch.Tensor]]:
     return [seen.clean for seen in targets.batches([4, 0, 2, 1, 3], 2)]
 
 
@@ -119,9 +119,9 @@ def test_features_in_files_are_those_in_memory_and_are_made_once(
     teacher: Teacher, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Cache("file", folder=tmp_path / "features")
-    first, memory = Targets(teacher, images, CPU, cache, batch_size=3), Targets(teacher, images, CPU, Cache("features"))
+    first, memory = FeatureCache(teacher, images, CPU, cache, batch_size=3), FeatureCache(teacher, images, CPU, Cache("features"))
     looked = counted(teacher, monkeypatch)
-    again = Targets(teacher, images, CPU, cache)
+    again = FeatureCache(teacher, images, CPU, cache)
     assert looked == [1]  # one image, to know the shapes
     for expected, *found in zip(levels_of(memory), levels_of(first), levels_of(again), strict=True):
         for level, *others in zip(expected, *found, strict=True):
@@ -139,7 +139,7 @@ def test_features_that_are_not_these_are_made_again(
 ) -> None:
     root = tmp_path / "features"
     cache = Cache("file", folder=root)
-    expected = levels_of(Targets(teacher, images, CPU, cache))
+    expected = levels_of(FeatureCache(teacher, images, CPU, cache))
     (folder,) = root.iterdir()
     if change == "touched image":
         os.utime(images.samples[2].image, (1, 1))
@@ -152,7 +152,7 @@ def test_features_that_are_not_these_are_made_again(
     else:
         (folder / KEY).unlink()
     looked = counted(teacher, monkeypatch)
-    found = levels_of(Targets(teacher, images, CPU, cache))
+    found = levels_of(FeatureCache(teacher, images, CPU, cache))
     assert sum(looked) == 1 + 5
     same = all(
         torch.equal(a, b) for one, two in zip(expected, found, strict=True) for a, b in zip(one, two, strict=True)
@@ -188,10 +188,10 @@ def half_step(distiller: Distiller, recipe: Any, precision: str) -> dict[str, to
     images = pictures() / 255
     clean = distiller.teacher(images)
     damage = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(2))
-    seen = Seen(clean, clean, damage) if recipe.damage else Seen(clean)
+    seen = TeacherFeatures(clean, clean, damage) if recipe.damage else TeacherFeatures(clean)
     torch.manual_seed(3)
     distiller.zero_grad()
-    terms = terms_of(distiller.train(), seen, recipe)
+    terms = compute_losses(distiller.train(), seen, recipe)
     terms["loss"].backward()
     return terms | {"level": clean[0]}
 
@@ -238,6 +238,6 @@ def test_a_run_in_bf16_with_features_in_a_file_is_scored_again_identically(
 
 
 def test_painted_damage_goes_with_features_in_files(teacher: Teacher, images: ImageSet, tmp_path: Path) -> None:
-    targets = Targets(teacher, images, CPU, Cache("file", folder=tmp_path), paint=painter("copy_paste", 0, 64))
+    targets = FeatureCache(teacher, images, CPU, Cache("file", folder=tmp_path), paint=painter("copy_paste", 0, 64))
     (seen, *_) = targets.batches([0, 1, 2], 2)
     assert seen.damaged is not None and len(seen.damaged[0]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # From the ground up: a module imports only from lower floors, or from its own package.
 FLOORS = [
-    {"utils", "commandline", "metrics", "normalising", "discrepancy", "damage", "features"},
+    {"utils", "commandline", "metrics", "normalizing", "discrepancy", "damage", "features"},
     {"losses"},
     {"model", "anomalies"},
     {"readers"},

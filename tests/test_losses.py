@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from toys import ODD, SQUARE, doubled, make_pairs
 
-from losses import LOSSES, consistency_loss, contrast_loss, sinkhorn_loss
+from methods.losses import LOSSES, consistency_loss, contrast_loss, sinkhorn_loss
 
 DISTANCES = [name for name in LOSSES if name not in ("contrast", "sinkhorn")]  # 0 for equal features
 

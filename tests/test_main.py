@@ -213,7 +213,7 @@ def test_scoring_again_gives_identical_figures_and_notices_others(
     assert "DIFFERENT" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("scoring", ["--anomaly_map multiply", "--anomaly_map standardised --levels 1 2", "--seg 0"])
+@pytest.mark.parametrize("scoring", ["--anomaly_map multiply", "--anomaly_map standardized --levels 1 2", "--seg 0"])
 def test_a_run_remembers_how_it_is_scored(
     scoring: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
 ) -> None:

@@ -12,8 +12,8 @@ import pytest
 from scipy.ndimage import label as label_regions
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-import metrics
-from metrics import FIGURES, evaluate, image_figures, pixel_figures
+from scoring import metrics
+from scoring.metrics import FIGURES, evaluate, image_figures, pixel_figures
 
 EIGHT = np.ones((3, 3))  # neighbours that make one region
 Arrays = list[np.ndarray]

@@ -11,10 +11,10 @@ from dataset import BENCHMARKS
 from scripts import paper, sweep
 from scripts.paper import plans_of, render_paper
 from scripts.sweep import ABLATIONS, must_differ, plan
-from summary.papers import ICCK, PAPERS, PaperTable
-from summary.published import FIGURES as PUBLISHED_FIGURES
-from summary.published import methods, published_of
-from summary.results import FIGURES, Result
+from report.papers import ICCK, PAPERS, PaperTable
+from report.published import FIGURES as PUBLISHED_FIGURES
+from report.published import methods, published_of
+from report.results import FIGURES, Result
 
 TABLES = [(name, number) for name, tables in PAPERS.items() for number in tables]
 MVTEC = BENCHMARKS["mvtec"].classes
@@ -173,7 +173,7 @@ def test_the_sweeps_hold_what_they_are_for() -> None:
     labels = {name: [setting.label for setting in ablation.settings] for name, ablation in ABLATIONS.items()}
     assert labels["skips"] == ["none", "E3", "E2", "both"]
     assert labels["levels"] == ["0", "1", "2", "0+1", "0+2", "1+2", "0+1+2"]
-    assert len(labels["losses"]) == 10 and {"cosine", "halves+consistency"} <= set(labels["losses"])
+    assert len(labels["losses"]) == 10 and {"cosine", "mse+cosine+consistency"} <= set(labels["losses"])
     assert len(labels["masked"]) == 8 and {"none", "fmm", "scconv+simam", "scconv+simam+fmm"} <= set(labels["masked"])
     assert {"res18", "res34", "res50", "wide_res50", "efficientnet_lite0"} == set(labels["backbones"])
 

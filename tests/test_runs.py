@@ -1,4 +1,4 @@
-"""The run folder: what decides a run, what a difference says, what is left after a kill."""
+"""The run folder: what affects_results a run, what a difference says, what is left after a kill."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    state = {"epoch": 2, "trained": {"student": {"weight": torch.ones(2)}}, "colour_scale": (0.1, 0.4)}
+    state = {"epoch": 2, "trained": {"student": {"weight": torch.ones(2)}}, "color_scale": (0.1, 0.4)}
     run.save_checkpoint(state)
     loaded = run.load_checkpoint()
     assert loaded is not None
     assert loaded["epoch"] == 2
-    assert loaded["colour_scale"] == (0.1, 0.4)
+    assert loaded["color_scale"] == (0.1, 0.4)
     assert torch.equal(loaded["trained"]["student"]["weight"], torch.ones(2))
 
 

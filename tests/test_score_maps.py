@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from commandline import exit_code
-from metrics import evaluate, pixel_figures
+from scoring.metrics import evaluate, pixel_figures
 from scripts.score_maps import main
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from toys import MakeTree, paint
 from commandline import exit_code
 from dataset import BENCHMARKS
 from scripts.sweep import ABLATIONS
-from summary.papers import PAPERS
+from report.papers import PAPERS
 
 Run = Callable[..., str]
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms import functional as transforms
 
 from model import TEACHERS, Recipe, build_distiller, build_teacher
-from model.states import file_sha256
+from model.checkpoints import file_sha256
 from model.weights import packaged_file, resnet_names
 
 TORCHVISION = {"wide_res50": "wide_resnet50_2", "res50": "resnet50", "res34": "resnet34", "res18": "resnet18"}
@@ -124,8 +124,8 @@ def test_the_cached_file_is_loaded_and_the_features_equal_torchvision_s(name, hu
     teacher = build_teacher(name)
     assert teacher.weights == f"sha256:{file_sha256(path)}" and len(teacher.weights) == 71
     image = pictures(batch=1)
-    normalised = transforms.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    for found, wanted in zip(teacher(image), taps(net, ["layer1", "layer2", "layer3"], normalised), strict=True):
+    normalized = transforms.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    for found, wanted in zip(teacher(image), taps(net, ["layer1", "layer2", "layer3"], normalized), strict=True):
         assert torch.equal(found, wanted)
         assert found.min() >= 0
     path.unlink()
@@ -363,10 +363,10 @@ def test_a_trained_distiller_has_the_same_teacher_to_the_bit():
     teacher = build_teacher("res18", weights="random")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     distiller = build_distiller(Recipe(), teacher).train()
-    optimiser = torch.optim.Adam(distiller.trainable(), lr=0.01)
+    optimizer = torch.optim.Adam(distiller.trainable(), lr=0.01)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sum((teacher_level - level).square().mean() for teacher_level, level in distiller(pictures())).backward()
-        optimiser.step()
+        optimizer.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -25,7 +25,7 @@ from dataset import (
 )
 from readers.folder import read_folder
 from readers.mvtec import read_mvtec
-from readers.pictures import open_picture, read_mask, read_mask_of, read_rgb
+from readers.image_io import open_image, read_mask, read_mask_of, read_rgb
 from readers.vad import read_vad
 from readers.visa import read_visa
 from scripts.check_data import main as check_data
@@ -175,7 +175,7 @@ def test_a_mask_is_whatever_is_not_zero_in_any_mode(tmp_path: Path, mode: str) -
     """Trap 4: `> 0` on the stored numbers; palette indices, three channels and 16 bits are not turned grey first."""
     path = tmp_path / ("mask.tif" if mode == "I" else "mask.png")
     stored(mode).save(path)
-    assert open_picture(path).mode == ("L" if mode == "ids" else mode)
+    assert open_image(path).mode == ("L" if mode == "ids" else mode)
     np.testing.assert_array_equal(read_mask(path), BLOCK)
 
 
@@ -261,7 +261,7 @@ def test_images_of_any_mode_become_rgb_on_purpose(tmp_path: Path, made: Image.Im
     """Trap 7: grey is repeated, palettes are looked up, 16 bits are scaled instead of clipped."""
     path = tmp_path / "000.tif"
     made.save(path)
-    assert open_picture(path).mode == made.mode
+    assert open_image(path).mode == made.mode
     loaded = load_image(path, 8)
     assert loaded.shape == (3, 8, 8) and loaded.dtype == np.uint8
     assert np.unique(loaded.reshape(3, -1), axis=1).ravel().tolist() == list(rgb)

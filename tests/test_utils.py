@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import format_table, map_ahead, seed_everything, write_atomically
+from utils import format_table, prefetch_map, seed_everything, write_atomically
 
 
 def draws() -> tuple[float, float]:
@@ -51,14 +51,14 @@ def test_map_ahead_keeps_order_and_stays_near_its_reader(workers: int) -> None:
             started.append(number)
         return number * number
 
-    results = map_ahead(square, range(50), workers)
+    results = prefetch_map(square, range(50), workers)
     assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
     assert len(started) <= 5 + 2 * workers + 1
     assert list(results) == [n * n for n in range(5, 50)]
 
 
 def test_map_ahead_raises_what_the_function_raised() -> None:
-    results = map_ahead(lambda n: 1 // n, [2, 1, 0, 4], 2)
+    results = prefetch_map(lambda n: 1 // n, [2, 1, 0, 4], 2)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)

@@ -57,15 +57,6 @@ def _first(verb: str, names: list[str], shown: int = 3) -> list[str]:
     return [f"{verb} {', '.join(names[:shown])}{more}"]
 
 
-def file_sha256(path: Path) -> str:
-    """The file's SHA-256, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def state_sha256(module: nn.Module) -> str:
     """SHA-256 over the names and bytes of a module's tensors, for weights that come without a file of their own."""
     digest = hashlib.sha256()

@@ -23,7 +23,7 @@ BELOW_HALF = np.nextafter(0.5, 0)
 
 
 @dataclass(frozen=True)
-class Normaliser:
+class Normalizer:
     """A threshold and the range of the scores it was chosen from, all in the unit of the raw scores and finite."""
 
     threshold: float
@@ -32,10 +32,10 @@ class Normaliser:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, astuple(self))) or self.low > self.high:
-            raise ValueError(f"scores can be normalised by finite numbers with low <= high only: found {self}")
+            raise ValueError(f"scores can be normalized by finite numbers with low <= high only: found {self}")
 
     @classmethod
-    def of(cls, scores: ArrayLike, threshold: float = math.nan) -> Normaliser:
+    def of(cls, scores: ArrayLike, threshold: float = math.nan) -> Normalizer:
         """Raw scores or maps of any shape and the threshold chosen from them; NaN: the middle of their range.
 
         Raises ValueError where there are no scores, or infinite ones or NaN among them.
@@ -47,7 +47,7 @@ class Normaliser:
         return cls((low + high) / 2 if math.isnan(threshold) else float(threshold), low, high)
 
     @np.errstate(over="ignore")
-    def normalised(self, scores: ArrayLike) -> np.ndarray:
+    def normalized(self, scores: ArrayLike) -> np.ndarray:
         """Raw scores of any shape -> float64 in [0, 1], (score - threshold) / (high - low) + 0.5 clipped.
 
         It never falls as scores rise, and is at least 0.5 exactly where `decide` says so, however scores round. Of no
@@ -63,26 +63,26 @@ class Normaliser:
         return np.asarray(scores, np.float64) >= self.threshold
 
 
-def normalisers(thresholds: Mapping[str, float], scores: ArrayLike, maps: ArrayLike) -> dict[str, Normaliser]:
-    """`Report.thresholds`, image scores (N,) and anomaly maps (N, H, W) -> the normalisers of "image" and "pixel".
+def normalizers(thresholds: Mapping[str, float], scores: ArrayLike, maps: ArrayLike) -> dict[str, Normalizer]:
+    """`Report.thresholds`, image scores (N,) and anomaly maps (N, H, W) -> the normalizers of "image" and "pixel".
 
     Each takes the other's threshold where it has none of its own, and the middle of its range where neither has one.
-    Raises ValueError as `Normaliser.of`.
+    Raises ValueError as `Normalizer.of`.
     """
     known = next(iter(thresholds.values()), math.nan)
     return {
-        name: Normaliser.of(found, thresholds.get(name, known)) for name, found in (("image", scores), ("pixel", maps))
+        name: Normalizer.of(found, thresholds.get(name, known)) for name, found in (("image", scores), ("pixel", maps))
     }
 
 
 def f1_figures(
-    fitted: Mapping[str, Normaliser],
+    fitted: Mapping[str, Normalizer],
     labels: ArrayLike,
     scores: ArrayLike,
     maps: Sequence[ArrayLike] | np.ndarray,
     masks: Sequence[ArrayLike | None] | np.ndarray | None,
 ) -> dict[str, float]:
-    """image_f1 and pixel_f1, of a set as `metrics.evaluate` takes it, at the thresholds of `normalisers`; NaN as there.
+    """image_f1 and pixel_f1, of a set as `metrics.evaluate` takes it, at the thresholds of `normalizers`; NaN as there.
 
     Equal to image_f1max and pixel_f1max where the thresholds were chosen on this very set, never above them elsewhere.
     """

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-import summary
+import report
 from commandline import exit_code
 from dataset import BENCHMARKS
 from model import VARIANTS
 from scripts import summarize
-from summary import results, tables
-from summary.comparison import compare, render_comparison
-from summary.published import METHODS, PUBLISHED, published
-from summary.rendering import insert, render
-from summary.results import FIGURES, Result
-from summary.tables import spread
+from report import results, tables
+from report.comparison import compare, render_comparison
+from report.published import METHODS, PUBLISHED, published
+from report.rendering import insert, render
+from report.results import FIGURES, Result
+from report.tables import spread
 
 PIXEL = [figure for figure in FIGURES if not figure.startswith("image")]
 
@@ -252,7 +252,7 @@ def test_what_stands_below_a_table() -> None:
 
 
 def test_files_hold_fractions_in_full_precision(tmp_path: Path) -> None:
-    text = summary.write_tables(
+    text = report.write_tables(
         tmp_path, [result("carpet", seed, value) for seed, value in [(1, 0.9), (2, 0.91234567)]]
     )
     assert text == render(tables.summarize([result("carpet", 1, 0.9), result("carpet", 2, 0.91234567)]))

@@ -1,12 +1,11 @@
 """The losses by name, each a pure function of pairs -> a scalar >= 0.
 
-A pair is (target, made), both of one shape (B, ...); pairs come finest level first. Half-precision features are
+A pair is (target, prediction), both of one shape (B, ...); pairs come finest level first. Half-precision features are
 computed with in fp32, also under autocast.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from discrepancy import Pair, cosine, sum_of, upsampling, wide
+from scoring.anomaly_map import Pair, cosine, sum_of, upsampling, at_least_fp32
 
 
 def cosine_loss(pairs: Sequence[Pair]) -> Tensor:
@@ -70,18 +69,8 @@ def contrast_loss(pairs: Sequence[Pair], margin: float = 0.5) -> Tensor:
 
     0 for features more than 60 degrees apart. RD++'s published code (torch's CosineEmbeddingLoss, target -1).
     """
-    cosines = [cosine(wide(one).flatten(1), wide(other).flatten(1), dims=(1,)) for one, other in pairs]
+    cosines = [cosine(at_least_fp32(one).flatten(1), at_least_fp32(other).flatten(1), dims=(1,)) for one, other in pairs]
     return sum_of([(c - margin).clamp(min=0).mean() for c in cosines])
-
-
-def sinkhorn_loss(pairs: Sequence[Pair]) -> Tensor:
-    """Sum over pairs of Sinkhorn's divergence between two clouds of B points, rows flattened; 0 for equal clouds.
-
-    RD++'s SSOT term by its published code. The code gives it a batch and the same batch in another order, which is the
-    same cloud: there it is 0 up to rounding, and so is its gradient.
-    """
-    clouds = [(wide(one).flatten(1), wide(other).flatten(1)) for one, other in pairs]
-    return sum_of([_sinkhorn(one, other).to(one.dtype) for one, other in clouds])
 
 
 LOSSES: dict[str, Callable[[Sequence[Pair]], Tensor]] = {
@@ -92,17 +81,16 @@ LOSSES: dict[str, Callable[[Sequence[Pair]], Tensor]] = {
     "consistency": consistency_loss,
     "absolute": absolute_loss,
     "contrast": contrast_loss,
-    "sinkhorn": sinkhorn_loss,
 }
 
 
 def _cosine_over(pairs: Sequence[Pair], dims: tuple[int, ...]) -> Tensor:
-    return sum_of([(1 - cosine(wide(teacher), wide(student), dims)).mean() for teacher, student in pairs])
+    return sum_of([(1 - cosine(at_least_fp32(teacher), at_least_fp32(student), dims)).mean() for teacher, student in pairs])
 
 
 def _difference(pair: Pair) -> Tensor:
     teacher, student = pair
-    return wide(teacher) - wide(student)
+    return at_least_fp32(teacher) - at_least_fp32(student)
 
 
 def _mean_square(difference: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -142,30 +130,3 @@ def _gram(outputs: int, inputs: int, device: torch.device, dtype: torch.dtype) -
     with torch.inference_mode(False), torch.no_grad():
         up = upsampling(outputs, inputs)
         return (up.T @ up).to(device=device, dtype=dtype)
-
-
-def _sinkhorn(x: Tensor, y: Tensor, blur: float = 0.05, scaling: float = 0.95, diameter: float = 1e7) -> Tensor:
-    """Debiased divergence of two clouds (n, D) and (m, D) of equal weights, cost |x - y|^2 / 2.
-
-    The regularisation falls from diameter^2 to blur^2, by scaling^2 a step. As usual only the last step, from converged
-    potentials, is in the graph. Computed in float64. Source: Feydy et al., Interpolating between optimal transport and
-    MMD using Sinkhorn divergences (AISTATS 2019), with RD++'s settings.
-    """
-    x, y = x.double(), y.double()
-    pairs = [(x, y.detach()), (y, x.detach()), (x, x.detach()), (y, y.detach())]
-    costs = [torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square() / 2 for a, b in pairs]
-    steps = int(math.log(diameter / blur) / -math.log(scaling)) + 1
-    schedule = [max(diameter * scaling**step, blur) ** 2 for step in range(steps)] + [blur**2]
-
-    def transform(cost: Tensor, potential: Tensor, epsilon: float) -> Tensor:
-        return -epsilon * (torch.logsumexp((potential - cost) / epsilon, dim=1) - math.log(len(potential)))
-
-    with torch.no_grad():
-        potentials = [x.new_zeros(len(a)) for a, _ in pairs]  # of x against y, y against x, x and y with themselves
-        for epsilon in schedule:
-            partners = (potentials[1], potentials[0], potentials[2], potentials[3])
-            new = [transform(cost, partner, epsilon) for cost, partner in zip(costs, partners, strict=True)]
-            potentials = [(old + fresh) / 2 for old, fresh in zip(potentials, new, strict=True)]
-    partners = (potentials[1], potentials[0], potentials[2], potentials[3])
-    f, g, p, q = (transform(cost, partner, blur**2) for cost, partner in zip(costs, partners, strict=True))
-    return (f - p).mean() + (g - q).mean()

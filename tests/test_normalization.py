@@ -11,8 +11,8 @@ import pytest
 from sklearn.metrics import f1_score as scikit_f1
 from sklearn.metrics import roc_auc_score
 
-from metrics import evaluate
-from normalising import Normaliser, f1_figures, f1_score, normalisers
+from scoring.metrics import evaluate
+from scoring.normalization import Normalizer, f1_figures, f1_score, normalizers
 
 Set = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -27,14 +27,14 @@ def toy_set(seed: int, kind: type = np.float32, decimals: int = 9) -> Set:
     return np.arange(8) % 2 == 1, maps.max(axis=(1, 2)), maps, masks
 
 
-# Normalising and deciding
+# Normalising and identity
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_the_formula(kind: type) -> None:
     scores: np.ndarray = np.linspace(-1, 6, 50).astype(kind)
     expected = [min(max((float(x) - 2.0) / (5.0 - 1.0) + 0.5, 0.0), 1.0) for x in scores]
-    shares = Normaliser(threshold=2.0, low=1.0, high=5.0).normalised(scores)
+    shares = Normalizer(threshold=2.0, low=1.0, high=5.0).normalized(scores)
     np.testing.assert_allclose(shares, expected, rtol=0, atol=1e-15)
     assert shares.dtype == np.float64 and shares.min() == 0 and shares.max() == 1
 
@@ -48,39 +48,39 @@ def test_half_and_above_means_anomalous_to_the_last_bit(kind: type, size: float)
         threshold = rng.choice(scores)
         near = [np.nextafter(threshold, kind(side)) for side in (-np.inf, np.inf)]
         scores = np.sort(np.concatenate([scores, near, np.array([-np.inf, np.inf], kind)]))
-        normaliser = Normaliser.of(scores[1:-1], float(threshold))
-        shares, decisions = normaliser.normalised(scores), normaliser.decide(scores)
+        normalizer = Normalizer.of(scores[1:-1], float(threshold))
+        shares, decisions = normalizer.normalized(scores), normalizer.decide(scores)
         np.testing.assert_array_equal(decisions, scores >= threshold)
         np.testing.assert_array_equal(shares >= 0.5, decisions)
         assert (np.diff(shares) >= 0).all() and shares[0] == 0 and shares[-1] == 1
-        assert normaliser.normalised(threshold) == 0.5
+        assert normalizer.normalized(threshold) == 0.5
 
 
 def test_single_precision_scores_meet_a_double_threshold_unrounded() -> None:
     scores = np.array([0.1, 0.3], np.float32)  # 0.1 rounds up in single precision, 0.3 does too
-    assert Normaliser(float(np.nextafter(float(scores[0]), 1)), 0, 1).decide(scores).tolist() == [False, True]
+    assert Normalizer(float(np.nextafter(float(scores[0]), 1)), 0, 1).decide(scores).tolist() == [False, True]
 
 
 def test_auroc_changes_only_where_clipping_ties_scores() -> None:
     truth, scores = np.array([0, 0, 1, 0, 1, 1]), np.array([0.0, 1, 2, 7, 8, 9])
-    middle = Normaliser.of(scores, 4.5).normalised(scores)  # from 0 to 1: nothing is clipped
+    middle = Normalizer.of(scores, 4.5).normalized(scores)  # from 0 to 1: nothing is clipped
     assert roc_auc_score(truth, middle) == roc_auc_score(truth, scores)
-    low = Normaliser.of(scores, 2.0).normalised(scores)  # 7, 8 and 9 become 1: two pairs that were right now tie
+    low = Normalizer.of(scores, 2.0).normalized(scores)  # 7, 8 and 9 become 1: two pairs that were right now tie
     assert low.tolist()[3:] == [1, 1, 1]
     assert roc_auc_score(truth, scores) - roc_auc_score(truth, low) == pytest.approx(2 * 0.5 / 9)
 
 
 def test_one_score_only_leaves_a_step() -> None:
-    normaliser = Normaliser.of(np.full((2, 3), 4.0), 4.0)
+    normalizer = Normalizer.of(np.full((2, 3), 4.0), 4.0)
     scores = [3.0, np.nextafter(4.0, 0), 4.0, 5.0]
-    assert normaliser.normalised(scores).tolist() == [0, 0, 0.5, 1]
-    assert normaliser.decide(scores).tolist() == [False, False, True, True]
+    assert normalizer.normalized(scores).tolist() == [0, 0, 0.5, 1]
+    assert normalizer.decide(scores).tolist() == [False, False, True, True]
 
 
 def test_a_saved_normaliser_is_the_same() -> None:
-    normaliser = Normaliser.of(np.array([0.1, 0.7], np.float32), float(np.float32(0.3)))
-    assert Normaliser(**json.loads(json.dumps(asdict(normaliser), allow_nan=False))) == normaliser
-    assert (normaliser.low, normaliser.high) == (float(np.float32(0.1)), float(np.float32(0.7)))
+    normalizer = Normalizer.of(np.array([0.1, 0.7], np.float32), float(np.float32(0.3)))
+    assert Normalizer(**json.loads(json.dumps(asdict(normalizer), allow_nan=False))) == normalizer
+    assert (normalizer.low, normalizer.high) == (float(np.float32(0.1)), float(np.float32(0.7)))
 
 
 # F1 at the threshold
@@ -93,13 +93,13 @@ def test_f1_at_thresholds_of_the_same_set_is_f1max_and_elsewhere_no_more(kind: t
     for seed in range(10):
         (labels, scores, maps, masks), other = (toy_set(seed + k, kind, decimals) for k in (0, 100))
         report = evaluate(labels, scores, maps, masks)
-        fitted = normalisers(report.thresholds, scores, maps)
+        fitted = normalizers(report.thresholds, scores, maps)
         own = f1_figures(fitted, labels, scores, maps, masks)
         assert own == {"image_f1": report.values["image_f1max"], "pixel_f1": report.values["pixel_f1max"]}
         best, carried = evaluate(*other).values, f1_figures(fitted, *other)
         assert all(figure <= best[f"{name}max"] for name, figure in carried.items())
         changed += carried["pixel_f1"] < best["pixel_f1max"]
-        fell_short += f1_score(masks, maps > fitted["pixel"].threshold) < own["pixel_f1"]  # as anomalib 2 decides
+        fell_short += f1_score(masks, maps > fitted["pixel"].threshold) < own["pixel_f1"]  # as anomalib 2 affects_results
     assert changed >= (5 if decimals else 1) and fell_short == 10
 
 
@@ -118,7 +118,7 @@ def test_f1_is_undefined_as_f1max_is() -> None:
     lost = [*some[:-1], None]  # of an anomalous image
     for truth, has_pixels in ((some, True), (none, False), (None, False), (lost, False)):
         report = evaluate(labels, scores, maps, truth)
-        figures = f1_figures(normalisers(report.thresholds, scores, maps), labels, scores, maps, truth)
+        figures = f1_figures(normalizers(report.thresholds, scores, maps), labels, scores, maps, truth)
         assert figures["image_f1"] == report.values["image_f1max"]
         assert math.isnan(figures["pixel_f1"]) == math.isnan(report.values["pixel_f1max"]) != has_pixels
     for same in (np.zeros(8), np.ones(8)):
@@ -130,24 +130,24 @@ def test_f1_is_undefined_as_f1max_is() -> None:
 
 def test_a_missing_threshold_is_the_other_ones_or_the_middle() -> None:
     scores, maps = [1.0, 5.0], np.array([[[0.0, 1]], [[5.0, 2]]])
-    both = normalisers({"image": 4.0, "pixel": 3.0}, scores, maps)
-    assert both == {"image": Normaliser(4, 1, 5), "pixel": Normaliser(3, 0, 5)}
-    assert normalisers({"image": 4.0}, scores, maps)["pixel"] == Normaliser(4, 0, 5)
-    assert normalisers({"pixel": 3.0}, scores, maps)["image"] == Normaliser(3, 1, 5)
-    assert normalisers({}, scores, maps) == {"image": Normaliser(3, 1, 5), "pixel": Normaliser(2.5, 0, 5)}
+    both = normalizers({"image": 4.0, "pixel": 3.0}, scores, maps)
+    assert both == {"image": Normalizer(4, 1, 5), "pixel": Normalizer(3, 0, 5)}
+    assert normalizers({"image": 4.0}, scores, maps)["pixel"] == Normalizer(4, 0, 5)
+    assert normalizers({"pixel": 3.0}, scores, maps)["image"] == Normalizer(3, 1, 5)
+    assert normalizers({}, scores, maps) == {"image": Normalizer(3, 1, 5), "pixel": Normalizer(2.5, 0, 5)}
 
 
 @pytest.mark.parametrize("scores", [[0, np.inf], [np.nan, 1]])
 def test_scores_that_have_no_finite_range(scores: list[float]) -> None:
     with pytest.raises(ValueError, match="finite numbers"):
-        Normaliser.of(scores, 0.5)
+        Normalizer.of(scores, 0.5)
 
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="no scores"):
-        Normaliser.of([])
+        Normalizer.of([])
     with pytest.raises(ValueError, match="low <= high"):
-        Normaliser(0.0, 2.0, 1.0)
+        Normalizer(0.0, 2.0, 1.0)
     with pytest.raises(ValueError, match=r"image 1: its mask is \(2, 3\), its decisions \(3, 2\)"):
         f1_score([None, np.ones((2, 3))], [np.ones((3, 2), bool)] * 2)
     with pytest.raises(ValueError):

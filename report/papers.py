@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from summary.published import METHODS
+from report.published import METHODS
 
 ALL_FIGURES = ("image_auroc", "pixel_auroc", "aupro_per_image", "aupro")
 NO_AUPRO = ("image_auroc", "pixel_auroc")
@@ -117,7 +117,7 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
             ),
             CHECK_MARKS,
             "this table mixes in FMM: its baseline has the figures of RD4AD, which has no FMM, and its last row those "
-            "of the full model, which has; with both attentions and without FMM see table 5. Ours: rd4ad, then FMM "
+            "of the full model, which has; with both attentions and without FMM see table 5. ThisProject: rd4ad, then FMM "
             "with SimAM, with SCConv, with both",
         ),
         "7": _icck(

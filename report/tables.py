@@ -14,8 +14,8 @@ from typing import Any
 
 from dataset import BENCHMARKS
 from model import VARIANTS
-from summary.published import NET, published
-from summary.results import FIGURES, Result, name_of
+from report.published import NET, published
+from report.results import FIGURES, Result, name_of
 
 Values = dict[str, dict[int, float]]  # class -> seed -> figure
 

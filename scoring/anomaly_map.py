@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
+MAP_MODES = ("add", "mean", "multiply", "standardized")  # how the levels' maps are combined; the last needs MapStatistics
 EPSILON = 1e-8  # the smallest norm that a cosine divides by, as in torch.nn.CosineSimilarity
 
 
 def cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
     """(B, C, H, W) twice -> (B, H, W) in [0, 2]; 0 where both point the same way, 1 where either is zero."""
-    teacher, student = wide(teacher), wide(student)
+    teacher, student = at_least_fp32(teacher), at_least_fp32(student)
     return (1 - cosine(teacher, student, dims=(1,))).clamp(0, 2)
 
 
@@ -39,12 +40,12 @@ def anomaly_map(pairs: Sequence[Pair], size: int, mode: str = "add", sigma: floa
     distances = [cosine_distance(*pair).float() for pair in pairs]
     with torch.autocast(distances[0].device.type, enabled=False):
         if mode in ("add", "mean"):  # smoothing is linear too: it goes into each level's matrices
-            added = sum_of([_enlarge(distance, size, sigma) for distance in distances])
+            added = sum_of([_upsample_and_smooth(distance, size, sigma) for distance in distances])
             return added / len(distances) if mode == "mean" else added
         product = torch.ones((), device=distances[0].device)
         for distance in distances:
-            product = product * _enlarge(distance, size, 0.0)
-        return _enlarge(product, size, sigma)
+            product = product * _upsample_and_smooth(distance, size, 0.0)
+        return _upsample_and_smooth(product, size, sigma)
 
 
 def level_maps(pairs: Sequence[Pair], size: int, sigma: float = 4.0) -> Tensor:
@@ -53,7 +54,7 @@ def level_maps(pairs: Sequence[Pair], size: int, sigma: float = 4.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Normality:
+class MapStatistics:
     """What each level's map looks like on normal images: its mean and spread at each place, (levels, S, S) both.
 
     The spread is the standard deviation at that place plus that of the whole level: where normal images hardly differ,
@@ -64,7 +65,7 @@ class Normality:
     spread: Tensor
 
     @classmethod
-    def of(cls, maps: Iterable[Tensor]) -> Normality:
+    def of(cls, maps: Iterable[Tensor]) -> MapStatistics:
         """From the `level_maps` (levels, B, S, S) of normal images, batch by batch; summed up in float64."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for batch in maps:
@@ -76,7 +77,7 @@ class Normality:
         of_level = (squares / count).mean(dim=(1, 2), keepdim=True) - mean.mean(dim=(1, 2), keepdim=True).square()
         return cls(mean.float(), (at_place + of_level.clamp(min=0).sqrt()).float())
 
-    def standardised(self, maps: Tensor) -> Tensor:
+    def standardized(self, maps: Tensor) -> Tensor:
         """(levels, B, S, S) -> (B, S, S): each level's deviation in spreads, summed; about 0 where normal."""
         return ((maps - self.mean[:, None]) / self.spread[:, None].clamp(min=EPSILON)).sum(dim=0)
 
@@ -92,19 +93,19 @@ def image_score(maps: Tensor, top: int = 1) -> Tensor:
     return pixels.topk(top, dim=1).values.mean(dim=1)
 
 
-def refinement(pairs: Sequence[Pair], size: int) -> Tensor:
+def score_refinement_factor(pairs: Sequence[Pair], size: int) -> Tensor:
     """Pairs -> (B,), at least 1: the factor by which DRD raises an image score.
 
     1 + the largest value of one level's distances before upsampling: of the level whose upsampled map varies least over
     the image. Source: the published DRD code.
     """
     distances = [cosine_distance(*pair).float() for pair in pairs]
-    variances = torch.stack([_enlarge(distance, size, 0.0).flatten(1).var(dim=1) for distance in distances])
+    variances = torch.stack([_upsample_and_smooth(distance, size, 0.0).flatten(1).var(dim=1) for distance in distances])
     largest = torch.stack([distance.flatten(1).amax(dim=1) for distance in distances])
     return 1 + largest.gather(0, variances.argmin(dim=0, keepdim=True))[0]
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     """At least fp32."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
@@ -147,11 +148,11 @@ class _Cosine(torch.autograd.Function):
         return to_teacher, to_student, None
 
 
-def _enlarge(maps: Tensor, size: int, sigma: float) -> Tensor:
+def _upsample_and_smooth(maps: Tensor, size: int, sigma: float) -> Tensor:
     """(B, h, w) -> (B, size, size): upsampled where smaller, then smoothed."""
     kind = (maps.device, maps.dtype)
-    rows = _enlarging(size, maps.shape[-2], sigma, *kind)
-    columns = _enlarging(size, maps.shape[-1], sigma, *kind)
+    rows = _upsample_matrix(size, maps.shape[-2], sigma, *kind)
+    columns = _upsample_matrix(size, maps.shape[-1], sigma, *kind)
     return rows @ maps @ columns.T
 
 
@@ -159,7 +160,7 @@ def _enlarge(maps: Tensor, size: int, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _enlarging(outputs: int, inputs: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _upsample_matrix(outputs: int, inputs: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(outputs, inputs): upsampling followed by smoothing."""
     with torch.inference_mode(False), torch.no_grad():
         return (_gaussian(outputs, sigma) @ upsampling(outputs, inputs)).to(device=device, dtype=dtype)

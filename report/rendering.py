@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dataset import BENCHMARKS
-from summary.published import METHODS
-from summary.results import FIGURES, Result
-from summary.tables import Row, Spread, Table, random_teacher, summarize
+from report.published import METHODS
+from report.results import FIGURES, Result
+from report.tables import Row, Spread, Table, random_teacher, summarize
 from utils import format_table, write_atomically
 
 LEGEND = (

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from toys import ODD, SQUARE, doubled, make_pairs
 
-import discrepancy
-import losses
-from discrepancy import Normality, anomaly_map, cosine_distance, image_score, level_maps, refinement
+from scoring import anomaly_map
+from methods import losses
+from scoring.anomaly_map import MapStatistics, anomaly_map, cosine_distance, image_score, level_maps, score_refinement_factor
 
 
 def test_cosine_distance_per_pixel():
@@ -71,7 +71,7 @@ def test_an_image_s_map_does_not_depend_on_its_batch():
 
 
 def test_matrices_cached_in_inference_mode_serve_training():
-    for cache in (losses._gram, discrepancy._enlarging):
+    for cache in (losses._gram, discrepancy._upsample_matrix):
         cache.cache_clear()
     pairs = make_pairs()
     with torch.inference_mode():
@@ -109,19 +109,19 @@ def test_standardised_maps_are_deviations_in_spreads():
         torch.rand(2, 12, 5, 5, generator=torch.Generator().manual_seed(0))
         * torch.tensor([1.0, 7.0])[:, None, None, None]
     )
-    normality = Normality.of([maps[:, :5], maps[:, 5:]])
+    normality = MapStatistics.of([maps[:, :5], maps[:, 5:]])
     known = maps.double().numpy()
     spread = known.std(axis=1) + known.std(axis=(1, 2, 3))[:, None, None]
     np.testing.assert_allclose(normality.spread.numpy(), spread, rtol=1e-5)
     new = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(1))
     expected = ((new.numpy() - known.mean(axis=1)[:, None]) / spread[:, None]).sum(axis=0)
-    np.testing.assert_allclose(normality.standardised(new).numpy(), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(normality.standardised(maps).mean(dim=0).numpy(), 0, atol=1e-4)
+    np.testing.assert_allclose(normality.standardized(new).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(normality.standardized(maps).mean(dim=0).numpy(), 0, atol=1e-4)
 
 
 def test_a_place_without_any_spread_stays_finite():
     maps = torch.ones(1, 4, 3, 3)
-    assert torch.equal(Normality.of([maps]).standardised(maps), torch.zeros(4, 3, 3))
+    assert torch.equal(MapStatistics.of([maps]).standardized(maps), torch.zeros(4, 3, 3))
 
 
 def test_the_refinement_is_that_of_the_steadiest_level():
@@ -134,6 +134,6 @@ def test_the_refinement_is_that_of_the_steadiest_level():
             varies = F.interpolate(native[None], (64, 64), mode="bilinear", align_corners=True).var()
             if varies < steadiest:
                 steadiest, largest = varies, native.max()
-        assert refinement(pairs, 64)[image].item() == pytest.approx(1 + largest.item(), rel=1e-5)
-    assert refinement(pairs, 64).min() >= 1
-    assert torch.equal(refinement([(teacher, teacher) for teacher, _ in pairs], 64).round(decimals=5), torch.ones(3))
+        assert score_refinement_factor(pairs, 64)[image].item() == pytest.approx(1 + largest.item(), rel=1e-5)
+    assert score_refinement_factor(pairs, 64).min() >= 1
+    assert torch.equal(score_refinement_factor([(teacher, teacher) for teacher, _ in pairs], 64).round(decimals=5), torch.ones(3))

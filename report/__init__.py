@@ -1,7 +1,7 @@
 """Tables over finished runs: computed, set beside published figures, written as text, Markdown, CSV and JSON."""
 
-from summary.rendering import render, write_tables
-from summary.results import FIGURES, collect, unfinished
-from summary.tables import summarize
+from report.rendering import render, write_tables
+from report.results import FIGURES, collect, unfinished
+from report.tables import summarize
 
 __all__ = ["FIGURES", "collect", "render", "summarize", "unfinished", "write_tables"]

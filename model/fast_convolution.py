@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def with_fast_gradients(network: nn.Module) -> None:
+def use_fast_gradients(network: nn.Module) -> None:
     """Put `Conv2d` and `ConvTranspose2d` of this module in the place of torch's, with the very same parameters.
 
     Convolutions with a bias, groups, dilation or another padding than zeros stay as they are.
@@ -29,7 +29,7 @@ def _is_plain(convolution: Any) -> bool:
     return one_number and plain and convolution.padding_mode == "zeros" and convolution.output_padding == (0, 0)
 
 
-class _Same:
+class _FastGradientMixin:
     """What both classes share."""
 
     @classmethod
@@ -41,26 +41,26 @@ class _Same:
         made.weight = other.weight  # type: ignore[attr-defined]
         return made.train(other.training)  # type: ignore[attr-defined]
 
-    def worthwhile(self, x: Tensor) -> bool:
+    def _use_fast_gradient(self, x: Tensor) -> bool:
         """Not on a GPU, and not in half precision, where torch's own way has not been measured against this one."""
         plain = self.bias is None and torch.is_grad_enabled()  # type: ignore[attr-defined]
         return plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
-class Conv2d(_Same, nn.Conv2d):
+class Conv2d(_FastGradientMixin, nn.Conv2d):
     """As torch's, on a processor in fp32 or float64 with another way to the same gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.worthwhile(x):
+        if not self._use_fast_gradient(x):
             return super().forward(x)
         return _Convolution.apply(x, self.weight, self.stride[0], self.padding[0], False)
 
 
-class ConvTranspose2d(_Same, nn.ConvTranspose2d):
+class ConvTranspose2d(_FastGradientMixin, nn.ConvTranspose2d):
     """As torch's, on a processor in fp32 or float64 with another way to the same gradient."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if output_size is not None or not self.worthwhile(x):
+        if output_size is not None or not self._use_fast_gradient(x):
             return super().forward(x, output_size)
         return _Convolution.apply(x, self.weight, self.stride[0], self.padding[0], True)
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import convolution
-from model.convolution import weight_gradient, with_fast_gradients
-from model.folding import fold_batch_norms
-from model.precision import lowered
+from model.fast_convolution import weight_gradient, use_fast_gradients
+from model.fold_batch_norm import fold_batch_norms
+from model.precision import autocast
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_a_network_made_fast_is_the_same_network() -> None:
     plain = network().double()
     fast = copy.deepcopy(plain)
     before = dict(fast.named_parameters())
-    with_fast_gradients(fast)
+    use_fast_gradients(fast)
     ours = {name for name, part in fast.named_children() if type(part).__module__ == convolution.__name__}
     assert ours == {"0", "4", "6"}, "not the one with a bias, not the one with groups"
     assert all(parameter is before[name] for name, parameter in fast.named_parameters())
@@ -69,7 +69,7 @@ def test_a_network_made_fast_is_the_same_network() -> None:
 
 def test_images_that_need_no_gradient_get_none() -> None:
     layer = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
-    with_fast_gradients(layer)
+    use_fast_gradients(layer)
     images = torch.randn(1, 3, 8, 8)
     layer(images).sum().backward()
     assert images.grad is None and layer[0].weight.grad is not None
@@ -88,7 +88,7 @@ def test_bf16_is_rounded_alike_with_and_without_the_hardware(layer: nn.Module, m
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda hardware=hardware: hardware)
         x = images.clone().requires_grad_()
         layer.zero_grad()
-        with lowered(CPU, "bf16"):
+        with autocast(CPU, "bf16"):
             y = layer(x)
         assert y.dtype == torch.bfloat16
         y.float().square().sum().backward()

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.states import file_sha256, read_torch_file, state_sha256
+from model.checkpoints import read_torch_file, state_sha256
 from model.weights import first_line
+from utils import file_sha256
 
 STRIDES = (4, 8, 16)
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from summary.rendering import PARTIAL, benchmark_title, cell, count, duration, heading, notes_below, partial
-from summary.results import FIGURES, Result
-from summary.tables import Row, differing, facts_of, grouped, random_teacher, row_of
+from report.rendering import PARTIAL, benchmark_title, cell, count, duration, heading, notes_below, partial
+from report.results import FIGURES, Result
+from report.tables import Row, differing, facts_of, grouped, random_teacher, row_of
 from utils import format_table
 
 LEGEND = (

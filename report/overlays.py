@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from dataset import Sample, load_mask
-from readers.pictures import read_rgb
+from readers.image_io import read_rgb
 from utils import write_atomically
 
 HEIGHT = 256  # pixels of each panel
@@ -18,7 +18,7 @@ BANNER = 26
 WHITE, DARK = (255, 255, 255), (32, 32, 32)
 
 
-def colour_scale(normal_maps: np.ndarray) -> tuple[float, float]:
+def color_scale(normal_maps: np.ndarray) -> tuple[float, float]:
     """Maps of normal training images (N, S, S) -> the scores painted clear and full: one scale for a whole run.
 
     Clear is the median pixel; the median of the images' maxima comes to lie at a quarter of the way, so that a normal
@@ -69,18 +69,20 @@ def overlay_names(samples: Sequence[Sample]) -> list[str]:
     return names
 
 
-def write_overlays(
-    folder: Path,
-    samples: Sequence[Sample],
-    names: Sequence[str],
-    maps: np.ndarray,
-    scores: np.ndarray,
-    scale: tuple[float, float],
-) -> None:
-    """Draw each sample's overlay into `folder`/<name>.png; pictures keep their own proportions."""
-    for sample, name, anomaly_map, score in zip(samples, names, maps, scores, strict=True):
-        mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None
-        drawn = overlay(np.asarray(read_rgb(sample.image)), anomaly_map, scale, mask, f"{name}   score {score:.3f}")
-        written, data = cv2.imencode(".png", drawn[..., ::-1])
-        assert written, "OpenCV writes PNG"
-        write_atomically(folder / f"{name}.png", data.tobytes())
+class OverlayWriter:
+    """Draws the samples of a set, batch by batch, as `folder`/<name>.png, on one color scale."""
+
+    def __init__(self, folder: Path, samples: Sequence[Sample], scale: tuple[float, float]) -> None:
+        self.folder, self.samples, self.scale = folder, samples, scale
+        self.names = overlay_names(samples)
+
+    def write(self, first: int, maps: np.ndarray, scores: np.ndarray) -> None:
+        """The overlays of the samples from number `first` on: maps (B, S, S) and scores (B,)."""
+        for number, (anomaly_map, score) in enumerate(zip(maps, scores, strict=True), start=first):
+            sample, name = self.samples[number], self.names[number]
+            mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None
+            image, caption = np.asarray(read_rgb(sample.image)), f"{name}   score {score:.3f}"
+            drawn = overlay(image, anomaly_map, self.scale, mask, caption)
+            written, data = cv2.imencode(".png", drawn[..., ::-1])
+            assert written, "OpenCV writes PNG"
+            write_atomically(self.folder / f"{name}.png", data.tobytes())

@@ -46,7 +46,7 @@ def opened(path: Path) -> Image.Image:
         raise FileNotFoundError(f"{path}: no such file") from None
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """The decoded picture in its own mode.
 
     Raises FileNotFoundError or ValueError, one line that names the file and what to do about it.
@@ -99,17 +99,17 @@ def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The picture as RGB, in its stored size and orientation. Raises as `open_picture` and `to_rgb`."""
-    return to_rgb(open_picture(path), path)
+    """The picture as RGB, in its stored size and orientation. Raises as `open_image` and `to_rgb`."""
+    return to_rgb(open_image(path), path)
 
 
 def read_mask(path: Path, threshold: int = 0) -> NDArray[np.bool_]:
     """(H, W), True where a stored value exceeds `threshold` (in the file's own units): 1, 255, defect ids alike.
 
     Palette pictures are judged by index, colour ones by their largest channel, transparency is ignored.
-    Raises as `open_picture`.
+    Raises as `open_image`.
     """
-    return mask_values(open_picture(path)) > threshold
+    return mask_values(open_image(path)) > threshold
 
 
 def mask_values(picture: Image.Image) -> NDArray[Any]:
@@ -132,7 +132,7 @@ def read_orientation(path: Path) -> int:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) as stored, from the file's head alone. Raises as `open_picture`."""
+    """(width, height) as stored, from the file's head alone. Raises as `open_image`."""
     try:
         with opened(path) as picture:
             return picture.size
@@ -150,7 +150,7 @@ def fits_only_turned(mask_size: tuple[int, int], image_size: tuple[int, int], or
 
 def read_mask_of(image: Path, mask: Path, threshold: int = 0) -> NDArray[np.bool_]:
     """The mask in its image's stored orientation; warns where it had to be turned back for that."""
-    picture = open_picture(mask)
+    picture = open_image(mask)
     values = mask_values(picture) > threshold
     size = read_size(image)
     # the sizes alone nearly always decide, and reading EXIF of a PNG decodes it whole

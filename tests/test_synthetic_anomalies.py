@@ -7,7 +7,7 @@ import pytest
 import torch
 from opensimplex import OpenSimplex
 
-from damage import DAMAGES, copy_paste, painter, simplex_field, simplex_noise, swap_patches
+from methods.synthetic_anomalies import DAMAGES, copy_paste, painter, simplex_field, simplex_noise, swap_patches
 
 
 def coordinates(batch, size):

@@ -1,0 +1,182 @@
+"""What training yields and a checkpoint holds: a detector takes images and gives scores and anomaly maps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from config import Config
+from dataset import ImageSet, image_batches
+from methods import build_distiller
+from model import Distiller, Teacher, build_teacher
+from model.precision import resolve_precision
+from report.overlays import color_scale
+from runs import CHECKPOINT, CONFIG, METRICS, Run
+from scoring.anomaly_map import MapStatistics, Pair, anomaly_map, image_score, level_maps, score_refinement_factor
+from scoring.metrics import Report, compute_metrics
+from scoring.normalization import Normalizer, normalizers
+from utils import choose_device, prefetch_map, to_device
+
+BATCH_PIXELS = 16 * 256**2  # of a batch that is scored: memory does not grow with the image size
+SCALE_IMAGES = 64  # training images from whose maps the color scale of a run's overlays is taken
+
+
+class Detector:
+    """A trained network with all that scoring needs: images in; image scores and anomaly maps out.
+
+    config          the run's settings: image size, scoring, precision, threads
+    distiller       teacher, bottleneck and student as they were trained
+    map_statistics  mean and spread of each level's map over normal images; only the standardized map needs them
+    color_scale     the two scores at which overlays are clear and fully colored; None until fitted
+    """
+
+    def __init__(self, config: Config, distiller: Distiller) -> None:
+        self.config, self.distiller = config, distiller
+        self.map_statistics: MapStatistics | None = None
+        self.color_scale: tuple[float, float] | None = None
+
+    @classmethod
+    def load(cls, run: Path | str, **changes: Any) -> Detector:
+        """The detector of a finished run folder; `changes` replace fields of the run's Config, such as `device`.
+
+        `weights` names the teacher's file where it has moved. Raises FileNotFoundError without a finished run or its
+        checkpoint, ValueError for a teacher with other weights and for files that are not a run's.
+        """
+        folder = Run(Path(run))
+        if not folder.finished:
+            raise FileNotFoundError(f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training")
+        record, state = folder.read(CONFIG), folder.load_checkpoint()
+        if state is None:
+            raise FileNotFoundError(f"{folder}: no {CHECKPOINT}; main.py with --fresh trains the run again")
+        config = replace(Config(**Config.from_json(record["config"])), **changes)
+        teacher = frozen_teacher(config, choose_device(config.device))
+        recorded = record["identity"]["teacher_weights"]
+        if teacher.weights != recorded:
+            raise ValueError(
+                f"{folder} was trained with teacher weights {recorded}, found {teacher.weights}; give --weights FILE"
+            )
+        distiller = build_distiller(config.recipe, teacher).to(teacher.device)
+        distiller.load_trained_state(state["trained"])
+        detector = cls(config, distiller)
+        if state["map_statistics"] is not None:
+            tensors = {name: tensor.to(teacher.device) for name, tensor in state["map_statistics"].items()}
+            detector.map_statistics = MapStatistics(**tensors)
+        detector.color_scale = state["color_scale"]
+        return detector
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, tensors and plain values only: the trained parts and what was fitted."""
+        return {
+            "trained": self.distiller.trained_state(),
+            "map_statistics": vars(self.map_statistics) if self.map_statistics else None,
+            "color_scale": self.color_scale,
+        }
+
+    @functools.cached_property
+    def network(self) -> Distiller:
+        """The network for inference: a copy with its batch norms folded, compiled where the Config wants that."""
+        network = self.distiller.to_inference()
+        if self.config.compile:
+            from torch._inductor import config as inductor_config  # slow to import
+
+            inductor_config.freezing = True  # weights become constants: half of what compiling gains
+            network.compile()
+        return network
+
+    def fit_map_statistics(self, normal_images: ImageSet) -> None:
+        """Measure each level's map on normal images, where the run's anomaly map is standardized by it."""
+        if self.config.scoring.anomaly_map == "standardized":
+            batches = self._scored_pairs(normal_images)
+            self.map_statistics = MapStatistics.of(level_maps(pairs, normal_images.size) for pairs in batches)
+
+    def fit_color_scale(self, normal_images: ImageSet) -> None:
+        """Choose the color scale of overlays from the maps of some normal images, evenly spread over them."""
+        step = max(1, -(-len(normal_images) // SCALE_IMAGES))
+        some = ImageSet(normal_images.samples[::step], normal_images.size)
+        self.color_scale = color_scale(np.concatenate([maps for _, maps in self.predict(some)]))
+
+    @torch.no_grad()
+    def predict(self, images: ImageSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Image scores (B,) and anomaly maps (B, S, S), float32, batch by batch in the order of the images."""
+        scoring = self.config.scoring
+        for pairs in self._scored_pairs(images):
+            if self.map_statistics is not None:
+                maps = self.map_statistics.standardized(level_maps(pairs, images.size))
+            else:
+                maps = anomaly_map(pairs, images.size, mode=scoring.anomaly_map)
+            scores = image_score(maps, scoring.score_num)
+            if scoring.refine:
+                scores = scores * score_refinement_factor(pairs, images.size)
+            yield scores.cpu().numpy(), maps.cpu().numpy()
+
+    def evaluate(self, images: ImageSet, keep_maps: bool = False) -> Evaluation:
+        """Score a test set once: image metrics always, pixel metrics where there are masks and --seg wants them.
+
+        Maps are held until the pixel metrics are computed, and kept where asked; 10,000 of 256 pixels are 2.6 GB.
+        """
+        with_pixels = self.config.seg and images.has_masks
+        scores = np.empty(len(images), np.float32)
+        maps = np.empty((len(images), images.size, images.size), np.float32) if with_pixels or keep_maps else None
+        done = 0
+        for batch_scores, batch_maps in self.predict(images):
+            batch = slice(done, done + len(batch_scores))
+            scores[batch] = batch_scores
+            if maps is not None:
+                maps[batch] = batch_maps
+            done = batch.stop
+        if with_pixels:
+            masks = list(prefetch_map(images.mask, range(len(images)), self.config.workers))
+            report = compute_metrics(images.labels, scores, maps, masks)
+            return Evaluation(images.labels, scores, maps, masks, report)
+        report = compute_metrics(images.labels, scores)
+        why = "no masks" if self.config.seg else "pixel metrics were not asked for"
+        reasons = {name: reason if name.startswith("image_") else why for name, reason in report.reasons.items()}
+        return Evaluation(images.labels, scores, maps, None, replace(report, reasons=reasons))
+
+    @torch.no_grad()
+    def _scored_pairs(self, images: ImageSet) -> Iterable[list[Pair]]:
+        """The pairs of the levels that count, batch by batch, while the next images are decoded."""
+        self.network.eval()
+        batch_size = max(1, min(64, BATCH_PIXELS // images.size**2))
+        device = self.distiller.teacher.device
+        for _, pixels in image_batches(images, range(len(images)), batch_size, self.config.workers):
+            pairs = self.network(to_device(pixels, device))
+            yield [pairs[level] for level in self.config.scoring.levels]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Labels (N,) and scores (N,) of a test set, the anomaly maps (N, S, S) float32 if they were kept, the masks that
+    they were compared with, and the metrics.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    maps: np.ndarray | None
+    masks: list[np.ndarray | None] | None
+    report: Report
+
+    def normalizers(self) -> dict[str, Normalizer]:
+        """The normalizers of image scores and of pixels, chosen on this very set, as anomalib does by default."""
+        assert self.maps is not None, "evaluate with keep_maps=True"
+        return normalizers(self.report.thresholds, self.scores, self.maps)
+
+
+def frozen_teacher(config: Config, device: torch.device) -> Teacher:
+    """A run's teacher; the runs of a sweep share one, except that random weights are drawn anew from each seed."""
+    seed = config.seeds[0] if config.weights == "random" else 0
+    precision = resolve_precision(config.precision, device)
+    return _frozen_teacher(config.net, config.weights, seed, device, precision, config.fast)
+
+
+@functools.lru_cache(maxsize=1)
+def _frozen_teacher(
+    net: str, weights: str, seed: int, device: torch.device, precision: str, channels_last: bool
+) -> Teacher:
+    return build_teacher(net, weights, seed).to(device).optimize_for_inference(precision, channels_last)

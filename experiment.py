@@ -1,0 +1,213 @@
+"""One class and one seed: everything that training and scoring it takes, built on first use from the Config."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from config import Config
+from dataset import BENCHMARKS, ImageSet, find_classes, locate
+from detector import Detector, Evaluation, frozen_teacher
+from feature_cache import CachePolicy, FeatureCache
+from methods import build_distiller
+from methods.synthetic_anomalies import painter
+from model import Distiller, Teacher, load_published
+from report.overlays import OverlayWriter
+from runs import Progress, Run
+from scoring.normalization import Normalizer, f1_metrics
+from utils import file_sha256, seed_everything
+
+
+class Experiment:
+    """The objects of one run, each made when it is first asked for.
+
+    It is no trainer: the loop stays in main.py. `config` is that of one class and one seed (`Config.of_run`).
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The frozen teacher."""
+        return frozen_teacher(self.config, self.device)
+
+    @cached_property
+    def distiller(self) -> Distiller:
+        """Teacher, bottleneck and student as the recipe wants them, seeded, from a published checkpoint if one is given.
+
+        The random state is set here, just before the parts are built: what was done before cannot change them.
+        """
+        teacher = self.teacher
+        seed_everything(self.config.seed_key)
+        distiller = build_distiller(self.config.recipe, teacher)
+        if self.config.checkpoint is not None:
+            load_published(self.config.checkpoint, distiller)
+        distiller = distiller.to(self.device)
+        return distiller.use_fast_gradients() if self.config.fast else distiller
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam as published, over everything that is trainable; fused where torch has that, for speed alone.
+
+        A projection has its own step size, as RD++'s second optimizer.
+        """
+        training, distiller = self.config.training, self.distiller
+        projection = [] if distiller.projection is None else list(distiller.projection.parameters())
+        apart = {id(parameter) for parameter in projection}
+        groups: list[dict[str, Any]] = [{"params": [p for p in distiller.trainable() if id(p) not in apart]}]
+        if projection:
+            groups.append({"params": projection, "lr": training.projection_rate})
+        fused = self.device.type in ("cpu", "cuda")
+        return torch.optim.Adam(
+            groups, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay, fused=fused
+        )
+
+    @cached_property
+    def normal_images(self) -> ImageSet:
+        """The benchmark's training images of the class, all normal."""
+        return self._images("train")
+
+    @cached_property
+    def test_images(self) -> ImageSet:
+        """The benchmark's test images of the class."""
+        return self._images("test")
+
+    @property
+    def train_images(self) -> ImageSet:
+        """The images to train on: the normal images less the held-out ones."""
+        return self._split[0]
+
+    @property
+    def held_out_images(self) -> ImageSet | None:
+        """The normal images held out for early stopping; None without --patience."""
+        return self._split[1]
+
+    @cached_property
+    def features(self) -> FeatureCache:
+        """The teacher's features of the training images, cached as the Config wants it."""
+        return self.cache_features(self.train_images)
+
+    @cached_property
+    def held_out_features(self) -> FeatureCache | None:
+        """Those of the held-out images; None where there are none."""
+        return None if self.held_out_images is None else self.cache_features(self.held_out_images)
+
+    def cache_features(self, images: ImageSet) -> FeatureCache:
+        """A cache over some of the normal images, filled anew."""
+        config, corruption = self.config, self.config.recipe.corruption
+        policy = CachePolicy(config.cache, config.cache_gb, config.cache_dir)
+        corrupt = None if corruption is None else painter(corruption, config.seeds[0], config.image_size)
+        return FeatureCache(self.teacher, images, policy, config.training.batch_size, config.workers, corrupt)
+
+    def detector(self) -> Detector:
+        """The distiller in its present state, with what scoring needs to know of the training images."""
+        detector = Detector(self.config, self.distiller)
+        detector.fit_map_statistics(self.train_images)
+        return detector
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that makes the run the run it is: two runs with equal identities give equal numbers."""
+        identity = self.config.identity()
+        identity |= {"teacher_weights": self.teacher.weights, "precision": self.teacher.precision}
+        if self.config.checkpoint is not None:
+            identity["checkpoint"] = file_sha256(self.config.checkpoint)
+        return identity
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What metrics.json records about the run beside its settings and its results."""
+        return {
+            "teacher_weights": self.teacher.weights,
+            "precision": self.teacher.precision,
+            "n_train": len(self.train_images),
+            "n_held_out": len(self.held_out_images or ()),
+            "n_test": len(self.test_images),
+            "n_anomalous": int(self.test_images.labels.sum()),
+        }
+
+    def _images(self, split: str) -> ImageSet:
+        (class_name,) = self.config.classes
+        benchmark = BENCHMARKS[self.config.dataset]
+        samples = benchmark.read(locate(benchmark, self.config.source), class_name, split)
+        return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
+
+    @cached_property
+    def _split(self) -> tuple[ImageSet, ImageSet | None]:
+        """(train, held out): drawn by class and seed, at least one of each. Raises ValueError for a single image."""
+        config, images = self.config, self.normal_images
+        if not config.training.patience:
+            return images, None
+        if len(images) < 2:
+            raise ValueError(
+                f"--patience needs training images to hold out; found {len(images)}. Add images or use --patience 0"
+            )
+        count = min(len(images) - 1, max(1, round(config.holdout * len(images))))
+        chosen = set(random.Random(f"{config.seed_key} held out").sample(range(len(images)), count))
+        parts = ([s for i, s in enumerate(images.samples) if (i in chosen) == held] for held in (False, True))
+        train, held_out = (ImageSet(samples, images.size, images.mask_threshold) for samples in parts)
+        return train, held_out
+
+
+def experiments(config: Config, device: torch.device) -> Iterator[Experiment]:
+    """The runs of a sweep, class by class and seed by seed, classes in the benchmark's order.
+
+    Raises ValueError on a class that the benchmark does not have, before the first one.
+    """
+    benchmark = BENCHMARKS[config.dataset]
+    known = find_classes(benchmark, locate(benchmark, config.source))
+    unknown = [name for name in config.classes if name not in known and config.classes != ("all",)]
+    if unknown:
+        raise ValueError(f"unknown --class {', '.join(unknown)}: {config.dataset} has {', '.join(known) or 'none'}")
+    for class_name in known if config.classes == ("all",) else config.classes:
+        for seed in config.seeds:
+            yield Experiment(config.of_run(class_name, seed), device)
+
+
+def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any) -> None:
+    """Score the trained experiment once and finish its run folder; `facts` are recorded in metrics.json beside it."""
+    config, images = experiment.config, experiment.test_images
+    started = time.perf_counter()
+    detector = experiment.detector()
+    evaluation = detector.evaluate(images, keep_maps=config.vis or config.normalize)
+    facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
+    detector.fit_color_scale(experiment.train_images)
+    progress.evaluated(progress.epoch, evaluation.report.values)
+
+    fitted = evaluation.normalizers() if config.normalize else {}
+    facts["normalized"] = _normalized_record(fitted, evaluation) if fitted else None
+    folder.write_predictions(images.samples, evaluation.scores, fitted.get("image"))
+    if config.print_scores:
+        for sample, value in zip(images.samples, evaluation.scores, strict=True):
+            print(f"{config.title}: {int(sample.anomalous)} {value:.4f} {sample.image}")
+    if images.vanished:
+        print(
+            f"{config.title}: {len(images.vanished)} masks would vanish at this resolution; their most covered pixels "
+            f"were kept, e.g. of {images.vanished[0]}"
+        )
+    if config.vis and evaluation.maps is not None and detector.color_scale is not None:
+        writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale)
+        writer.write(0, evaluation.maps, evaluation.scores)
+        print(f"{config.title}: overlays in {config.overlay_folder}")
+
+    folder.write_progress(progress)
+    folder.save_checkpoint({**detector.state(), "progress": asdict(progress)})
+    folder.finish(config, evaluation.report, progress, facts)
+
+
+def _normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:
+    """What metrics.json keeps of --normalize: thresholds, ranges, and F1 at the thresholds."""
+    assert evaluation.maps is not None, "evaluate with keep_maps=True"
+    f1 = f1_metrics(fitted, evaluation.labels, evaluation.scores, evaluation.maps, evaluation.masks)
+    return {
+        "chosen_on": "the test set",
+        **{name: asdict(normalizer) for name, normalizer in fitted.items()},
+        **{name: None if value != value else value for name, value in f1.items()},
+    }

@@ -1,0 +1,1 @@
+"""What is measured: anomaly maps, image scores and metrics; pure functions that know no network and no files."""
