@@ -325,7 +325,7 @@ class Config:
         return replace(self, classes=(class_name,), seeds=(seed,))
 
     def identity(self) -> dict[str, Any]:
-        """What decides a run's numbers, as plain JSON values: only what differs from its default.
+        """What affects_results a run's numbers, as plain JSON values: only what differs from its default.
 
         What the variant settles is filled in, so a run is the same however its settings were given. A setting that a
         later version adds changes no identity while it has its default.

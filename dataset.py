@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from readers.base import Reader, Sample, Source, discover_classes, find_class_folder, list_folders, looks_like_class
-from readers.cifar10 import CIFAR10_CLASSES, read_cifar10
+from readers.cifar10 import CIFAR10_CLASSES, prepare_cifar10, read_cifar10
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import default_root, read_elpv
 from readers.folder import name_class, read_folder
@@ -88,7 +88,12 @@ BENCHMARKS: dict[str, Benchmark] = {
         default_root=default_root,
     ),
     "cifar10": Benchmark(
-        "CIFAR-10, one class against nine", CIFAR10_CLASSES, read_cifar10, find=None, class_folder=None
+        "CIFAR-10, one class against nine",
+        CIFAR10_CLASSES,
+        read_cifar10,
+        find=None,
+        class_folder=None,
+        prepare=prepare_cifar10,
     ),
     "folder": Benchmark("own images", (), read_folder),
     "demo": Benchmark(

@@ -88,7 +88,7 @@ class Run:
     def open(self, config: dict[str, Any], identity: dict[str, Any], fresh: bool = False, resume: bool = True) -> None:
         """Begin the run, or continue the one that lies here; `fresh` discards it, `resume=False` an unfinished one.
 
-        `identity` holds what decides the run's numbers, as differences from the defaults. Raises ValueError naming the
+        `identity` holds what affects_results the run's numbers, as differences from the defaults. Raises ValueError naming the
         settings in which a run that lies here differs from the one that is wanted.
         """
         for leftover in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote

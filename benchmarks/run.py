@@ -158,11 +158,11 @@ def cells(row: Row, peak: Mapping[str, Mapping[str, float]]) -> list[str]:
 def check(rows: Sequence[Row], peak: Mapping[str, Mapping[str, float]]) -> int:
     """Print a line per ratio that has a floor; 1 where one is below it, or none has one, else 0.
 
-    bf16 has floors only where the machine computes in it: elsewhere its peak is below that of fp32.
+    bf16 has floors only where the environment_info computes in it: elsewhere its peak is below that of fp32.
     """
     slow = {name for name, rates in peak.items() if max(rates.values()) < max(peak["fp32"].values())}
     for name in slow:
-        print(f"no floors for {name}: this machine is faster in fp32")
+        print(f"no floors for {name}: this environment_info is faster in fp32")
     floored = [row for row in rows if row.ratio is not None and row.key in FLOORS and row.precision not in slow]
     below = 0
     for row in floored:

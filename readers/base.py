@@ -1,5 +1,7 @@
 """What every reader needs: the two records, the files worth seeing in a folder, classes and masks found by name.
 
+Also what benchmarks that write their own data need: a folder made whole or not at all.
+
 Nothing here opens a picture. Paths come out sorted by name, so that no result depends on the order a file system
 happens to list; masks are paired by file stem inside the defect's folder, never by position.
 """
@@ -7,6 +9,9 @@ happens to list; masks are paired by file stem inside the defect's folder, never
 from __future__ import annotations
 
 import os
+import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +24,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a benchmark. `defect` is the folder's name, "good" for a normal image; no mask known: None.
-
-    `image` is a picture file, or a file of many followed by a row: `test_batch/00042` (CIFAR-10).
-    """
+    """One image of a benchmark. `defect` is the folder's name, "good" for a normal image; no mask known: None."""
 
     image: Path
     anomalous: bool
@@ -41,8 +43,8 @@ class Source:
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
-    """(bytes, nanoseconds of the last change) of an image's file, or of the file that holds it as a row."""
-    stat = (path if path.exists() else path.parent).stat()
+    """(bytes, nanoseconds of the last change) of an image's file."""
+    stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -125,6 +127,45 @@ def no_images(split: str, folder: Path, root: Path) -> FileNotFoundError:
     return FileNotFoundError(
         f"no {kind} images under {folder}: --data_path must hold one folder per class; found {listed or 'no folder'}"
     )
+
+
+def make_folder(
+    root: Path, fill: Callable[[Path], object], is_ours: Callable[[Path], bool], is_whole: Callable[[Path], bool]
+) -> None:
+    """Make the folder `root` whole or not at all, also when killed on the way.
+
+    `fill` writes into a hidden folder beside `root`, which is renamed to `root` when `fill` is done. What is at `root`
+    already is replaced where `is_ours` holds and `is_whole` does not. Raises OSError where files cannot be written, or
+    where `root` holds anything else.
+    """
+    root.parent.mkdir(parents=True, exist_ok=True)
+    for stale in root.parent.glob(f".{root.name}.making-*"):  # of a process that was killed
+        if time.time() - stale.stat().st_mtime > 3600:
+            shutil.rmtree(stale, ignore_errors=True)
+    making = root.parent / f".{root.name}.making-{uuid.uuid4().hex[:8]}"
+    making.mkdir()
+    try:
+        fill(making)
+        if is_ours(root) and not is_whole(root):
+            os.replace(root, making / "replaced")
+        os.replace(making, root)  # onto nothing or an empty folder
+        shutil.rmtree(root / "replaced", ignore_errors=True)
+    except OSError:
+        if not is_whole(root):  # another process that made it meanwhile is welcome
+            raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def is_vacant(root: Path) -> bool:
+    """True where there is nothing at `root`, or an empty folder."""
+    return not root.exists() or (root.is_dir() and not any(root.iterdir()))
+
+
+def read_readme(folder: Path) -> str:
+    """The text of the folder's readme.txt, empty where there is none."""
+    readme = folder / "readme.txt"
+    return readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
 
 
 def check_split(split: str) -> None:

@@ -1,47 +1,135 @@
 """CIFAR-10, one class against the nine others: trained on the training images of a class, tested on all test images.
 
-Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The images lie by the ten thousand in pickled
-files, so a sample names one by file and row: `cifar-10-batches-py/test_batch/00042`. torchvision knows the files and
-their md5 sums; nothing is unpickled that does not match, and nothing is downloaded.
+Krizhevsky, "Learning multiple layers of features from tiny images", 2009. It is published as pickled files of 10,000
+images each, cifar-10-batches-py. On first use they are unpacked to PNG files, which hold the same pixels:
+
+    cifar-10-images/{train,test}/<class>/<index>.png
+
+where the index counts the images of a split in the order of the files. From then on the PNG files alone are read.
+torchvision knows the pickled files and their md5 sums; nothing is unpickled that does not match, and nothing is
+downloaded.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
-import threading
+import sys
 import warnings
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from readers.base import Sample, Source, candidate_roots, check_split, require_folder
+from readers.base import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    Sample,
+    Source,
+    candidate_roots,
+    check_split,
+    is_vacant,
+    list_images,
+    make_folder,
+    read_readme,
+    require_folder,
+    visible_entries,
+)
+from utils import prefetch_map
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 SIDE = 32  # pixels
-LOADING = threading.Lock()  # images are decoded on several threads, batches loaded by one
+FOLDER = "cifar-10-images"
+TITLE = "CIFAR-10 as PNG files"
+VERSION = 1
 
 
 def read_cifar10(source: Source, class_name: str, split: str) -> list[Sample]:
-    """The training images of a class, or all test images: the class is good, another class's name is the defect.
+    """The training images of a class, or all test images, sorted by index.
 
-    Raises FileNotFoundError where files are missing or damaged, ValueError for an unknown class.
+    A test image of another class is anomalous, and that class's name is its defect. There are no masks.
+    Raises FileNotFoundError where the images are not unpacked (see `prepare_cifar10`), ValueError for an unknown class.
     """
     check_split(split)
-    folder = find_batches(require_folder(source.root, "--data_path"))
-    tables = _torchvision()
-    names = _load(folder / tables.meta["filename"])[tables.meta["key"]]
-    if class_name not in names:
-        raise ValueError(f"unknown class {class_name!r} of cifar10: choose from {', '.join(names)}")
-    samples = []
-    for file, _ in tables.train_list if split == "train" else tables.test_list:
-        for row, label in enumerate(_load(folder / file)["labels"]):
-            anomalous = names[label] != class_name
-            if split == "test" or not anomalous:
-                samples.append(Sample(folder / file / f"{row:05}", anomalous, names[label] if anomalous else "good"))
-    return samples
+    root = require_folder(source.root, "--data_path")
+    if class_name not in CIFAR10_CLASSES:
+        raise ValueError(f"unknown class {class_name!r} of cifar10: choose from {', '.join(CIFAR10_CLASSES)}")
+    folder = find_images(root)
+    if folder is None:
+        raise FileNotFoundError(f"no {FOLDER} under --data_path {root}: CIFAR-10 is not unpacked yet")
+    names = (class_name,) if split == "train" else CIFAR10_CLASSES
+    images = [(image, name) for name in names for image in list_images(folder / split / name)]
+    images.sort(key=lambda pair: pair[0].name)
+    return [
+        Sample(image, anomalous=name != class_name, defect="good" if name == class_name else name)
+        for image, name in images
+    ]
+
+
+def prepare_cifar10(root: Path) -> None:
+    """Unpack the batches under `root` to PNG files beside them, whole or not at all, unless that has been done.
+
+    The images always lie below `root`: inside it where `root` is the folder of the batches itself. Raises
+    FileNotFoundError where the batches are needed and one is missing or damaged, ValueError where the images cannot be
+    written or their folder holds something else.
+    """
+    images = find_images(require_folder(root, "--data_path"))
+    if images is not None and is_whole(images):
+        return
+    batches = find_batches(root)
+    try:
+        contents = read_files(batches)
+    except FileNotFoundError as problem:
+        if images is None:
+            raise
+        raise FileNotFoundError(
+            f"{images} no longer holds what was unpacked to it, and it cannot be made again: {problem}"
+        ) from None
+    if images is None:
+        images = (root if batches == root else batches.parent) / FOLDER
+        if not is_vacant(images):
+            raise ValueError(f"--data_path {root}: CIFAR-10 goes to {images}, which holds something else: rename that")
+    print(f"unpacking CIFAR-10 once, from {batches} to PNG files in {images}", file=sys.stderr, flush=True)
+    try:
+        make_folder(images, partial(unpack, contents), is_unpacked, is_whole)
+    except OSError as problem:
+        raise ValueError(
+            f"--data_path {root}: CIFAR-10 cannot be unpacked to {images} ({problem.strerror or problem}): free some "
+            "space or allow writing there, or copy the files to a folder where you may write"
+        ) from None
+
+
+def find_images(root: Path) -> Path | None:
+    """The folder of unpacked images, whole or not: `root` or the first below it; None where there is none."""
+    return next(filter(is_unpacked, candidate_roots(root)), None)
+
+
+def is_unpacked(folder: Path) -> bool:
+    """True where `folder` was written by `prepare_cifar10`, in some version."""
+    return read_readme(folder).startswith(TITLE)
+
+
+def is_whole(folder: Path) -> bool:
+    """True where `folder` holds this version, and as many images as were written."""
+    suffixes = tuple(IMAGE_SUFFIXES)
+    classes = [folder / split / name for split in SPLITS for name in CIFAR10_CLASSES]
+    count = sum(entry.name.lower().endswith(suffixes) for place in classes for entry in visible_entries(place))
+    return read_readme(folder) == readme(count)
+
+
+def readme(count: int) -> str:
+    """What readme.txt says in a folder of `count` images; it is written last, so it marks a whole folder."""
+    return f"""{TITLE}, version {VERSION}
+
+{count} images, unpacked by the program from cifar-10-batches-py to <split>/<class>/<index>.png, where the index counts
+the images of a split in the order of the files. While you keep cifar-10-batches-py, this folder may be deleted: it is
+made again. Keep nothing of your own in it.
+"""
 
 
 def find_batches(root: Path) -> Path:
@@ -51,18 +139,58 @@ def find_batches(root: Path) -> Path:
     return next(holds, root / _torchvision().base_folder)
 
 
-def is_row(path: Path) -> bool:
-    """True for an image inside a file: a number below something that is a file. The name nearly always affects_results."""
-    return path.name.isdigit() and path.parent.is_file()
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The content of every batch and of the label names by file name, each compared with its md5 sum.
+
+    Raises FileNotFoundError that lists every file that is missing or differs.
+    """
+    contents, problems = {}, []
+    for file, md5 in _wanted():
+        try:
+            contents[file] = (folder / file).read_bytes()
+            found = f"md5 {hashlib.md5(contents[file], usedforsecurity=False).hexdigest()}"
+        except OSError as problem:
+            missing = isinstance(problem, FileNotFoundError | NotADirectoryError)
+            found = "no such file" if missing else f"a file that cannot be read: {problem.strerror}"
+        if found != f"md5 {md5}":
+            problems.append(f"{file} (wanted md5 {md5}, found {found})")
+    if problems:
+        tables = _torchvision()
+        raise FileNotFoundError(
+            f"{folder}: CIFAR-10 is missing or damaged: {', '.join(problems)}; unpack {tables.filename} (md5 "
+            f"{tables.tgz_md5}) from {tables.url} under --data_path: nothing is downloaded here"
+        )
+    return contents
 
 
-def open_row(path: Path) -> Image.Image:
-    """The RGB picture, 32x32, at `batch file/row`. Raises FileNotFoundError, also for a row that is not there."""
-    rows = _load(path.parent)["data"]
-    if int(path.name) >= len(rows):
-        raise FileNotFoundError(f"{path}: no such row, the file has {len(rows)}")
-    channels = rows[int(path.name)].reshape(3, SIDE, SIDE)  # a row is all of red, then green, then blue
-    return Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0)))
+def unpack(contents: Mapping[str, bytes], folder: Path) -> None:
+    """Write every image of the files' contents as PNG below `folder`, then the readme that states their number."""
+    for split in SPLITS:
+        for name in CIFAR10_CLASSES:
+            (folder / split / name).mkdir(parents=True)
+    written = prefetch_map(write_image, list_rows(contents, folder), os.cpu_count() or 1)
+    count = sum(1 for _ in written)
+    (folder / "readme.txt").write_text(readme(count), encoding="utf-8")
+
+
+def list_rows(contents: Mapping[str, bytes], folder: Path) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
+    """(path below `folder`, (3072,) pixels) of every image; a file is unpickled when its turn comes."""
+    tables = _torchvision()
+    names = _unpickle(contents[tables.meta["filename"]])[tables.meta["key"]]
+    for split, files in zip(SPLITS, (tables.train_list, tables.test_list), strict=True):
+        index = 0
+        for file, _ in files:
+            batch = _unpickle(contents[file])
+            for label, pixels in zip(batch["labels"], batch["data"], strict=True):
+                yield folder / split / names[label] / f"{index:05}.png", pixels
+                index += 1
+
+
+def write_image(row: tuple[Path, NDArray[np.uint8]]) -> None:
+    """Save (3072,) pixels, all of red, then green, then blue, as a 32x32 PNG file."""
+    path, pixels = row
+    channels = pixels.reshape(3, SIDE, SIDE)
+    Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0))).save(path, compress_level=1)
 
 
 def _torchvision() -> Any:
@@ -78,34 +206,8 @@ def _wanted() -> list[tuple[str, str]]:
     return [*tables.train_list, *tables.test_list, (tables.meta["filename"], tables.meta["md5"])]
 
 
-@lru_cache
-def _check_files(folder: Path) -> None:
-    """Compare all sums, once per process and folder. Raises FileNotFoundError that lists every file that differs."""
-    from torchvision.datasets.utils import calculate_md5, check_integrity
-
-    problems = []
-    for file, md5 in _wanted():
-        path = folder / file
-        if not check_integrity(path, md5):
-            found = f"md5 {calculate_md5(path)}" if path.is_file() else "no such file"
-            problems.append(f"{file} (wanted md5 {md5}, found {found})")
-    if problems:
-        tables = _torchvision()
-        raise FileNotFoundError(
-            f"{folder}: CIFAR-10 is missing or damaged: {', '.join(problems)}; unpack {tables.filename} (md5 "
-            f"{tables.tgz_md5}) from {tables.url} under --data_path: nothing is downloaded here"
-        )
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The content of a batch or of the label names, loaded once and checked before, since a pickle can run code."""
-    with LOADING:
-        _check_files(path.parent)
-        return _unpickle(path)
-
-
-@lru_cache(maxsize=7)  # all files of one copy, 184 MB
-def _unpickle(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file, warnings.catch_warnings():
+def _unpickle(content: bytes) -> dict[str, Any]:
+    """The content of a file as Python objects. A pickle can run code: call this only once the md5 sum has matched."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"dtype\(\): align")  # NumPy 2.4.0 to 2.4.4 mind how NumPy 1 wrote types
-        return pickle.load(file, encoding="latin1")  # written by Python 2
+        return pickle.loads(content, encoding="latin1")  # written by Python 2

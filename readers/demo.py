@@ -11,9 +11,6 @@ little. scenes.py draws them, anomalies.py paints the defects; masks are exact.
 from __future__ import annotations
 
 import os
-import shutil
-import time
-import uuid
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from readers.demo_defects import Mask, Picture
+from readers.base import is_vacant, make_folder, read_readme
 from readers.scenes import CLASSES, camera
 from utils import prefetch_map
 
@@ -45,42 +43,27 @@ def prepare_demo(root: Path) -> None:
     """
     if is_made(root):
         return
-    if root.exists() and not (is_demo(root) or (root.is_dir() and not any(root.iterdir()))):
+    if not (is_vacant(root) or is_demo(root)):
         raise ValueError(
             f"--data_path {root} holds something else: name a new folder for the demo, or leave the flag out"
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    for stale in root.parent.glob(f".{root.name}.making-*"):  # of a process that was killed
-        if time.time() - stale.stat().st_mtime > 3600:
-            shutil.rmtree(stale, ignore_errors=True)
-    making = root.parent / f".{root.name}.making-{uuid.uuid4().hex[:8]}"
-    making.mkdir()
-    try:
-        deque(prefetch_map(partial(write_image, making), list_images_of_demo(), os.cpu_count() or 1), maxlen=0)
-        (making / "readme.txt").write_text(README, encoding="utf-8")
-        if is_demo(root) and not is_made(root):
-            os.replace(root, making / "replaced")
-        os.replace(making, root)  # onto nothing or an empty folder
-        shutil.rmtree(root / "replaced", ignore_errors=True)
-    except OSError:
-        if not is_made(root):  # another process that made it meanwhile is welcome
-            raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+    make_folder(root, write_demo, is_demo, is_made)
+
+
+def write_demo(root: Path) -> None:
+    """All images of the benchmark and its readme."""
+    deque(prefetch_map(partial(write_image, root), list_images_of_demo(), os.cpu_count() or 1), maxlen=0)
+    (root / "readme.txt").write_text(README, encoding="utf-8")
 
 
 def is_demo(root: Path) -> bool:
     """True where `root` holds this benchmark in some version."""
-    readme = root / "readme.txt"
-    return readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(
-        VERSION.rpartition(" ")[0]
-    )
+    return read_readme(root).startswith(VERSION.rpartition(" ")[0])
 
 
 def is_made(root: Path) -> bool:
     """True where `root` holds this version, with all its classes."""
-    whole = all((root / name).is_dir() for name in DEMO_CLASSES)
-    return whole and is_demo(root) and (root / "readme.txt").read_text(encoding="utf-8", errors="replace") == README
+    return all((root / name).is_dir() for name in DEMO_CLASSES) and read_readme(root) == README
 
 
 def list_images_of_demo() -> Iterator[tuple[str, str, str, int]]:

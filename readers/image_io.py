@@ -16,8 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from readers.cifar10 import is_row, open_row
-
 ORIENTATION = 0x0112  # the EXIF tag
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 WITH_ALPHA = ("LA", "PA", "La", "RGBA", "RGBa")
@@ -37,9 +35,7 @@ TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 def opened(path: Path) -> Image.Image:
-    """The picture of a file, not decoded yet, or of a row inside a file of many. Raises as Pillow or `open_row`."""
-    if is_row(path):
-        return open_row(path)
+    """The image of a file, not decoded yet. Raises FileNotFoundError naming the file, else as Pillow."""
     try:
         return Image.open(path)
     except FileNotFoundError:

@@ -1,12 +1,17 @@
-"""CIFAR-10 read from files of its own format, small: the md5 sums of torchvision's tables are replaced by theirs."""
+"""CIFAR-10 unpacked from small files of its own format: the md5 sums in torchvision's tables are replaced by theirs."""
 
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
+import multiprocessing
+import os
 import pickle
 import re
+import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -14,9 +19,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from torchvision.datasets import CIFAR10
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate
 from report.overlays import overlay_names
 from readers import cifar10
+from readers.base import Sample, file_stamp
 from readers.image_io import open_image, read_orientation, read_rgb, read_size
 from scripts import check_data
 
@@ -78,6 +83,25 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.parent
 
 
+def read(root: Path, class_name: str, split: str) -> list[Sample]:
+    """The samples as the commands get them: unpacked first where that is not done."""
+    benchmark = BENCHMARKS["cifar10"]
+    return benchmark.read(locate(benchmark, Source(root)), class_name, split)
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr(pickle, "loads", refuse)
+    monkeypatch.setattr(pickle, "load", refuse)
+
+
 def test_torchvision_reads_the_fake_files_as_the_original() -> None:
     """The tables that the fixture replaces are as it takes them to be."""
     assert [name for name, _ in CIFAR10.train_list] == TRAIN_FILES
@@ -94,7 +118,7 @@ def test_samples_are_torchvisions_images(cifar: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = CIFAR10(cifar, train=False)
-    samples = cifar10.read_cifar10(Source(cifar), "cat", "test")
+    samples = read(cifar, "cat", "test")
     assert len(samples) == len(wanted) == ROWS
     for sample, (picture, label) in zip(samples, wanted, strict=True):
         np.testing.assert_array_equal(np.asarray(read_rgb(sample.image)), np.asarray(picture))
@@ -106,34 +130,47 @@ def test_samples_are_torchvisions_images(cifar: Path) -> None:
 
 
 def test_one_class_is_normal_the_nine_others_are_not(cifar: Path) -> None:
+    every_row = [
+        (f"{ROWS * number + row:05}", label)
+        for number in range(len(TRAIN_FILES))
+        for row, label in enumerate(rows_of(number)[0])
+    ]
     for name in NAMES:
-        train, test = (cifar10.read_cifar10(Source(cifar), name, split) for split in ("train", "test"))
-        places = [
-            (file, row)
-            for number, file in enumerate(TRAIN_FILES)
-            for row, label in enumerate(rows_of(number)[0])
-            if NAMES[label] == name
-        ]
-        assert [(s.image.parent.name, int(s.image.name)) for s in train] == places
+        train, test = (read(cifar, name, split) for split in ("train", "test"))
+        wanted = [index for index, label in every_row if NAMES[label] == name]
+        assert [s.image.stem for s in train] == wanted and len(wanted) == 10
+        assert {s.image.parent for s in train} == {cifar / "cifar-10-images/train" / name}
         assert {(s.anomalous, s.defect, s.mask) for s in train} == {(False, "good", None)}
         assert Counter(s.defect for s in test) == {"good": 2, **{other: 2 for other in NAMES if other != name}}
         assert all(s.anomalous == (s.defect != "good") and s.mask is None for s in test)
         assert sum(s.anomalous for s in test) == 18
 
 
-def test_names_are_readable_sorted_and_unique(cifar: Path) -> None:
+def test_every_training_image_has_its_batchs_pixels(cifar: Path) -> None:
+    read(cifar, "cat", "train")
+    images = {path.stem: path for path in (cifar / "cifar-10-images/train").rglob("*.png")}
+    assert len(images) == len(TRAIN_FILES) * ROWS
+    for number in range(len(TRAIN_FILES)):
+        labels, data = rows_of(number)
+        for row in range(ROWS):
+            path = images[f"{ROWS * number + row:05}"]
+            assert path.parent.name == NAMES[labels[row]]
+            np.testing.assert_array_equal(np.asarray(open_image(path)).transpose(2, 0, 1).ravel(), data[row])
+
+
+def test_names_are_readable_in_the_files_order_and_unique(cifar: Path) -> None:
     for split in ("train", "test"):
-        samples = cifar10.read_cifar10(Source(cifar), "cat", split)
+        samples = read(cifar, "cat", split)
         images = [s.image for s in samples]
-        assert images == sorted(set(images))
+        assert [p.name for p in images] == sorted({p.name for p in images})
     names = overlay_names(samples)
     assert names[:2] == [f"{samples[0].defect}_00000", f"{samples[1].defect}_00001"]
     assert len({*names}) == ROWS
-    assert images[7] == cifar / "cifar-10-batches-py/test_batch/00007"
+    assert images[7] == cifar / f"cifar-10-images/test/{NAMES[rows_of(5)[0][7]]}/00007.png"
 
 
 def test_an_image_is_resized_as_any_other(cifar: Path, tmp_path: Path) -> None:
-    samples = cifar10.read_cifar10(Source(cifar), "cat", "test")
+    samples = read(cifar, "cat", "test")
     read_rgb(samples[3].image).save(tmp_path / "3.png")
     for size in (32, 64):
         loaded = ImageSet(samples, size).image(3)
@@ -144,63 +181,204 @@ def test_an_image_is_resized_as_any_other(cifar: Path, tmp_path: Path) -> None:
     assert (read_size(samples[3].image), read_orientation(samples[3].image)) == ((32, 32), 1)
 
 
-def test_threads_load_a_batch_once(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [cifar / f"cifar-10-batches-py/{file}/{row:05}" for file in TRAIN_FILES for row in range(ROWS)]
-    opened = []
-    load = pickle.load
+def test_each_file_is_unpickled_once_and_said_so_in_one_line(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = []
+    load = pickle.loads
 
-    def slowly(file: BinaryIO, encoding: str) -> dict[str, Any]:
-        opened.append(Path(file.name).name)
-        time.sleep(0.02)  # long enough for other threads to ask for the same file
-        return load(file, encoding=encoding)
+    def counted(content: bytes, encoding: str) -> dict[str, Any]:
+        contents.append(content)
+        return load(content, encoding=encoding)
 
-    monkeypatch.setattr(pickle, "load", slowly)
-    with ThreadPoolExecutor(8) as pool:
-        pictures = list(pool.map(open_image, images))
-    assert sorted(opened) == TRAIN_FILES
-    for number in range(5):
-        stacked = np.stack([np.asarray(p) for p in pictures[number * ROWS : (number + 1) * ROWS]])
-        np.testing.assert_array_equal(stacked.transpose(0, 3, 1, 2).reshape(ROWS, 3072), rows_of(number)[1])
+    monkeypatch.setattr(pickle, "loads", counted)
+    for name in NAMES:
+        for split in ("train", "test"):
+            assert read(cifar, name, split)
+    batches = cifar / "cifar-10-batches-py"
+    assert sorted(contents) == sorted(path.read_bytes() for path in batches.iterdir())
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"unpacking CIFAR-10 once, from {batches} to PNG files in {cifar / 'cifar-10-images'}\n"
+
+
+@pytest.mark.usefixtures("no_unpickling")
+def test_the_guard_of_the_tests_below_works(cifar: Path) -> None:
+    with pytest.raises(AssertionError, match="unpickled"):
+        read(cifar, "cat", "test")
+
+
+def test_unpacked_images_need_no_batches_and_are_not_made_again(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    before = read(cifar, "cat", "test")
+    written = {p: p.stat().st_mtime_ns for p in cifar.rglob("*.png")}
+    request.getfixturevalue("no_unpickling")
+    assert read(cifar, "cat", "test") == before
+    shutil.rmtree(cifar / "cifar-10-batches-py")
+    monkeypatch.setattr(cifar10, "_torchvision", None)  # it costs seconds to import
+    assert read(cifar, "cat", "test") == before
+    assert {p: p.stat().st_mtime_ns for p in cifar.rglob("*.png")} == written
+    for root in (tmp_path, cifar / "cifar-10-images"):  # above, and the folder itself
+        assert read(root, "cat", "test") == before
+
+
+def test_an_interruption_leaves_nothing(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, calls = cifar10.write_image, iter(range(1000))
+
+    def stop_after_three(row: Any) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        write(row)
+
+    monkeypatch.setattr(cifar10, "write_image", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        read(cifar, "cat", "test")
+    assert [p.name for p in cifar.iterdir()] == ["cifar-10-batches-py"]
+    monkeypatch.setattr(cifar10, "write_image", write)
+    assert len(read(cifar, "cat", "test")) == ROWS
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed process is a fork of this one")
+@pytest.mark.parametrize("at", [30, 119])  # among the training images, and at the last of all
+def test_what_a_killed_process_leaves_is_not_taken_for_whole(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    write, calls = cifar10.write_image, iter(range(1000))
+
+    def die(row: Any) -> None:
+        if next(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar10, "write_image", die)
+        process = multiprocessing.get_context("fork").Process(target=read, args=(cifar, "cat", "test"))
+        process.start()
+        process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = [p for p in cifar.iterdir() if p.name != "cifar-10-batches-py"]
+    assert left.name.startswith(".cifar-10-images.making-")
+    assert list(left.rglob("*.png"))
+    with pytest.raises(FileNotFoundError, match=r"no cifar-10-images under --data_path .*: CIFAR-10 is not unpacked"):
+        cifar10.read_cifar10(Source(cifar), "cat", "test")
+    os.utime(left, (time.time() - 7200,) * 2)  # a young one may belong to a process that is at work
+    assert len(read(cifar, "cat", "test")) == ROWS
+    assert len(list(cifar.rglob("*.png"))) == 6 * ROWS
+    assert not left.exists()
+
+
+def test_two_processes_may_unpack_at_once(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = cifar10.write_image
+
+    def be_overtaken(row: Any) -> None:
+        monkeypatch.setattr(cifar10, "write_image", write)
+        cifar10.prepare_cifar10(cifar)
+        write(row)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 0)  # one after the other, so that only the first is overtaken
+    monkeypatch.setattr(cifar10, "write_image", be_overtaken)
+    assert len(read(cifar, "cat", "test")) == ROWS
+    assert sorted(p.name for p in cifar.iterdir()) == ["cifar-10-batches-py", "cifar-10-images"]
+
+
+@pytest.mark.parametrize("loss", ["image", "class", "readme", "version", "extra"])
+def test_images_that_are_no_longer_whole_are_made_again_or_refused(
+    cifar: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    images = cifar / "cifar-10-images"
+    samples = read(cifar, "cat", "test")
+    if loss == "image":
+        samples[3].image.unlink()
+    elif loss == "class":
+        shutil.rmtree(images / "train/dog")
+    elif loss == "version":
+        monkeypatch.setattr(cifar10, "VERSION", cifar10.VERSION + 1)
+    elif loss == "extra":
+        shutil.copy(samples[3].image, images / "test/cat/99999.PNG")
+    else:
+        (images / "readme.txt").unlink()
+        with pytest.raises(ValueError, match=r"--data_path .*cifar-10-images, which holds something else"):
+            read(cifar, "cat", "test")
+        return
+    there = files_below(images)
+    (cifar / "cifar-10-batches-py").rename(cifar / ".away")  # hidden: not looked into
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-images no longer holds .* cannot be made again: ") as no:
+        read(cifar, "cat", "test")
+    assert "\n" not in str(no.value) and "--data_path" in str(no.value)
+    assert files_below(images) == there
+    (cifar / ".away").rename(cifar / "cifar-10-batches-py")
+    assert read(cifar, "cat", "test") == samples
+    assert len(list(images.rglob("*.[pP][nN][gG]"))) == 6 * ROWS
+    assert cifar10.is_whole(images) and not (images / "replaced").exists()
+
+
+def test_a_folder_of_somebody_else_is_refused(cifar: Path) -> None:
+    mine = cifar / "cifar-10-images"
+    mine.mkdir()
+    (mine / "0001.jpg").write_bytes(b"years of work")
+    with pytest.raises(ValueError, match=r"--data_path .*cifar-10-images, which holds something else: rename"):
+        read(cifar, "cat", "test")
+    assert files_below(mine) == {"0001.jpg": b"years of work"}
+    (mine / "0001.jpg").unlink()  # an empty folder is welcome
+    assert len(read(cifar, "cat", "test")) == ROWS
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC])
+def test_where_nothing_can_be_written_one_line_says_so(cifar: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    make = Path.mkdir
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+        if ".making-" in path.name:
+            raise OSError(code, os.strerror(code), str(path))
+        make(path, *arguments, **options)
+
+    def run_out(row: Any) -> None:
+        raise OSError(code, os.strerror(code), str(row[0]))
+
+    if code == errno.EACCES:
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    else:
+        monkeypatch.setattr(cifar10, "write_image", run_out)
+    with pytest.raises(ValueError) as caught:
+        read(cifar, "cat", "test")
+    text = str(caught.value)
+    assert text.startswith(f"--data_path {cifar}: ") and "\n" not in text
+    assert str(cifar / "cifar-10-images") in text and os.strerror(code) in text
+    assert [p.name for p in cifar.iterdir()] == ["cifar-10-batches-py"]
 
 
 def test_numpys_warning_of_old_types_is_not_passed_on(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy 2.4.0 to 2.4.4 give it for the files as published; other warnings are nobody's to hide."""
-    load = pickle.load
+    load = pickle.loads
 
-    def warn(file: BinaryIO, encoding: str) -> dict[str, Any]:
+    def warn(content: bytes, encoding: str) -> dict[str, Any]:
         warnings.warn("dtype(): align should be passed as Python or NumPy boolean but got `align=0`", stacklevel=2)
-        return load(file, encoding=encoding)
+        return load(content, encoding=encoding)
 
-    monkeypatch.setattr(pickle, "load", warn)
+    monkeypatch.setattr(pickle, "loads", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert cifar10.read_cifar10(Source(cifar), "cat", "test")
+        assert read(cifar, "cat", "test")
 
 
-def test_sums_are_taken_once_for_all_classes(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.datasets import utils
-
-    summed = []
-    take = utils.calculate_md5
-
-    def counted(path: Path) -> str:
-        summed.append(path.name)
-        return take(path)
-
-    monkeypatch.setattr(utils, "calculate_md5", counted)
-    for name in NAMES:
-        for split in ("train", "test"):
-            cifar10.read_cifar10(Source(cifar), name, split)
-    assert sorted(summed) == sorted([*TRAIN_FILES, TEST_FILE, META])
-
-
-@pytest.mark.parametrize("place", ["data", "data/cifar-10-batches-py", "."])
-def test_the_folder_is_found_at_below_and_above_the_root(cifar: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "images"),
+    [
+        ("data", "data/cifar-10-images"),
+        ("data/cifar-10-batches-py", "data/cifar-10-batches-py/cifar-10-images"),  # never outside of what was named
+        (".", "data/cifar-10-images"),
+    ],
+)
+def test_the_folder_is_found_at_below_and_above_the_root(cifar: Path, tmp_path: Path, place: str, images: str) -> None:
     benchmark = BENCHMARKS["cifar10"]
     source = locate(benchmark, Source(tmp_path / place))
     assert find_classes(benchmark, source) == benchmark.classes == tuple(NAMES)
     (first, *_) = benchmark.read(source, "dog", "test")
-    assert first.image.parent.resolve() == cifar.resolve() / "cifar-10-batches-py/test_batch"
+    assert first.image.parent.parent.resolve() == (tmp_path / images / "test").resolve()
+    # and found again from another root, without a second copy
+    assert len(read(cifar, "dog", "test")) == ROWS
+    assert len(list(tmp_path.rglob("*.png"))) == 6 * ROWS
 
 
 def test_wrong_places_say_what_to_do(cifar: Path, tmp_path: Path) -> None:
@@ -210,7 +388,7 @@ def test_wrong_places_say_what_to_do(cifar: Path, tmp_path: Path) -> None:
         locate(BENCHMARKS["cifar10"], Source(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError) as caught:
-        cifar10.read_cifar10(Source(tmp_path / "empty"), "cat", "train")
+        read(tmp_path / "empty", "cat", "train")
     text = str(caught.value)
     assert "\n" not in text
     assert text.startswith(str(tmp_path / "empty/cifar-10-batches-py"))
@@ -219,47 +397,60 @@ def test_wrong_places_say_what_to_do(cifar: Path, tmp_path: Path) -> None:
     assert all(fact in text for fact in (CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5))
 
 
+@pytest.mark.usefixtures("no_unpickling")
 @pytest.mark.parametrize("name", ["data_batch_3", TEST_FILE, META])
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_missing_or_damaged_file_is_named(cifar: Path, name: str, split: str) -> None:
-    """Nothing of a damaged file is unpickled, and once mended it is read: errors are not kept."""
+def test_a_missing_or_damaged_file_is_named_and_nothing_unpickled(
+    cifar: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = cifar / "cifar-10-batches-py" / name
-    whole = path.read_bytes()
-    wanted = hashlib.md5(whole).hexdigest()
+    wanted = hashlib.md5(path.read_bytes()).hexdigest()
     path.unlink()
     with pytest.raises(
         FileNotFoundError, match=re.escape(f"damaged: {name} (wanted md5 {wanted}, found no such file);")
     ):
-        cifar10.read_cifar10(Source(cifar), "cat", split)
+        read(cifar, "cat", "test")
     path.write_bytes(b"cos\nabort\n(tR.")
     found = hashlib.md5(path.read_bytes()).hexdigest()
     with pytest.raises(
         FileNotFoundError, match=re.escape(f"damaged: {name} (wanted md5 {wanted}, found md5 {found});")
     ):
-        cifar10.read_cifar10(Source(cifar), "cat", split)
-    with pytest.raises(FileNotFoundError, match=name):
-        open_image(path / "00000")
+        read(cifar, "cat", "test")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"damaged: {name} \(wanted md5 {wanted}, found a file that cannot be"):
+        read(cifar, "cat", "test")
+    assert [p.name for p in cifar.iterdir()] == ["cifar-10-batches-py"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mended_file_is_read(cifar: Path) -> None:
+    path = cifar / "cifar-10-batches-py" / TEST_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(FileNotFoundError, match=TEST_FILE):
+        read(cifar, "cat", "test")
     path.write_bytes(whole)
-    assert cifar10.read_cifar10(Source(cifar), "cat", split)
+    assert len(read(cifar, "cat", "test")) == ROWS
 
 
-def test_unknown_classes_and_rows_say_what_there_is(cifar: Path) -> None:
+def test_unknown_classes_say_what_there_is(cifar: Path) -> None:
     with pytest.raises(
         ValueError, match=r"unknown class 'lion' of cifar10: choose from airplane, automobile, .*truck$"
     ):
-        cifar10.read_cifar10(Source(cifar), "lion", "train")
-    batches = cifar / "cifar-10-batches-py"
-    with pytest.raises(FileNotFoundError, match=r"00020: no such row, the file has 20"):
-        open_image(batches / TEST_FILE / "00020")
-    with pytest.raises(FileNotFoundError, match=r"00000: no such file"):
-        open_image(batches / "other_batch/00000")
+        read(cifar, "lion", "train")
 
 
-def test_a_number_is_still_a_name_of_a_picture(tmp_path: Path) -> None:
-    """Only a number below a file is a row: pictures without a suffix stay pictures."""
-    (tmp_path / "test_batch").mkdir()
-    Image.new("RGB", (5, 4)).save(tmp_path / "test_batch/00001", format="PNG")
-    assert open_image(tmp_path / "test_batch/00001").size == (5, 4)
+@pytest.mark.parametrize("name", ["00001", "00001.png"])
+def test_a_number_below_a_file_is_no_image(tmp_path: Path, name: str) -> None:
+    """Paths name files and nothing else; an image without a suffix stays one."""
+    (tmp_path / "batches").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "batches" / name, format="PNG")
+    assert open_image(tmp_path / "batches" / name).size == (5, 4)
+    (tmp_path / "test_batch").write_bytes(b"anything")
+    with pytest.raises((FileNotFoundError, ValueError), match=f"{name}: "):
+        open_image(tmp_path / "test_batch" / name)
+    with pytest.raises(OSError, match=name):
+        file_stamp(tmp_path / "test_batch" / name)
 
 
 def test_other_benchmarks_do_not_wait_for_torchvision() -> None:
@@ -271,8 +462,9 @@ def test_the_data_doctor_finds_nothing_wrong(cifar: Path, capsys: pytest.Capture
     arguments = ["--dataset", "cifar10", "--data_path", str(cifar), "--class", "cat", "--workers", "2"]
     assert check_data.main(arguments) == 0
     assert capsys.readouterr().out == "errors: 0, warnings: 0; looked at 30 images of 1 classes\n"
-    (cifar / "cifar-10-batches-py/test_batch").unlink()
+    (cifar / "cifar-10-images/test/cat" / os.listdir(cifar / "cifar-10-images/test/cat")[0]).write_bytes(b"")
     assert check_data.main(arguments) == 1
+    assert "is empty (0 bytes)" in capsys.readouterr().out
 
 
 def test_main_trains_on_cats(cifar: Path, tmp_path: Path, train_command: Callable[..., int]) -> None:
@@ -286,7 +478,7 @@ def test_main_trains_on_cats(cifar: Path, tmp_path: Path, train_command: Callabl
     assert metrics["figures"]["pixel_auroc"] is None
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [Path(row["path"]).name for row in rows] == [f"{row:05}" for row in range(ROWS)]
+    assert [Path(row["path"]).name for row in rows] == [f"{row:05}.png" for row in range(ROWS)]
     assert [int(row["anomalous"]) for row in rows] == [label != CAT for label in rows_of(5)[0]]
     pictures = {path.name for path in runs.rglob("*.png")}
-    assert {f"{row['defect']}_{Path(row['path']).name}.png" for row in rows} <= pictures
+    assert {f"{row['defect']}_{Path(row['path']).name}" for row in rows} <= pictures
