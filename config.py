@@ -1,4 +1,4 @@
-"""What affects_results a run: one frozen dataclass, from which flags.py makes the command line.
+"""Every choice of a run: one frozen dataclass, from which flags.py makes the command line.
 
 The fields are the truth. A field's help text, group, choices and further names stand beside it. `affects_results=False` marks
 what may change between two parts of one run without changing its numbers: where things lie, how many threads read
@@ -43,10 +43,21 @@ CONSISTENCY_RATE = 0.05  # the published default of --rate
 
 
 def field(
-    default: Any, group: str, text: str, choices: Iterable[str] = (), names: Sequence[str] = (), affects_results: bool = True
+    default: Any,
+    group: str,
+    text: str,
+    choices: Iterable[str] = (),
+    names: Sequence[str] = (),
+    affects_results: bool = True,
 ) -> Any:
     """A Config field with what its flag needs; `names` are further spellings of the flag, the published ones first."""
-    metadata = {"group": group, "help": text, "choices": tuple(choices), "names": tuple(names), "affects_results": affects_results}
+    metadata = {
+        "group": group,
+        "help": text,
+        "choices": tuple(choices),
+        "names": tuple(names),
+        "affects_results": affects_results,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -60,19 +71,27 @@ class Config:
     dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS)
     classes: tuple[str, ...] = field(("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"))
     data_path: Path | None = field(
-        None, DATA, "the benchmark's root, one folder per class (demo and elpv know their own place)", affects_results=False
+        None,
+        DATA,
+        "the benchmark's root, one folder per class (demo and elpv know their own place)",
+        affects_results=False,
     )
     train_dir: Path | None = field(None, DATA, "--dataset folder: normal images to learn from", affects_results=False)
     test_dir: Path | None = field(
         None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", affects_results=False
     )
-    mask_dir: Path | None = field(None, DATA, "--dataset folder: masks, laid out as --test_dir is", affects_results=False)
+    mask_dir: Path | None = field(
+        None, DATA, "--dataset folder: masks, laid out as --test_dir is", affects_results=False
+    )
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
 
     variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS)
     net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME")
     weights: str = field(
-        "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path", affects_results=False
+        "auto",
+        METHOD,
+        "the teacher's weights: auto (cache or download), random, or a file's path",
+        affects_results=False,
     )
     skips: str | None = field(None, METHOD, "which teacher levels skip to the student (default: the variant's)", SKIPS)
     student_width: tuple[int, ...] | None = field(
@@ -82,7 +101,10 @@ class Config:
         None, METHOD, "residual blocks of each student stage, for teachers other than ResNets"
     )
     loss: str | None = field(
-        None, METHOD, "distillation loss; mse+cosine = half mse, half cosine (default: the variant's)", DISTILLATION_LOSSES
+        None,
+        METHOD,
+        "distillation loss; mse+cosine = half mse, half cosine (default: the variant's)",
+        DISTILLATION_LOSSES,
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
     rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_RATE})")
@@ -107,7 +129,7 @@ class Config:
     learning_rate: float | None = field(
         None, TRAINING, "Adam's step size (default: the variant's; masked 0.001, others 0.005)", names=("lr",)
     )
-    weight_decay: float | None = field(None, TRAINING, "L2 regularisation by Adam (default: the variant's)")
+    weight_decay: float | None = field(None, TRAINING, "L2 regularization by Adam (default: the variant's)")
     patience: int | None = field(
         None,
         TRAINING,
@@ -132,15 +154,24 @@ class Config:
         False, SCORING, "also write scores in 0..1 and decisions by the F1-optimal threshold, as anomalib does"
     )
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
-    seg: bool = field(True, SCORING, "1: pixel figures and AUPRO beside the image figures; 0: image figures only")
+    seg: bool = field(True, SCORING, "1: pixel metrics and AUPRO beside the image metrics; 0: image metrics only")
     print_epoch: int = field(
-        0, SCORING, "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only"
+        0,
+        SCORING,
+        "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only",
+        affects_results=False,
     )
 
     save_path: Path = field(Path("runs"), OUTPUT, "root of the run folders", affects_results=False)
-    name: str | None = field(None, OUTPUT, "folder name in place of the variant's, for ablations", affects_results=False)
-    resume: bool = field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1", affects_results=False)
-    fresh: bool = field(False, OUTPUT, "discard what these runs have, finished or not, and run again", affects_results=False)
+    name: str | None = field(
+        None, OUTPUT, "folder name in place of the variant's, for ablations", affects_results=False
+    )
+    resume: bool = field(
+        True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1", affects_results=False
+    )
+    fresh: bool = field(
+        False, OUTPUT, "discard what these runs have, finished or not, and run again", affects_results=False
+    )
     vis: bool = field(False, OUTPUT, "save an overlay of every test image", affects_results=False)
     img_path: Path | None = field(None, OUTPUT, "where overlays go (default: the run folder)", affects_results=False)
     print_loss: bool = field(True, OUTPUT, "print a line per epoch", affects_results=False)
@@ -148,10 +179,15 @@ class Config:
         False, OUTPUT, "print every test image's label and score", names=("print_canshu",), affects_results=False
     )
     print_max: bool = field(
-        False, OUTPUT, "also print the best figures over the epochs (`oracle`: chosen on test data)", affects_results=False
+        False,
+        OUTPUT,
+        "also print the best metrics over the epochs (`oracle`: chosen on test data)",
+        affects_results=False,
     )
 
-    device: str = field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", affects_results=False)
+    device: str = field(
+        "auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", affects_results=False
+    )
     precision: str = field(
         "fp32",
         MACHINE,
@@ -177,7 +213,10 @@ class Config:
     )
     cache_gb: float = field(4.0, MACHINE, "most memory for --cache auto, in GiB", affects_results=False)
     cache_dir: Path | None = field(
-        None, MACHINE, "folder of features in files, shared by runs with the same images and teacher", affects_results=False
+        None,
+        MACHINE,
+        "folder of features in files, shared by runs with the same images and teacher",
+        affects_results=False,
     )
     checkpoint_seconds: float = field(
         60.0, MACHINE, "least time between two resume points; 0 = one after every epoch", affects_results=False
@@ -324,17 +363,17 @@ class Config:
         """The part of a sweep that trains one class with one seed."""
         return replace(self, classes=(class_name,), seeds=(seed,))
 
-    def identity(self) -> dict[str, Any]:
-        """What affects_results a run's numbers, as plain JSON values: only what differs from its default.
+    def settings(self) -> dict[str, Any]:
+        """All that decides a run's numbers, as plain JSON values, with what the variant settles filled in."""
+        return _settings(self, self.recipe, self.training, self.scoring)
 
-        What the variant settles is filled in, so a run is the same however its settings were given. A setting that a
-        later version adds changes no identity while it has its default.
+    def identity(self) -> dict[str, Any]:
+        """The settings that differ from their defaults: two runs with equal identities are the same run.
+
+        A setting that a later version adds changes no identity while it has its default.
         """
-        settled = {f.name for part in (Recipe, Training, Scoring) for f in dataclasses.fields(part)}
-        fields = [f for f in dataclasses.fields(self) if f.metadata["affects_results"] and f.name not in settled]
-        own = {f.name: self.plain(f.name) for f in fields if f.default is not None and getattr(self, f.name) != f.default}
-        recipe = self.recipe
-        return own | _differences(recipe.training) | _differences(recipe.scoring) | _differences(recipe)
+        defaults = _settings(Config(), Recipe(), Training(), Scoring())
+        return {name: value for name, value in self.settings().items() if value != defaults[name]}
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
@@ -364,12 +403,15 @@ class Config:
             raise ValueError(f"--config {path}: not a run's config.json ({problem})") from None
 
 
-def _differences(part: Recipe | Training | Scoring) -> dict[str, Any]:
-    """The fields of a recipe's part that differ from its defaults, as plain JSON values."""
-    default = type(part)()
-    names = [f.name for f in dataclasses.fields(part) if f.name not in ("training", "scoring", "epochs_of")]
-    found = {name: getattr(part, name) for name in names if getattr(part, name) != getattr(default, name)}
-    return json.loads(json.dumps(found, default=dataclasses.asdict))
+def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, Any]:
+    """The Config's own fields that affect results, then those of the recipe's parts, which settle the others."""
+    left_out = {"training", "scoring", "epochs_of"}
+    settled = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
+    # a field that may be None stands for one of the recipe's; the others are the Config's own
+    fields = [f for f in dataclasses.fields(config) if f.metadata["affects_results"] and f.default is not None]
+    found = {f.name: config.plain(f.name) for f in fields} | settled
+    plain = json.dumps({k: v for k, v in found.items() if k not in left_out}, default=dataclasses.asdict)
+    return json.loads(plain)
 
 
 def _typed(value: Any, hint: Any) -> Any:

@@ -1,7 +1,7 @@
 """Benchmarks as rows, samples as arrays.
 
 A benchmark is a title, its class names and a reader; readers/ has one function per layout on disk. Everything is
-resized to a square of `size` pixels, as the published code does it, on pictures rather than tensors.
+resized to a square of `size` pixels, as the published code does it, on images rather than tensors.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from readers.cifar10 import CIFAR10_CLASSES, prepare_cifar10, read_cifar10
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import default_root, read_elpv
 from readers.folder import name_class, read_folder
-from readers.mvtec import read_mvtec
 from readers.image_io import read_mask_of, read_rgb
+from readers.mvtec import read_mvtec
 from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
 from utils import prefetch_map
@@ -156,12 +156,12 @@ def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
 
 
 def load_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """(3, size, size) RGB in 0..255: resized as a picture, bilinear with antialiasing, the sides independently.
+    """(3, size, size) RGB in 0..255: resized as a image, bilinear with antialiasing, the sides independently.
 
     Raises ValueError or FileNotFoundError naming a file that cannot be read.
     """
-    picture = read_rgb(path).resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    image = read_rgb(path).resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def load_mask(sample: Sample, size: int, threshold: int = 0) -> NDArray[np.bool_] | None:
@@ -182,8 +182,8 @@ def resize_mask(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.bool_], 
 
     Such a mask keeps the pixels with the greatest coverage, so that a defect of a few pixels is still a region.
     """
-    picture = Image.fromarray(mask.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
-    coverage = np.asarray(picture)
+    image = Image.fromarray(mask.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
+    coverage = np.asarray(image)
     resized = coverage >= 128
     if resized.any() or not mask.any():
         return resized, False
@@ -207,7 +207,7 @@ class ImageSet:
 
     @property
     def has_masks(self) -> bool:
-        """True where every anomalous image has a mask, so that pixel figures exist."""
+        """True where every anomalous image has a mask, so that pixel metrics exist."""
         return all(s.mask is not None for s in self.samples if s.anomalous)
 
     @property

@@ -16,9 +16,16 @@ from dataset import ImageSet, image_batches
 from methods import build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
-from report.overlays import color_scale
 from runs import CHECKPOINT, CONFIG, METRICS, Run
-from scoring.anomaly_map import MapStatistics, Pair, anomaly_map, image_score, level_maps, score_refinement_factor
+from scoring.anomaly_map import (
+    MapStatistics,
+    Pair,
+    anomaly_map,
+    color_scale,
+    image_score,
+    level_maps,
+    score_refinement_factor,
+)
 from scoring.metrics import Report, compute_metrics
 from scoring.normalization import Normalizer, normalizers
 from utils import choose_device, prefetch_map, to_device
@@ -50,7 +57,9 @@ class Detector:
         """
         folder = Run(Path(run))
         if not folder.finished:
-            raise FileNotFoundError(f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training")
+            raise FileNotFoundError(
+                f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training"
+            )
         record, state = folder.read(CONFIG), folder.load_checkpoint()
         if state is None:
             raise FileNotFoundError(f"{folder}: no {CHECKPOINT}; main.py with --fresh trains the run again")
@@ -77,6 +86,16 @@ class Detector:
             "map_statistics": vars(self.map_statistics) if self.map_statistics else None,
             "color_scale": self.color_scale,
         }
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.distiller.teacher.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are scored at once, fewer of larger ones."""
+        return max(1, min(64, BATCH_PIXELS // self.config.image_size**2))
 
     @functools.cached_property
     def network(self) -> Distiller:
@@ -143,10 +162,8 @@ class Detector:
     def _scored_pairs(self, images: ImageSet) -> Iterable[list[Pair]]:
         """The pairs of the levels that count, batch by batch, while the next images are decoded."""
         self.network.eval()
-        batch_size = max(1, min(64, BATCH_PIXELS // images.size**2))
-        device = self.distiller.teacher.device
-        for _, pixels in image_batches(images, range(len(images)), batch_size, self.config.workers):
-            pairs = self.network(to_device(pixels, device))
+        for _, pixels in image_batches(images, range(len(images)), self.batch_size, self.config.workers):
+            pairs = self.network(to_device(pixels, self.device))
             yield [pairs[level] for level in self.config.scoring.levels]
 
 

@@ -72,12 +72,12 @@ class Experiment:
     @cached_property
     def normal_images(self) -> ImageSet:
         """The benchmark's training images of the class, all normal."""
-        return self._images("train")
+        return self.images("train")
 
     @cached_property
     def test_images(self) -> ImageSet:
         """The benchmark's test images of the class."""
-        return self._images("test")
+        return self.images("test")
 
     @property
     def train_images(self) -> ImageSet:
@@ -88,6 +88,13 @@ class Experiment:
     def held_out_images(self) -> ImageSet | None:
         """The normal images held out for early stopping; None without --patience."""
         return self._split[1]
+
+    def images(self, split: str) -> ImageSet:
+        """The benchmark's images of the class and split, train or test."""
+        (class_name,) = self.config.classes
+        benchmark = BENCHMARKS[self.config.dataset]
+        samples = benchmark.read(locate(benchmark, self.config.source), class_name, split)
+        return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
 
     @cached_property
     def features(self) -> FeatureCache:
@@ -132,12 +139,6 @@ class Experiment:
             "n_test": len(self.test_images),
             "n_anomalous": int(self.test_images.labels.sum()),
         }
-
-    def _images(self, split: str) -> ImageSet:
-        (class_name,) = self.config.classes
-        benchmark = BENCHMARKS[self.config.dataset]
-        samples = benchmark.read(locate(benchmark, self.config.source), class_name, split)
-        return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
 
     @cached_property
     def _split(self) -> tuple[ImageSet, ImageSet | None]:

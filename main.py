@@ -107,8 +107,8 @@ def train_epoch(experiment: Experiment, epoch: int) -> dict[str, float]:
     losses = train_one_epoch(experiment.distiller, batches, experiment.optimizer, recipe, training.accumulate)
     if experiment.held_out_features is not None:
         seed_everything(config.seed_key, "held out")  # the same corruption and noise in every epoch
-        order = range(len(experiment.held_out_features.images))
-        batches = experiment.held_out_features.batches(order, training.batch_size)
+        everything = range(len(experiment.held_out_features.images))
+        batches = experiment.held_out_features.batches(everything, training.batch_size)
         losses["held_out"] = held_out_loss(experiment.distiller, batches, recipe)
     return losses
 

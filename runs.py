@@ -1,7 +1,7 @@
 """The run folder: configuration first, metrics last, every file replaced whole; finished? resumable? the same run?
 
 <save_path>/<benchmark>/<variant or --name>/<class>/seed<k>/
-    config.json       first: what affects_results the run, with code revision, versions and the hash of the teacher's weights
+    config.json       first: what decides the run, with code revision, versions and the hash of the teacher's weights
     train.csv         a line per epoch; evaluations.csv a line per evaluation
     checkpoint.pt     what was trained and what resuming needs; replaced atomically
     predictions.csv   a line per test image
@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -88,7 +87,7 @@ class Run:
     def open(self, config: dict[str, Any], identity: dict[str, Any], fresh: bool = False, resume: bool = True) -> None:
         """Begin the run, or continue the one that lies here; `fresh` discards it, `resume=False` an unfinished one.
 
-        `identity` holds what affects_results the run's numbers, as differences from the defaults. Raises ValueError naming the
+        `identity` holds what decides the run's numbers, as differences from the defaults. Raises ValueError naming the
         settings in which a run that lies here differs from the one that is wanted.
         """
         for leftover in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
@@ -218,7 +217,7 @@ class Run:
             "batch_size": config.training.batch_size,
             "epochs": config.training.epochs,
             "epochs_trained": progress.epoch,
-            "metrics": {name: None if math.isnan(value) else value for name, value in report.values.items()},
+            "metrics": report.defined(),
             "reasons": report.reasons,
             "oracle": progress.oracle(),
             "train_seconds": round(progress.seconds, 2),

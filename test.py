@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.images and (options.precision is not None or options.compile is not None):
         raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
     if options.images and options.anomaly_map is not None:
-        raise ValueError("--anomaly_map goes with the run's test images: score the run again with it, then use that run")
+        raise ValueError(
+            "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
+        )
     names = ("data_path", "weights", "device", "workers", "precision", "compile")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     detector = Detector.load(options.run, **changes)
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def score_again(detector: Detector, run: Path, vis: bool) -> int:
     """Print the metrics of a second scoring beside the recorded ones."""
     config = detector.config
-    images = Experiment(config, detector.distiller.teacher.device).test_images
+    images = Experiment(config, detector.device).test_images
     evaluation = detector.evaluate(images, keep_maps=vis)
     metrics, recorded = evaluation.report.defined(), Run(run).read(METRICS)["metrics"]
     print(_beside({"now": metrics, "recorded": recorded}, config.title, digits=6))
@@ -70,7 +72,7 @@ def score_with(detector: Detector, run: Path, mode: str) -> int:
     assert state is not None, "the detector was loaded from it"
     own = f"{recorded['name']}-{mode}"
     config = replace(detector.config, anomaly_map=mode, name=own, save_path=run.parents[3])
-    experiment = Experiment(config, detector.distiller.teacher.device)
+    experiment = Experiment(config, detector.device)
     experiment.distiller = detector.distiller  # trained, in place of a new one
     folder = Run(config.run_folder)
     folder.open(config.to_json(), experiment.identity)

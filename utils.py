@@ -79,7 +79,7 @@ def keep_freed_memory() -> None:
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
-    """Write a whole file or nothing: into a neighbour first, flushed to the disk, then renamed over `path`.
+    """Write a whole file or nothing: into a neighbor first, flushed to the disk, then renamed over `path`.
 
     `content` is text, bytes, or a function that writes the file it is given (torch.save, say).
     """

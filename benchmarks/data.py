@@ -1,4 +1,4 @@
-"""Pictures to time with: a striped surface, discs as its defects, in the MVTec layout."""
+"""Images to time with: a striped surface, discs as its defects, in the MVTec layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CLASS_NAME = "bottle"
 
 
 def write_images(folder: Path, counts: tuple[int, int, int], side: int, seed: int = 0) -> None:
-    """One class in its folder: so many training, normal test and defective test pictures of `side` pixels."""
+    """One class in its folder: so many training, normal test and defective test images of `side` pixels."""
     normal, good, defective = counts
     rng = np.random.default_rng(seed)
     for number in range(normal):
@@ -19,9 +19,9 @@ def write_images(folder: Path, counts: tuple[int, int, int], side: int, seed: in
     for number in range(good):
         _save(surface(side, rng), folder / f"test/good/{number:03}.png")
     for number in range(defective):
-        picture, mask = surface(side, rng), disc(side, rng)
-        picture[mask] = 250
-        _save(picture, folder / f"test/disc/{number:03}.png")
+        image, mask = surface(side, rng), disc(side, rng)
+        image[mask] = 250
+        _save(image, folder / f"test/disc/{number:03}.png")
         _save(mask * np.uint8(255), folder / f"ground_truth/disc/{number:03}_mask.png")
 
 
@@ -48,6 +48,6 @@ def disc(side: int, rng: np.random.Generator) -> np.ndarray:
     return (rows - y) ** 2 + (columns - x) ** 2 <= (side / 10) ** 2
 
 
-def _save(picture: np.ndarray, path: Path) -> None:
+def _save(image: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, compress_level=1)
+    Image.fromarray(image).save(path, compress_level=1)

@@ -1,8 +1,8 @@
 """The published SK-RD4AD loop, restated plainly: what it computes and how often, in our own words.
 
 The networks' arithmetic is ours, bottleneck and student shared weight by weight; what differs is what is done around
-them. The published loop trains and scores by batches of decoded pictures, runs the whole teacher, never tells autograd
-that it is frozen, and upsamples features to compare them. Left out: the loader's processes (pictures are decoded in
+them. The published loop trains and scores by batches of decoded images, runs the whole teacher, never tells autograd
+that it is frozen, and upsamples features to compare them. Left out: the loader's processes (images are decoded in
 this one), the 1x1 convolution it never calls, the ReLU after a skip, which changes nothing, and rounding to 3 decimals.
 """
 
@@ -75,14 +75,14 @@ def random_teacher(net: str, seed: int = 0) -> nn.Module:
     return teacher.eval()
 
 
-def optimiser_of(plain: Plain) -> torch.optim.Optimizer:
+def build_optimizer(plain: Plain) -> torch.optim.Optimizer:
     """Adam over student and bottleneck, as torch chooses to run it."""
     trained = [*plain.student.parameters(), *plain.bottleneck.parameters()]
     return torch.optim.Adam(trained, lr=0.005, betas=(0.5, 0.999))
 
 
-def image_batches_of(samples: Sequence[Sample], order: Sequence[int], size: int, batch_size: int) -> Iterator[Tensor]:
-    """Pictures in this order, decoded, resized and normalized when their turn comes, every time anew."""
+def decoded_batches(samples: Sequence[Sample], order: Sequence[int], size: int, batch_size: int) -> Iterator[Tensor]:
+    """Images in this order, decoded, resized and normalized when their turn comes, every time anew."""
     transform = transforms.Compose(
         [
             transforms.Resize((size, size)),
@@ -133,7 +133,7 @@ def train(
     """The losses of a pass over the samples in this order, step by step."""
     device = next(plain.parameters()).device
     plain.train()
-    batches = image_batches_of(samples, order, size, batch_size)
+    batches = decoded_batches(samples, order, size, batch_size)
     return [train_step(plain, optimizer, images.to(device)) for images in batches]
 
 
@@ -161,7 +161,7 @@ def evaluate(plain: nn.Module, samples: Sequence[Sample], size: int, device: tor
     pixel_labels: list[int] = []
     pixel_scores: list[float] = []
     areas: list[float] = []
-    for sample, image in zip(samples, image_batches_of(samples, range(len(samples)), size, 1), strict=True):
+    for sample, image in zip(samples, decoded_batches(samples, range(len(samples)), size, 1), strict=True):
         scored = predict(plain, image.to(device))
         mask = read_mask(sample, size)
         if mask.any():
@@ -178,7 +178,7 @@ def evaluate(plain: nn.Module, samples: Sequence[Sample], size: int, device: tor
 
 
 def read_mask(sample: Sample, size: int) -> np.ndarray:
-    """(size, size) bool: resized as a picture, then cut at one half."""
+    """(size, size) bool: resized as a image, then cut at one half."""
     if sample.mask is None:
         return np.zeros((size, size), bool)
     transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])

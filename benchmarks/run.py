@@ -1,7 +1,7 @@
 """ThisProject against a plain restatement of the published loop: python -m benchmarks.run [--check] [--out FILE]
 
-Both run in turn, each in a process of its own, from the same weights on the same pictures; a ratio is the plain seconds
-over ours of the same round. Weights are random and pictures synthetic: time and memory are measured. Nothing else
+Both run in turn, each in a process of its own, from the same weights on the same images; a ratio is the plain seconds
+over ours of the same round. Weights are random and images synthetic: time and memory are measured. Nothing else
 should run meanwhile.
 """
 
@@ -19,16 +19,22 @@ from typing import Any
 
 import torch
 
-import experiment
 from benchmarks import plain
 from benchmarks.data import CLASS_NAME, write_images
+from benchmarks.implementations import Settings
 from benchmarks.sections import DEFAULT, SECTIONS, Row
-from benchmarks.sides import Settings
 from benchmarks.timing import peaks
 from commandline import Parser, exit_code
-from model.precision import resolve
-from runs import environment_info
-from utils import code_revision, format_table, keep_freed_memory, write_atomically
+from model.precision import resolve_precision
+from utils import (
+    choose_device,
+    code_revision,
+    environment_info,
+    format_table,
+    keep_freed_memory,
+    set_determinism,
+    write_atomically,
+)
 
 PACKAGES = ("torchvision", "scipy", "scikit-learn", "scikit-image", "pillow", "opencv-python-headless")
 # What --check asks of a median ratio, by section, row and what it is against; set for these sizes alone.
@@ -66,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.check and any(getattr(given, name) != value for name, value in SIZES.items()):
         wanted = " ".join(f"--{name} {value}" for name, value in SIZES.items())
         raise ValueError(f"--check: its floors were set for {wanted}")
-    device = experiment.choose_device(given.device)
-    experiment.set_determinism(False)
+    device = choose_device(given.device)
+    set_determinism(False)
     if given.one_process:
         keep_freed_memory()
     if given.threads:
@@ -77,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{about['hardware']}; load {about['load'][0]:.1f}; revision {about['revision']}")
     print(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
 
-    precisions = tuple(dict.fromkeys(("fp32", "bf16" if given.bf16 else resolve("auto", device))))
+    precisions = tuple(dict.fromkeys(("fp32", "bf16" if given.bf16 else resolve_precision("auto", device))))
     if "bf16" not in precisions:
         print("bf16 is not timed: this device only emulates it (--bf16 times it all the same)")
     peak = {name: peaks(name, device, given.image_size) for name in precisions}
@@ -88,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         same = {name: getattr(given, name) for name in ("net", "image_size", "batch_size", "images", "repeats")}
         settings = Settings(**same, device=device, root=Path(folder))
         settings = replace(settings, precisions=precisions, apart=not given.one_process)
-        good = -(-settings.images // 4)  # as in MVTec, whose pictures are as large for 256 pixels
+        good = -(-settings.images // 4)  # as in MVTec, whose images are as large for 256 pixels
         counts = (settings.images, good, settings.images - good)
         write_images(settings.root / CLASS_NAME, counts, 4 * settings.image_size)
         torch.save(plain.random_teacher(settings.net).state_dict(), settings.root / "teacher.pth")
@@ -109,7 +115,7 @@ def parser() -> Parser:
     made = Parser(prog="benchmarks.run", description=(__doc__ or "").partition("\n\n")[2])
     made.add_argument("--net", choices=tuple(plain.TEACHERS), default=SIZES["net"], help="teacher")
     for name, text in (
-        ("image_size", "pixels a side; pictures are four times as large"),
+        ("image_size", "pixels a side; images are four times as large"),
         ("batch_size", "images a step"),
         ("images", "training images, and as many test images"),
     ):

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import sides
-from benchmarks.apart import Subprocess, InProcess, Make
-from benchmarks.sides import Settings
+from benchmarks import implementations as sides
+from benchmarks.implementations import Settings
+from benchmarks.processes import InProcess, Make, Subprocess
 from benchmarks.timing import Quartiles, alternate
 
 Kind = dict[str, Any]  # changes of a Config
@@ -72,7 +72,9 @@ class Row:
         return self.gflop / self.seconds.median / max(peak[self.precision].values())
 
 
-def compare(section: str, implementations: Mapping[str, Implementation], settings: Settings, repeats: int = 0) -> list[Row]:
+def compare(
+    section: str, implementations: Mapping[str, Implementation], settings: Settings, repeats: int = 0
+) -> list[Row]:
     """Time the implementations in turn, after a round that counts and warms up; all else is compared to the first one."""
     first = next(iter(implementations))
     running: dict[str, InProcess] = {}
@@ -139,7 +141,7 @@ def epoch(settings: Settings) -> list[Row]:
 
 
 def evaluation(settings: Settings) -> list[Row]:
-    """Scoring the test set, from files to figures; then the same with the networks' answers known beforehand."""
+    """Scoring the test set, from files to metrics; then the same with the networks' answers known beforehand."""
     implementations = {"plain": Implementation(partial(sides.plain_evaluation, settings), tuned=False)}
     for name, (precision, changes) in kinds(settings).items():
         implementations[name] = Implementation(partial(sides.our_evaluation, settings, changes), precision)
@@ -147,22 +149,24 @@ def evaluation(settings: Settings) -> list[Row]:
         "plain, all but the network": Implementation(
             partial(sides.plain_evaluation, settings, known=True), counts_as="", tuned=False
         ),
-        "ours, all but the network": Implementation(partial(sides.our_evaluation, settings, {}, known=True), counts_as=""),
+        "ours, all but the network": Implementation(
+            partial(sides.our_evaluation, settings, {}, known=True), counts_as=""
+        ),
     }
     return compare("evaluation", implementations, settings) + compare("evaluation", known, settings)
 
 
-def figures(settings: Settings) -> list[Row]:
-    """Figures of given maps, five times as many as there are images and twice as wide; ours makes all seven."""
+def metrics(settings: Settings) -> list[Row]:
+    """Metrics of given maps, five times as many as there are images and twice as wide; ours makes all seven."""
     size = (5 * settings.images, 2 * settings.image_size)
-    ours = Implementation(partial(sides.our_figures, *size), counts_as="")
+    ours = Implementation(partial(sides.our_metrics, *size), counts_as="")
     # the published function takes minutes
-    published = Implementation(partial(sides.plain_figures, *size), counts_as="", tuned=False, warm=False)
+    published = Implementation(partial(sides.plain_metrics, *size), counts_as="", tuned=False, warm=False)
     rows = compare("metrics", {"published AUPRO": published, "ours": ours}, settings, (settings.repeats + 1) // 2)
     if find_spec("adeval") is None:
         print("adeval is not installed and is left out: pip install adeval==1.1.0")
         return rows
-    theirs = Implementation(partial(sides.adeval_figures, *size), counts_as="", tuned=False)
+    theirs = Implementation(partial(sides.adeval_metrics, *size), counts_as="", tuned=False)
     return rows + compare("metrics", {"adeval": theirs, "ours": ours}, settings)
 
 
@@ -203,7 +207,7 @@ def growth(settings: Settings) -> list[Row]:
 
 
 def memory(settings: Settings) -> list[Row]:
-    """Scoring the test pictures as large as they are."""
+    """Scoring the test images as large as they are."""
     full = sides.enlarged(settings, 4)
     scoring = Implementation(partial(sides.our_evaluation, full, {}), warm=False, counts_as="")
     return compare("memory", {f"scoring {settings.images} images of {full.image_size} pixels": scoring}, full, 1)
@@ -213,7 +217,7 @@ SECTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "step": step,
     "epoch": epoch,
     "evaluation": evaluation,
-    "metrics": figures,
+    "metrics": metrics,
     "inference": inference,
     "growth": growth,
     "memory": memory,

@@ -1,7 +1,7 @@
 """A whole sweep over MVTec AD's classes: python -m benchmarks.sweep --device cuda [--out FILE]
 
 All 15 classes with their true numbers of training and test images (3,629 and 1,725), trained and scored by main.py.
-Pictures are synthetic and weights random: only time is measured. What is not timed: writing the pictures.
+Images are synthetic and weights random: only time is measured. What is not timed: writing the images.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from typing import Any
 import torch
 
 import main as training
-import experiment
 from benchmarks import plain, sections
 from benchmarks.data import write_images
+from benchmarks.implementations import Settings
 from benchmarks.run import table
-from benchmarks.sides import Settings
 from benchmarks.timing import peaks
 from commandline import Parser, exit_code
-from model.precision import resolve
-from runs import environment_info
-from utils import code_revision, write_atomically
+from model.precision import resolve_precision
+from utils import choose_device, code_revision, environment_info, set_determinism, write_atomically
 
 # Images of train/good, test/good and of the test's defects.
 MVTEC = {
@@ -54,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     if not 0 < given.scale <= 1:
         raise ValueError(f"--scale {given.scale:g}: a share of the images is wanted, above 0 and up to 1")
-    device = experiment.choose_device(given.device)
+    device = choose_device(given.device)
 
     def fewer(count: int) -> int:
         return max(1, round(given.scale * count))
 
-    experiment.set_determinism(False)
-    precision = resolve(given.precision, device)
+    set_determinism(False)
+    precision = resolve_precision(given.precision, device)
     scaled = {name: (fewer(train), fewer(good), fewer(defective)) for name, (train, good, defective) in MVTEC.items()}
     peak = {kind: peaks(kind, device, given.image_size) for kind in dict.fromkeys(("fp32", precision))}
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from utils import format_table, write_atomically
 COLUMNS = """Seconds are medians of the rounds (metrics has half as many, growth and memory one); ratios are those of
 each round, with their quartiles.
 GFLOP: products and convolutions done. GiB: the most memory that its process held, libraries included.
-Off by: the largest difference of the first answer from the one it is against: of losses and figures as a share of the
+Off by: the largest difference of the first answer from the one it is against: of losses and metrics as a share of the
 number, of maps as a share of their range."""
 
 
@@ -61,7 +61,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
 
 
 def about(record: dict[str, Any]) -> str:
-    """What the figures were taken with."""
+    """What the metrics were taken with."""
     used = record["settings"]
     peaks = [f"{name} {max(rates.values()):.0f} GFLOP/s" for name, rates in record["peaks"].items()]
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("python", "torch", "numpy"))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.anomaly_map import Pair, cosine, sum_of, upsampling, at_least_fp32
+from scoring.anomaly_map import Pair, at_least_fp32, cosine, sum_of, upsampling
 
 
 def cosine_loss(pairs: Sequence[Pair]) -> Tensor:
@@ -46,7 +46,7 @@ def mse_loss(pairs: Sequence[Pair]) -> Tensor:
 
 
 def consistency_loss(pairs: Sequence[Pair]) -> Tensor:
-    """Sum over neighbouring levels of |MSE of the coarser one, both upsampled - MSE of the finer one|; >= 0.
+    """Sum over neighboring levels of |MSE of the coarser one, both upsampled - MSE of the finer one|; >= 0.
 
     SK-RD4AD's inter-group consistency by its published code (bilinear, corners aligned), for any image size. Upsampling
     is linear and separable, U d V', so its squared norm is <d, (U'U) d (V'V)>: nothing is upsampled.
@@ -69,7 +69,9 @@ def contrast_loss(pairs: Sequence[Pair], margin: float = 0.5) -> Tensor:
 
     0 for features more than 60 degrees apart. RD++'s published code (torch's CosineEmbeddingLoss, target -1).
     """
-    cosines = [cosine(at_least_fp32(one).flatten(1), at_least_fp32(other).flatten(1), dims=(1,)) for one, other in pairs]
+    cosines = [
+        cosine(at_least_fp32(one).flatten(1), at_least_fp32(other).flatten(1), dims=(1,)) for one, other in pairs
+    ]
     return sum_of([(c - margin).clamp(min=0).mean() for c in cosines])
 
 
@@ -85,7 +87,9 @@ LOSSES: dict[str, Callable[[Sequence[Pair]], Tensor]] = {
 
 
 def _cosine_over(pairs: Sequence[Pair], dims: tuple[int, ...]) -> Tensor:
-    return sum_of([(1 - cosine(at_least_fp32(teacher), at_least_fp32(student), dims)).mean() for teacher, student in pairs])
+    return sum_of(
+        [(1 - cosine(at_least_fp32(teacher), at_least_fp32(student), dims)).mean() for teacher, student in pairs]
+    )
 
 
 def _difference(pair: Pair) -> Tensor:

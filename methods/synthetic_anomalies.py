@@ -1,6 +1,6 @@
 """Damage painted on normal images while training, so that a student meets something abnormal to restore.
 
-Images are (B, 3, S, S) floats in [0, 1], before the teacher's normalisation; S is at least 32. A painter returns a new
+Images are (B, 3, S, S) floats in [0, 1], before the teacher's normalization; S is at least 32. A painter returns a new
 tensor, not clipped, and draws everything from the NumPy generator it is given. Sizes in pixels hold at S = 256 and
 scale with S.
 """
@@ -95,18 +95,18 @@ def simplex_noise(images: Tensor, rng: np.random.Generator, field: np.ndarray) -
 
 
 def simplex_field(seed: int, side: int = 31) -> np.ndarray:
-    """(3, side, side) float64: six octaves of 3-D OpenSimplex noise, z the colour channel.
+    """(3, side, side) float64: six octaves of 3-D OpenSimplex noise, z the color channel.
 
     The first octave's coordinates are pixels / 32 and its amplitude is 1; each further one doubles the coordinates and
     takes 0.6 of the amplitude. `side` only crops: a larger field starts with the smaller one.
     Source: the published RD++ code.
     """
     noise = OpenSimplex(seed)
-    along, colours = np.arange(side, dtype=float), np.arange(3, dtype=float)
+    along, colors = np.arange(side, dtype=float), np.arange(3, dtype=float)
     field = np.zeros((3, side, side))
     frequency, amplitude = 32.0, 1.0
     for _ in range(6):
-        field += amplitude * noise.noise3array(along / frequency, along / frequency, colours / frequency)
+        field += amplitude * noise.noise3array(along / frequency, along / frequency, colors / frequency)
         frequency, amplitude = frequency / 2, amplitude * 0.6
     return field
 

@@ -36,7 +36,9 @@ VARIANTS = {
         fmm=True,
         training=Training(learning_rate=0.001, betas=(0.9, 0.999), weight_decay=1e-5, patience=20),
     ),
-    "mrkd": Recipe(losses=(Term("cosine", pairs="denoising"),), fmm=True, mask_in_scoring=True, corruption="swap_patches"),
+    "mrkd": Recipe(
+        losses=(Term("cosine", pairs="denoising"),), fmm=True, mask_in_scoring=True, corruption="swap_patches"
+    ),
     "drd": Recipe(
         losses=(
             Term("cosine_pixel"),

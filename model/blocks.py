@@ -82,7 +82,7 @@ def up_stage(block: Block, inputs: int, outputs: int, count: int, base_width: in
 def initialize(module: nn.Module) -> None:
     """Kaiming normal (fan out) for convolutions, as torchvision's ResNet and the published code.
 
-    A transposed convolution is no `Conv2d`: as in the published code it keeps PyTorch's own initialisation, and so do
+    A transposed convolution is no `Conv2d`: as in the published code it keeps PyTorch's own initialization, and so do
     the batch norms (weight 1, bias 0).
     """
     for part in module.modules():

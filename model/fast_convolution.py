@@ -95,7 +95,7 @@ def weight_gradient(x: Tensor, gradient: Tensor, kernel: int, stride: int, paddi
     Of a transposed convolution the two change places. Both are laid out as matrices of a row per pixel; the input once
     for each remainder of rows and columns by the stride. At each of the k x k places of the kernel the gradient is then
     one product of the two, shifted against each other by whole rows of the matrix: rows and columns of zeros between
-    lines and images keep what is not neighboured apart. Fastest for tensors laid out channels last.
+    lines and images keep what is not neighbored apart. Fastest for tensors laid out channels last.
     """
     height, width = gradient.shape[-2:]
     shifts = [divmod(place - padding, stride) for place in range(kernel)]  # (pixels, remainder)

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from model.bottleneck import MFF
-from model.distiller import Distiller
 from model.checkpoints import load_checked, read_torch_file
+from model.distiller import Distiller
 
 BOTTLENECK_NAMES = {
     "conv1": "fusion.reduce0.0",

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from model.blocks import Block, down_stage, initialize
+from model.checkpoints import load_checked, read_torch_file
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import autocast
-from model.checkpoints import load_checked, read_torch_file
 from model.timm_backbone import build_timm, cut_timm
 from model.weights import hub_file, lite0_names, packaged_file, resnet_names
 from utils import file_sha256
@@ -82,7 +82,7 @@ TEACHERS = {
 class Teacher(nn.Module):
     """Images (B, 3, S, S), uint8 in 0..255 or float in [0, 1] -> E1, E2, E3: levels (B, C, S/k, S/k), k = 4, 8, 16.
 
-    Frozen: no gradients, and `train()` leaves it in evaluation mode. It normalises the images itself, as torchvision's
+    Frozen: no gradients, and `train()` leaves it in evaluation mode. It normalizes the images itself, as torchvision's
     ToTensor and Normalize do. Raises ValueError when S is not a multiple of 32.
 
     name      as given to `build_teacher`

@@ -2,7 +2,7 @@
 
 Also what benchmarks that write their own data need: a folder made whole or not at all.
 
-Nothing here opens a picture. Paths come out sorted by name, so that no result depends on the order a file system
+Nothing here opens a image. Paths come out sorted by name, so that no result depends on the order a file system
 happens to list; masks are paired by file stem inside the defect's folder, never by position.
 """
 
@@ -100,7 +100,7 @@ def find_class_folder(root: Path, class_name: str) -> Path:
 
 
 def discover_classes(root: Path) -> tuple[str, ...]:
-    """Names of all folders under `root` that look like a class, sorted; the shallowest level that has any affects_results."""
+    """Names of all folders under `root` that look like a class, sorted; the shallowest level that has any decides."""
     level = [root]
     for _ in range(3):
         names = {p.name for base in level for p in list_folders(base) if looks_like_class(p)}

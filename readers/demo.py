@@ -4,7 +4,7 @@ brick    a texture: crops of one real photograph (scikit-image's brick.png, CC0)
 denim    a regular pattern: drawn twill, every thread of its own shade
 gear     an object: a drawn toothed wheel that lies at any place and turn on a workbench
 
-Normal pictures vary as photographs do (light, colour, place, turn, noise), so that a comparison pixel by pixel finds
+Normal images vary as photographs do (light, color, place, turn, noise), so that a comparison pixel by pixel finds
 little. scenes.py draws them, anomalies.py paints the defects; masks are exact.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from readers.demo_defects import Mask, Picture
 from readers.base import is_vacant, make_folder, read_readme
+from readers.demo_defects import Mask, RGBImage
 from readers.scenes import CLASSES, camera
 from utils import prefetch_map
 
@@ -67,7 +67,7 @@ def is_made(root: Path) -> bool:
 
 
 def list_images_of_demo() -> Iterator[tuple[str, str, str, int]]:
-    """(class, split, kind, number) of every picture of the benchmark."""
+    """(class, split, kind, number) of every image of the benchmark."""
     for class_name, shown in CLASSES.items():
         bad = [("test", kind, PER_DEFECT) for kind in shown.defects]
         counts = [("train", "good", TRAIN), ("test", "good", GOOD), *bad]
@@ -75,22 +75,22 @@ def list_images_of_demo() -> Iterator[tuple[str, str, str, int]]:
             yield from ((class_name, split, kind, number) for number in range(count))
 
 
-def make_image(class_name: str, split: str, kind: str, number: int) -> tuple[Picture, Mask | None]:
-    """One picture of the benchmark, and its mask unless `kind` is good; its own seed makes it stand for itself."""
+def make_image(class_name: str, split: str, kind: str, number: int) -> tuple[RGBImage, Mask | None]:
+    """One image of the benchmark, and its mask unless `kind` is good; its own seed makes it stand for itself."""
     shown = CLASSES[class_name]
     rng = np.random.default_rng([zlib.crc32(f"{class_name}/{split}/{kind}".encode()), number])
     scene = shown.draw(rng, split)
-    picture, mask = (scene.picture, None) if kind == "good" else shown.defects[kind](scene, rng)
-    return camera(picture, rng, shown.exposure), mask
+    image, mask = (scene.image, None) if kind == "good" else shown.defects[kind](scene, rng)
+    return camera(image, rng, shown.exposure), mask
 
 
 def write_image(root: Path, which: tuple[str, str, str, int]) -> None:
-    """One picture, and its mask if it has one, at their places in the MVTec layout."""
+    """One image, and its mask if it has one, at their places in the MVTec layout."""
     class_name, split, kind, number = which
-    picture, mask = make_image(class_name, split, kind, number)
+    image, mask = make_image(class_name, split, kind, number)
     folder = root / class_name / split / kind
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(folder / f"{number:03}.png", compress_level=4)  # half the time for 4 % more bytes
+    Image.fromarray(image).save(folder / f"{number:03}.png", compress_level=4)  # half the time for 4 % more bytes
     if mask is not None:
         masks = root / class_name / "ground_truth" / kind
         masks.mkdir(parents=True, exist_ok=True)

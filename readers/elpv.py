@@ -2,7 +2,7 @@
 
 Deitsch et al., "Automatic classification of defective photovoltaic module cells in electroluminescence images", 2019.
 `labels.csv` gives a probability of a defect per cell: 0 is normal here, 1 anomalous, 1/3 and 2/3 are left out. There
-are no masks. Neighbouring cell numbers come from one module, so the split goes by blocks of 30 numbers, never by cells.
+are no masks. Neighboring cell numbers come from one module, so the split goes by blocks of 30 numbers, never by cells.
 """
 
 from __future__ import annotations

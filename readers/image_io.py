@@ -1,8 +1,8 @@
-"""Picture files to arrays, whatever mode they were stored in: images become RGB, masks become bool.
+"""Image files to arrays, whatever mode they were stored in: images become RGB, masks become bool.
 
 Images are read as stored: an EXIF orientation tag does not turn them. The published code reads them so, and turning
-only those pictures that happen to have a mask would tell normal from anomalous. Where a mask was drawn on the turned
-picture (its shape fits only that way), the mask is turned back instead.
+only those images that happen to have a mask would tell normal from anomalous. Where a mask was drawn on the turned
+image (its shape fits only that way), the mask is turned back instead.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def opened(path: Path) -> Image.Image:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The decoded picture in its own mode.
+    """The decoded image in its own mode.
 
     Raises FileNotFoundError or ValueError, one line that names the file and what to do about it.
     """
     try:
-        with opened(path) as picture:
-            picture.load()
-            return picture
+        with opened(path) as image:
+            image.load()
+            return image
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
@@ -67,71 +67,71 @@ def why_unreadable(path: Path, error: Exception) -> str:
     if not head:
         return "is empty (0 bytes): copy it again or remove it"
     if head == LFS_HEAD:
-        return "is a Git-LFS pointer, not a picture: run `git lfs pull` where it was cloned"
+        return "is a Git-LFS pointer, not a image: run `git lfs pull` where it was cloned"
     if isinstance(error, UnidentifiedImageError):
-        return "is not a picture that can be read: copy it again or remove it"
+        return "is not a image that can be read: copy it again or remove it"
     return f"cannot be decoded ({error}): copy it again or remove it"
 
 
-def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
-    """Any mode to RGB on purpose: grey is repeated, palettes are looked up, 16 bits are scaled (65535 -> 255).
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Any mode to RGB on purpose: gray is repeated, palettes are looked up, 16 bits are scaled (65535 -> 255).
 
-    Transparency is laid over black, so that what was cut away stays away whatever colour is stored under it.
-    Raises ValueError for floating-point pictures, whose range nothing tells.
+    Transparency is laid over black, so that what was cut away stays away whatever color is stored under it.
+    Raises ValueError for floating-point images, whose range nothing tells.
     """
-    transparent = picture.mode in WITH_ALPHA or "transparency" in picture.info
-    if picture.mode == "RGB" and not transparent:
-        return picture
-    if picture.mode == "F":
-        raise ValueError(f"{path}: is a floating-point picture of unknown range: convert it to 8 or 16 bits")
-    if picture.mode in WIDE_MODES:
-        wide = np.asarray(picture).astype(np.float64)
-        grey = np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+    transparent = image.mode in WITH_ALPHA or "transparency" in image.info
+    if image.mode == "RGB" and not transparent:
+        return image
+    if image.mode == "F":
+        raise ValueError(f"{path}: is a floating-point image of unknown range: convert it to 8 or 16 bits")
+    if image.mode in WIDE_MODES:
+        wide = np.asarray(image).astype(np.float64)
+        gray = np.clip(np.rint(wide / 257), 0, 255).astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
     if transparent:
-        layer = picture.convert("RGBA")
+        layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The picture as RGB, in its stored size and orientation. Raises as `open_image` and `to_rgb`."""
+    """The image as RGB, in its stored size and orientation. Raises as `open_image` and `to_rgb`."""
     return to_rgb(open_image(path), path)
 
 
 def read_mask(path: Path, threshold: int = 0) -> NDArray[np.bool_]:
     """(H, W), True where a stored value exceeds `threshold` (in the file's own units): 1, 255, defect ids alike.
 
-    Palette pictures are judged by index, colour ones by their largest channel, transparency is ignored.
+    Palette images are judged by index, color ones by their largest channel, transparency is ignored.
     Raises as `open_image`.
     """
     return mask_values(open_image(path)) > threshold
 
 
-def mask_values(picture: Image.Image) -> NDArray[Any]:
-    """(H, W) of the stored numbers. `convert("L")` would not do: it maps palettes to grey and clips 16 bits."""
-    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        picture = picture.convert("RGB")
-    values = np.asarray(picture)
+def mask_values(image: Image.Image) -> NDArray[Any]:
+    """(H, W) of the stored numbers. `convert("L")` would not do: it maps palettes to gray and clips 16 bits."""
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    values = np.asarray(image)
     if values.ndim == 3:
-        colours = values.shape[2] - (picture.mode in WITH_ALPHA)
-        values = values[:, :, :colours].max(axis=2)
+        colors = values.shape[2] - (image.mode in WITH_ALPHA)
+        values = values[:, :, :colors].max(axis=2)
     return values
 
 
 def read_orientation(path: Path) -> int:
     """The EXIF orientation, 1 (as stored) where there is no sensible tag."""
-    with opened(path) as picture:
-        tag = picture.getexif().get(ORIENTATION, 1)
-        stored = picture.format != "TIFF"  # Pillow turns a TIFF by itself while decoding
+    with opened(path) as image:
+        tag = image.getexif().get(ORIENTATION, 1)
+        stored = image.format != "TIFF"  # Pillow turns a TIFF by itself while decoding
     return tag if stored and tag in UNTURN else 1
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """(width, height) as stored, from the file's head alone. Raises as `open_image`."""
     try:
-        with opened(path) as picture:
-            return picture.size
+        with opened(path) as image:
+            return image.size
     except FileNotFoundError:
         raise
     except UNREADABLE as error:
@@ -146,14 +146,14 @@ def fits_only_turned(mask_size: tuple[int, int], image_size: tuple[int, int], or
 
 def read_mask_of(image: Path, mask: Path, threshold: int = 0) -> NDArray[np.bool_]:
     """The mask in its image's stored orientation; warns where it had to be turned back for that."""
-    picture = open_image(mask)
-    values = mask_values(picture) > threshold
+    stored = open_image(mask)
+    values = mask_values(stored) > threshold
     size = read_size(image)
     # the sizes alone nearly always decide, and reading EXIF of a PNG decodes it whole
-    if picture.size != size and fits_only_turned(picture.size, size, orientation := read_orientation(image)):
+    if stored.size != size and fits_only_turned(stored.size, size, orientation := read_orientation(image)):
         # one text for all images, so that Python shows it once
         warnings.warn(
-            "masks that fit only the EXIF-turned picture are turned back; python -m scripts.check_data names them",
+            "masks that fit only the EXIF-turned image are turned back; python -m scripts.check_data names them",
             stacklevel=2,
         )
         turned = Image.fromarray(values.astype(np.uint8) * 255).transpose(UNTURN[orientation])

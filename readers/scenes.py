@@ -1,6 +1,6 @@
 """What the demo's classes show: a scene for every class, the defects that suit it, and the camera that looks at it.
 
-Pictures are (256, 256, 3) uint8. Defects are painted on the scene, before the camera's light and noise.
+Images are (256, 256, 3) uint8. Defects are painted on the scene, before the camera's light and noise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from PIL import Image
 
 from readers.demo_defects import (
     Mask,
-    Picture,
     Plane,
+    RGBImage,
     blended_patch,
     foreign_disc,
     foreign_thread,
@@ -27,32 +27,32 @@ from readers.demo_defects import (
 )
 
 SIDE = 256
-STEP = 3  # grey levels between two that are stored: hidden by the noise, and the files are a third smaller
+STEP = 3  # gray levels between two that are stored: hidden by the noise, and the files are a third smaller
 # Of the brick photograph, disjoint: first and last row, and the sides of the crops, which make up for its perspective.
 BRICK_PARTS = {"train": (0, 288, 172, 204), "test": (292, 512, 198, 218)}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What lies before the camera: its picture, and where a defect may be painted."""
+    """What lies before the camera: its image, and where a defect may be painted."""
 
-    picture: Picture
+    image: RGBImage
     allowed: Mask
 
 
-Defect = Callable[[Scene, np.random.Generator], tuple[Picture, Mask]]
+Defect = Callable[[Scene, np.random.Generator], tuple[RGBImage, Mask]]
 
 
-def camera(picture: Picture, rng: np.random.Generator, exposure: float) -> Picture:
-    """A photograph of the picture: exposure, uneven light, colour cast, noise. Pixel by pixel: nothing is blurred."""
+def camera(image: RGBImage, rng: np.random.Generator, exposure: float) -> RGBImage:
+    """A photograph of the image: exposure, uneven light, color cast, noise. Pixel by pixel: nothing is blurred."""
     rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.18) * (np.cos(turn) * rows + np.sin(turn) * columns)
     light *= 1 - rng.uniform(0, 0.12) * (rows**2 + columns**2)
-    # the sine of an even angle: most pictures are clearly darker or brighter than the mean, none far beyond the others
+    # the sine of an even angle: most images are clearly darker or brighter than the mean, none far beyond the others
     cast = (1 + exposure * np.sin(rng.uniform(0, 2 * np.pi))) * rng.uniform(0.99, 1.01, 3)
     noise = rng.normal(0, rng.uniform(0.8, 1.6), light.shape)
-    levels = np.rint((picture * light[..., None] * cast + noise[..., None]) / STEP)
+    levels = np.rint((image * light[..., None] * cast + noise[..., None]) / STEP)
     return np.clip(STEP * levels, 0, 255).astype(np.uint8)
 
 
@@ -61,7 +61,7 @@ def camera(picture: Picture, rng: np.random.Generator, exposure: float) -> Pictu
 
 @lru_cache(maxsize=1)
 def brick_photograph() -> NDArray[np.uint8]:
-    """(512, 512) grey."""
+    """(512, 512) gray."""
     from skimage import data  # only here: whoever never makes the demo need not have it
 
     return data.brick()
@@ -74,9 +74,9 @@ def brick_scene(rng: np.random.Generator, split: str) -> Scene:
     side = rng.uniform(smallest, largest)
     x, y = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
     crop = photo.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
-    grey = np.asarray(crop, dtype=np.float64)[:, :: rng.choice([1, -1])]
-    colours = np.clip(grey[..., None] * (1.12, 0.93, 0.80) + (28, 8, 0), 0, 255)
-    return Scene(np.rint(colours).astype(np.uint8), np.ones((SIDE, SIDE), dtype=bool))
+    gray = np.asarray(crop, dtype=np.float64)[:, :: rng.choice([1, -1])]
+    colors = np.clip(gray[..., None] * (1.12, 0.93, 0.80) + (28, 8, 0), 0, 255)
+    return Scene(np.rint(colors).astype(np.uint8), np.ones((SIDE, SIDE), dtype=bool))
 
 
 BRICK: dict[str, Defect] = {
@@ -84,7 +84,7 @@ BRICK: dict[str, Defect] = {
     "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.62, 0.66, 0.72)),
     "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(8, 13), (52, 44, 40)),
     "foreign_part": lambda s, rng: foreign_disc(*given(s, rng), rng.uniform(7, 11), (128, 122, 118)),
-    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(20, 32), s.picture),
+    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(20, 32), s.image),
 }
 
 
@@ -106,8 +106,8 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
     shades = 1 + 0.05 * rng.normal(size=(2, 64))
     shade = np.where(over, shades[0, warp % 64], shades[1, weft % 64]) * round_off
     shade *= 1 + 0.04 * smooth_noise(rng, rows.shape, 4)
-    colours = np.where(over[..., None], (74.0, 98.0, 142.0), (168.0, 172.0, 178.0)) * shade[..., None]
-    return Scene(np.clip(np.rint(colours), 0, 255).astype(np.uint8), np.ones((SIDE, SIDE), dtype=bool))
+    colors = np.where(over[..., None], (74.0, 98.0, 142.0), (168.0, 172.0, 178.0)) * shade[..., None]
+    return Scene(np.clip(np.rint(colors), 0, 255).astype(np.uint8), np.ones((SIDE, SIDE), dtype=bool))
 
 
 DENIM: dict[str, Defect] = {
@@ -117,7 +117,7 @@ DENIM: dict[str, Defect] = {
     "foreign_thread": lambda s, rng: foreign_thread(
         *given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), (158, 92, 74)
     ),
-    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(16, 28), s.picture),
+    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(16, 28), s.image),
 }
 
 
@@ -133,16 +133,16 @@ Wheel = Callable[[Plane, Plane], Plane]
 class Gear(Scene):
     """The scene, and what draws it anew with another wheel: a function of (radius, angle) to coverage in [0, 1]."""
 
-    redraw: Callable[[Wheel], Picture]
+    redraw: Callable[[Wheel], RGBImage]
 
 
 def gear_scene(rng: np.random.Generator, split: str) -> Gear:
     """A toothed wheel with a bore and drilled holes, turned metal, its shadow on a bench."""
     shape = (SIDE, SIDE)
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
-    centre = SIDE / 2 + rng.uniform(-18, 18, 2)
+    center = SIDE / 2 + rng.uniform(-18, 18, 2)
     scale, turn = rng.uniform(0.95, 1.02), rng.uniform(-0.22, 0.22)
-    down, right = (rows - centre[0]) / scale, (columns - centre[1]) / scale
+    down, right = (rows - center[0]) / scale, (columns - center[1]) / scale
     radius, direction = np.hypot(down, right), np.arctan2(down, right)
     shadow_radius, shadow_direction = np.hypot(down - 5, right - 5), np.arctan2(down - 5, right - 5)
 
@@ -150,11 +150,11 @@ def gear_scene(rng: np.random.Generator, split: str) -> Gear:
     bench = np.array([126.0, 104.0, 82.0]) * (1 + 0.08 * smooth_noise(rng, shape, 60) + 0.03 * fibre)[..., None]
     turned = 5 * np.sin(radius * 0.9)  # the grooves of the lathe
     glint = 24 * np.cos(2 * direction + rng.uniform(-0.6, 0.6)) * np.clip(radius / 60, 0, 1)
-    grey = 138 + rng.uniform(-8, 8) + turned + glint + 2 * smooth_noise(rng, shape, 5)
-    grey -= 30 * np.exp(-(((radius - 28) / 2.5) ** 2))  # the hub's step
-    metal = grey[..., None] * (0.98, 1.0, 1.03)
+    gray = 138 + rng.uniform(-8, 8) + turned + glint + 2 * smooth_noise(rng, shape, 5)
+    gray -= 30 * np.exp(-(((radius - 28) / 2.5) ** 2))  # the hub's step
+    metal = gray[..., None] * (0.98, 1.0, 1.03)
 
-    def redraw(wheel: Wheel) -> Picture:
+    def redraw(wheel: Wheel) -> RGBImage:
         ground = bench * (1 - 0.4 * wheel(shadow_radius, shadow_direction + turn))[..., None]
         mixed = ground + wheel(radius, direction + turn)[..., None] * (metal - ground)
         return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
@@ -178,7 +178,7 @@ def whole_wheel(radius: Plane, angle: Plane) -> Plane:
     return rim * drilled * np.clip(0.5 + radius - BORE, 0, 1)
 
 
-def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[Picture, Mask]:
+def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[RGBImage, Mask]:
     """A tooth broken off with a jagged edge, its shadow gone with it; the mask is what that changed."""
     assert isinstance(scene, Gear)
     pitch = 2 * np.pi / TEETH
@@ -190,8 +190,8 @@ def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[Picture, Mask]
         kept = np.where(np.abs(offset) < pitch / 2, np.clip(0.5 + stump + jags - radius, 0, 1), 1)
         return whole_wheel(radius, angle) * kept
 
-    picture = scene.redraw(broken_wheel)
-    return picture, (picture != scene.picture).any(axis=-1)
+    image = scene.redraw(broken_wheel)
+    return image, (image != scene.image).any(axis=-1)
 
 
 GEAR: dict[str, Defect] = {
@@ -203,9 +203,9 @@ GEAR: dict[str, Defect] = {
 }
 
 
-def given(scene: Scene, rng: np.random.Generator) -> tuple[Picture, np.random.Generator, Mask]:
+def given(scene: Scene, rng: np.random.Generator) -> tuple[RGBImage, np.random.Generator, Mask]:
     """The three arguments every painter starts with."""
-    return scene.picture, rng, scene.allowed
+    return scene.image, rng, scene.allowed
 
 
 @dataclass(frozen=True)

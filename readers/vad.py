@@ -1,4 +1,4 @@
-"""VAD (Valeo): one class without masks, `vad/{train,test}/...`, image-level figures only.
+"""VAD (Valeo): one class without masks, `vad/{train,test}/...`, image-level metrics only.
 
 One-class use trains on train/good alone: the release also holds train/bad (for supervised methods) and low_shot_train/,
 and a loader that takes all of train/ learns a thousand defects as normal. Every folder under test/ is scored,

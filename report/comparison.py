@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from report.rendering import PARTIAL, benchmark_title, cell, count, duration, heading, notes_below, partial
-from report.results import FIGURES, Result
+from report.results import METRIC_TITLES, Result
 from report.tables import Row, differing, facts_of, grouped, random_teacher, row_of
 from utils import format_table
 
 LEGEND = (
-    "Mean over the classes ± sample standard deviation of the seeds' own means, over n seeds; the figures are those of "
+    "Mean over the classes ± sample standard deviation of the seeds' own means, over n seeds; the metrics are those of "
     "the last epoch. Training: the mean of a row's runs, one class and one seed each."
 )
 
@@ -73,14 +73,14 @@ def _unequal(groups: Mapping[str, Sequence[Result]]) -> list[str]:
 
 
 def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False) -> str:
-    """The comparisons as text for a terminal, or as Markdown; figures that no run has are left out."""
+    """The comparisons as text for a terminal, or as Markdown; metrics that no run has are left out."""
     parts = []
     for comparison in comparisons:
         rows = comparison.rows
-        figures = [name for name in FIGURES if any(row.figures[name].mean is not None for row in rows)]
-        header = ["setting", "n", "classes", *(FIGURES[name] for name in figures), "training"]
+        metrics = [name for name in METRIC_TITLES if any(row.metrics[name].mean is not None for row in rows)]
+        header = ["setting", "n", "classes", *(METRIC_TITLES[name] for name in metrics), "training"]
         body = [
-            [row.label, str(row.n), str(row.classes), *(cell(row.figures[name], row) for name in figures), time]
+            [row.label, str(row.n), str(row.classes), *(cell(row.metrics[name], row) for name in metrics), time]
             for row, time in zip(rows, map(duration, comparison.seconds), strict=True)
         ]
         notes = [PARTIAL] if any(map(partial, rows)) else []

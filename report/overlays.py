@@ -1,4 +1,4 @@
-"""Pictures of a result: the image, its anomaly map on a fixed colour scale, the mask's contour, the score."""
+"""Images of a result: the image, its anomaly map on a fixed color scale, the mask's contour, the score."""
 
 from __future__ import annotations
 
@@ -18,32 +18,21 @@ BANNER = 26
 WHITE, DARK = (255, 255, 255), (32, 32, 32)
 
 
-def color_scale(normal_maps: np.ndarray) -> tuple[float, float]:
-    """Maps of normal training images (N, S, S) -> the scores painted clear and full: one scale for a whole run.
-
-    Clear is the median pixel; the median of the images' maxima comes to lie at a quarter of the way, so that a normal
-    image stays pale and full colour means four times what normal images reach. Test images choose nothing.
-    """
-    low = float(np.median(normal_maps))
-    usual = float(np.median(normal_maps.reshape(len(normal_maps), -1).max(axis=1)))
-    return low, low + max(4 * (usual - low), 1e-6)
-
-
 def overlay(
-    picture: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float], mask: np.ndarray | None, caption: str
+    image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float], mask: np.ndarray | None, caption: str
 ) -> np.ndarray:
-    """Picture (H, W, 3) RGB and map (S, S) -> picture | picture under the map, (h, 2w, 3) RGB, with a caption line.
+    """Image (H, W, 3) RGB and map (S, S) -> image | image under the map, (h, 2w, 3) RGB, with a caption line.
 
     The map is drawn over the image with an opacity that grows with the score; the mask's outline is white on both.
     """
-    height, width = HEIGHT, max(1, round(picture.shape[1] * HEIGHT / picture.shape[0]))
-    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    height, width = HEIGHT, max(1, round(image.shape[1] * HEIGHT / image.shape[0]))
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     low, high = scale
     heat = cv2.resize(np.clip((anomaly_map - low) / (high - low), 0, 1), (width, height))
-    colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    colors = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
     opacity = np.clip(heat * 2, 0, 0.65)[..., None]
-    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    panels = [picture.copy(), np.rint((1 - opacity) * grey + opacity * colours).astype(np.uint8)]
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    panels = [image.copy(), np.rint((1 - opacity) * gray + opacity * colors).astype(np.uint8)]
     if mask is not None and mask.any():
         outline, _ = cv2.findContours(
             cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST),

@@ -1,4 +1,4 @@
-"""The tables of the papers as data: what is run for each row, and whose published figure stands beside it."""
+"""The tables of the papers as data: what is run for each row, and whose published metric stands beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from report.published import METHODS
 
-ALL_FIGURES = ("image_auroc", "pixel_auroc", "aupro_per_image", "aupro")
+ALL_METRICS = ("image_auroc", "pixel_auroc", "aupro_per_image", "aupro")
 NO_AUPRO = ("image_auroc", "pixel_auroc")
 CHECK_MARKS = (
     "?: the check marks of the printed table could not be read, so which printed row belongs here is assumed; no "
@@ -32,33 +32,33 @@ class PaperTable:
     """One table. Of a single setting the rows are the classes and their mean; of several, each setting's mean.
 
     `flags` hold for all settings, which say what differs; `follows` is the variant whose protocol the published side
-    has; `figures` go by our names.
+    has; `metrics` go by our names.
     """
 
     title: str
     benchmark: str
     flags: str
     follows: str
-    figures: tuple[str, ...]
+    metrics: tuple[str, ...]
     settings: tuple[Setting, ...]
     notes: tuple[str, ...] = ()
 
 
 def _own(
-    variant: str, benchmark: str, figures: tuple[str, ...], *notes: str, title: str = "", flags: str = ""
+    variant: str, benchmark: str, metrics: tuple[str, ...], *notes: str, title: str = "", flags: str = ""
 ) -> PaperTable:
-    """A method's own figures, class by class, run with the variant's own training settings."""
+    """A method's own metrics, class by class, run with the variant's own training settings."""
     method = METHODS[variant]
     setting = Setting(variant, method=method.key)
     return PaperTable(
-        title or method.title, benchmark, f"--variant {variant} {flags}", variant, figures, (setting,), notes
+        title or method.title, benchmark, f"--variant {variant} {flags}", variant, metrics, (setting,), notes
     )
 
 
 def _icck(number: int, title: str, settings: tuple[Setting, ...], *notes: str) -> PaperTable:
     """A table of ICCK's over settings of the masked variant on MVTec AD."""
     title = f"ICCK table {number}, {title}"
-    return PaperTable(title, "mvtec", "--variant masked", "masked", ALL_FIGURES, settings, notes)
+    return PaperTable(title, "mvtec", "--variant masked", "masked", ALL_METRICS, settings, notes)
 
 
 ICCK = METHODS["masked"].key
@@ -71,10 +71,10 @@ BEST = "--print_epoch 10"  # for methods that report the best epoch on the test 
 SUBSETS = ("0", "1", "2", "0 1", "0 2", "1 2", "0 1 2")
 
 PAPERS: dict[str, dict[str, PaperTable]] = {
-    "rd4ad": {"mvtec": _own("rd4ad", "mvtec", ALL_FIGURES)},
+    "rd4ad": {"mvtec": _own("rd4ad", "mvtec", ALL_METRICS)},
     "sk_rd4ad": {
-        "mvtec": _own("sk_rd4ad", "mvtec", ALL_FIGURES, RATE, flags=f"--rate 0.005 {BEST}"),
-        "visa": _own("sk_rd4ad", "visa", ALL_FIGURES, RATE, flags=f"--rate 0.005 {BEST}"),
+        "mvtec": _own("sk_rd4ad", "mvtec", ALL_METRICS, RATE, flags=f"--rate 0.005 {BEST}"),
+        "visa": _own("sk_rd4ad", "visa", ALL_METRICS, RATE, flags=f"--rate 0.005 {BEST}"),
         "vad": _own("sk_rd4ad", "vad", ("image_auroc",), flags=f"--seg 0 {BEST}"),
     },
     "icck": {
@@ -83,7 +83,7 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
             "masked",
             "cifar10",
             ("image_auroc",),
-            "of the published column only the mean is sure: the classes' figures are shifted and one is missing",
+            "of the published column only the mean is sure: the classes' metrics are shifted and one is missing",
             "image size, teacher and image score are not stated for CIFAR-10; ours are as on MVTec AD",
             title="ICCK table 2",
         ),
@@ -116,8 +116,8 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
                 Setting("both", "", f"{T6} [row4 both]"),
             ),
             CHECK_MARKS,
-            "this table mixes in FMM: its baseline has the figures of RD4AD, which has no FMM, and its last row those "
-            "of the full model, which has; with both attentions and without FMM see table 5. ThisProject: rd4ad, then FMM "
+            "this table mixes in FMM: its baseline has the metrics of RD4AD, which has no FMM, and its last row those "
+            "of the full model, which has; with both attentions and without FMM see table 5. Ours: rd4ad, then FMM "
             "with SimAM, with SCConv, with both",
         ),
         "7": _icck(
@@ -136,10 +136,10 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
             "0 is the finest level; ours trains and scores on the same levels",
         ),
     },
-    "mrkd": {"mvtec": _own("mrkd", "mvtec", ALL_FIGURES)},
-    "drd": {"mvtec": _own("drd", "mvtec", ALL_FIGURES, flags=BEST)},
+    "mrkd": {"mvtec": _own("mrkd", "mvtec", ALL_METRICS)},
+    "drd": {"mvtec": _own("drd", "mvtec", ALL_METRICS, flags=BEST)},
     "rdpp": {
-        "mvtec": _own("rdpp", "mvtec", ALL_FIGURES, flags=BEST),
+        "mvtec": _own("rdpp", "mvtec", ALL_METRICS, flags=BEST),
         "btad": _own("rdpp", "btad", NO_AUPRO, "epochs for BTAD are not known to us: 200", flags=BEST),
     },
     "anomalib": {"mvtec": _own("rd_anomalib", "mvtec", ("image_auroc", "image_f1max", "pixel_auroc"))},

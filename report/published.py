@@ -1,4 +1,4 @@
-"""Published figures: looked up in published_results.csv by our names, never computed, never filled in."""
+"""Published metrics: looked up in published_results.csv by our names, never computed, never filled in."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PUBLISHED = Path(__file__).with_name("published_results.csv")
-NET = "wide_res50"  # the teacher behind every figure of a variant; tables over teachers have rows of their own
+NET = "wide_res50"  # the teacher behind every metric of a variant; tables over teachers have rows of their own
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a variant is called in published_results.csv, and what its published figures are figures of."""
+    """How a variant is called in published_results.csv, and what its published metrics are metrics of."""
 
     key: str
     title: str
@@ -22,7 +22,7 @@ class Method:
     @property
     def sentence(self) -> str:
         """What stands below a table that shows them."""
-        return f"{self.title}'s published figures: {self.protocol}."
+        return f"{self.title}'s published metrics: {self.protocol}."
 
 
 METHODS = {
@@ -49,7 +49,7 @@ METHODS = {
     "rdpp": Method(
         "RD++",
         "RD++",
-        "WideResNet-50-2, 256 pixels, the best epoch on the test set by the mean of three figures (oracle), 10 to 300 "
+        "WideResNet-50-2, 256 pixels, the best epoch on the test set by the mean of three metrics (oracle), 10 to 300 "
         "epochs by class; AUPRO per image",
     ),
     "rd_anomalib": Method(
@@ -61,8 +61,8 @@ METHODS = {
 }
 DATASETS = {"mvtec": "MVTec-AD", "visa": "VisA", "vad": "VAD", "btad": "BTAD", "cifar10": "CIFAR-10"}
 CATEGORIES = {"vad": "one-class"}
-# The AUPRO of these papers averages per-image figures, so it is no match for the pooled one.
-FIGURES = {
+# The AUPRO of these papers averages per-image metrics, so it is no match for the pooled one.
+PUBLISHED_NAMES = {
     "image_auroc": "image_auroc",
     "image_f1max": "image_f1",
     "pixel_auroc": "pixel_auroc",
@@ -72,14 +72,14 @@ FIGURES = {
 
 @functools.cache
 def _rows() -> dict[tuple[str, str, str, str], tuple[float, str]]:
-    """(method, dataset, category, figure) -> (fraction, source)."""
+    """(method, dataset, category, metric) -> (fraction, source)."""
     rows = {}
     with PUBLISHED.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            figure, _, unit = row["metric"].rpartition("_")
+            metric, _, unit = row["metric"].rpartition("_")
             if unit in ("pct", "frac"):
                 value = float(row["value"]) / (100 if unit == "pct" else 1)
-                rows[row["method"], row["dataset"], row["category"], figure] = value, row["source"]
+                rows[row["method"], row["dataset"], row["category"], metric] = value, row["source"]
     return rows
 
 
@@ -88,17 +88,17 @@ def methods() -> set[str]:
     return {method for method, *_ in _rows()}
 
 
-def published_of(method: str, benchmark: str, class_name: str, figure: str) -> tuple[float, str] | None:
-    """The figure as published, a fraction in 0..1, and its source; None where published_results.csv has none.
+def published_of(method: str, benchmark: str, class_name: str, metric: str) -> tuple[float, str] | None:
+    """The metric as published, a fraction in 0..1, and its source; None where published_results.csv has none.
 
-    `method` is a name of that file; benchmark, class and figure are ours, class "mean" being the mean over all classes
+    `method` is a name of that file; benchmark, class and metric are ours, class "mean" being the mean over all classes
     of the benchmark. A published AUPRO stands for `aupro_per_image`; `aupro` has none.
     """
     category = CATEGORIES.get(class_name, class_name)
-    return _rows().get((method, DATASETS.get(benchmark, ""), category, FIGURES.get(figure, "")))
+    return _rows().get((method, DATASETS.get(benchmark, ""), category, PUBLISHED_NAMES.get(metric, "")))
 
 
-def published(benchmark: str, variant: str, class_name: str, figure: str) -> tuple[float, str] | None:
+def published(benchmark: str, variant: str, class_name: str, metric: str) -> tuple[float, str] | None:
     """`published_of` the method that the variant follows: its own rows, not reproductions or what others quote."""
     known = METHODS.get(variant)
-    return published_of(known.key, benchmark, class_name, figure) if known else None
+    return published_of(known.key, benchmark, class_name, metric) if known else None

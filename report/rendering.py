@@ -1,6 +1,6 @@
 """The tables over finished runs as text, Markdown, CSV and JSON: percent with two decimals to read, fractions in files.
 
-A figure that does not exist is n/a and is never filled in.
+A metric that does not exist is n/a and is never filled in.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pathlib import Path
 
 from dataset import BENCHMARKS
 from report.published import METHODS
-from report.results import FIGURES, Result
+from report.results import METRIC_TITLES, Result
 from report.tables import Row, Spread, Table, random_teacher, summarize
 from utils import format_table, write_atomically
 
 LEGEND = (
-    "Figures of the last epoch: mean ± sample standard deviation over n seeds. The mean row is the mean over classes; "
+    "Metrics of the last epoch: mean ± sample standard deviation over n seeds. The mean row is the mean over classes; "
     "its spread is that of the seeds' own means.",
     "AUPRO pools the regions of the whole test set, up to a false positive rate of 0.3. AUPRO per image is computed as "
     "in the published code, image by image; the AUPRO that RD4AD and SK-RD4AD print is of that kind.",
 )
-PARTIAL = "(k of m): the mean over the k of m classes that have the figure"
+PARTIAL = "(k of m): the mean over the k of m classes that have the metric"
 
 
 def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False) -> str:
-    """The tables as text for a terminal, or as Markdown; `oracle` adds the figures chosen on the test set."""
+    """The tables as text for a terminal, or as Markdown; `oracle` adds the metrics chosen on the test set."""
     parts = []
     for table in tables:
         parts += _results(table, markdown)
@@ -42,7 +42,9 @@ def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False
 
 
 def _results(table: Table, markdown: bool) -> list[str]:
-    body = [[row.label, str(row.n), *(cell(row.figures[figure], row) for figure in FIGURES)] for row in table.rows]
+    body = [
+        [row.label, str(row.n), *(cell(row.metrics[metric], row) for metric in METRIC_TITLES)] for row in table.rows
+    ]
     if markdown and len(body) > 1:  # the mean row
         body[-1] = [f"**{text}**" for text in body[-1]]
     facts = table.facts
@@ -58,34 +60,34 @@ def _results(table: Table, markdown: bool) -> list[str]:
     ]
     if any(partial(row) for row in table.rows):
         notes.insert(0, PARTIAL)
-    header = ["class", "n", *FIGURES.values()]
+    header = ["class", "n", *METRIC_TITLES.values()]
     return [_title(table, "percent", markdown), format_table(header, body, markdown), notes_below(notes, markdown)]
 
 
 def _beside(table: Table, markdown: bool) -> list[str]:
-    """Per figure: ours, the published one, and ours minus it in percentage points; then the sources."""
+    """Per metric: ours, the published one, and ours minus it in percentage points; then the sources."""
     rows = [row for row in table.rows if row.published]
     sources = list(dict.fromkeys(known.source for row in rows for known in row.published.values()))
     header, body = ["class"], [[row.label] for row in rows]
-    for figure in FIGURES:
-        keys = sorted({sources.index(row.published[figure].source) + 1 for row in rows if figure in row.published})
+    for metric in METRIC_TITLES:
+        keys = sorted({sources.index(row.published[metric].source) + 1 for row in rows if metric in row.published})
         if not keys:
             continue
-        header += [FIGURES[figure], f"published [{', '.join(map(str, keys))}]", "difference"]
+        header += [METRIC_TITLES[metric], f"published [{', '.join(map(str, keys))}]", "difference"]
         for cells, row in zip(body, rows, strict=True):
-            known = row.published.get(figure)
+            known = row.published.get(metric)
             beside = [percent(known.value), f"{100 * known.difference:+.2f}"] if known else ["–", "–"]
-            cells += [cell(row.figures[figure], row), *beside]
+            cells += [cell(row.metrics[metric], row), *beside]
     notes = [*(f"[{i}] {source}" for i, source in enumerate(sources, 1)), METHODS[table.variant].sentence]
-    title = _title(table, "beside the published figures, percent and percentage points", markdown)
+    title = _title(table, "beside the published metrics, percent and percentage points", markdown)
     return [title, format_table(header, body, markdown), notes_below(notes, markdown)]
 
 
 def _oracle(table: Table, markdown: bool) -> list[str]:
-    figures = [figure for figure in FIGURES if any(figure in row.oracle for row in table.rows)]
-    body = [[row.label, str(row.n), *(_chosen(row, figure) for figure in figures)] for row in table.rows]
+    metrics = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in table.rows)]
+    body = [[row.label, str(row.n), *(_chosen(row, metric) for metric in metrics)] for row in table.rows]
     title = _title(table, "best on the test set, not a result (oracle), percent @ epoch", markdown)
-    return [title, format_table(["class", "n", *(FIGURES[figure] for figure in figures)], body, markdown)]
+    return [title, format_table(["class", "n", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)]
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
@@ -119,27 +121,27 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
 
 
-def cell(figure: Spread, row: Row) -> str:
+def cell(metric: Spread, row: Row) -> str:
     """98.21 ± 0.30, and where it has fewer classes or seeds than its row, how many."""
-    if figure.mean is None:
+    if metric.mean is None:
         return "n/a"
-    text = percent(figure.mean) + ("" if figure.std is None else f" ± {percent(figure.std)}")
-    if figure.classes < row.classes:
-        return f"{text} ({figure.classes} of {row.classes})"
-    return text if figure.n == row.n else f"{text} (n={figure.n})"
+    text = percent(metric.mean) + ("" if metric.std is None else f" ± {percent(metric.std)}")
+    if metric.classes < row.classes:
+        return f"{text} ({metric.classes} of {row.classes})"
+    return text if metric.n == row.n else f"{text} (n={metric.n})"
 
 
 def partial(row: Row) -> bool:
-    """Whether some of the row's classes lack a figure that others have: PARTIAL says so below the table."""
-    return any(0 < figure.classes < row.classes for figure in row.figures.values())
+    """Whether some of the row's classes lack a metric that others have: PARTIAL says so below the table."""
+    return any(0 < metric.classes < row.classes for metric in row.metrics.values())
 
 
-def _chosen(row: Row, figure: str) -> str:
+def _chosen(row: Row, metric: str) -> str:
     """98.21 ± 0.30 @ 40–160: the epochs are the first and the last that some run chose."""
-    if figure not in row.oracle:
+    if metric not in row.oracle:
         return "n/a"
-    epochs = row.oracle_epochs[figure]
-    return f"{cell(row.oracle[figure], row)} @ {'–'.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))}"
+    epochs = row.oracle_epochs[metric]
+    return f"{cell(row.oracle[metric], row)} @ {'–'.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))}"
 
 
 def count(number: int, noun: str) -> str:
@@ -156,23 +158,23 @@ def duration(seconds: float) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """One line per table, class and figure: fractions in full precision, empty where there is none."""
+    """One line per table, class and metric: fractions in full precision, empty where there is none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    place = ["benchmark", "name", "variant", "class", "figure"]
+    place = ["benchmark", "name", "variant", "class", "metric"]
     writer.writerow([*place, "n", "classes", "mean", "std", "published", "difference", "source"])
     for table in tables:
         for row in table.rows:
-            for figure, ours in row.figures.items():
-                known = row.published.get(figure)
+            for metric, ours in row.metrics.items():
+                known = row.published.get(metric)
                 beside = [known.value, known.difference, known.source] if known else [None, None, None]
-                labels = [table.benchmark, table.name, table.variant, row.label, figure]
+                labels = [table.benchmark, table.name, table.variant, row.label, metric]
                 writer.writerow([*labels, ours.n, ours.classes, ours.mean, ours.std, *beside])
     return text.getvalue()
 
 
 def to_json(tables: Sequence[Table]) -> str:
-    """Everything the tables hold: figures as fractions, times in seconds."""
+    """Everything the tables hold: metrics as fractions, times in seconds."""
     record = {"unit": "fraction", "tables": [asdict(table) for table in tables]}
     return json.dumps(record, indent=2, allow_nan=False) + "\n"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from runs import CONFIG, METRICS
 
 Result = dict[str, Any]  # the content of one metrics.json
 
-FIGURES = {
+METRIC_TITLES = {
     "image_auroc": "image AUROC",
     "image_ap": "image AP",
     "image_f1max": "image F1-max",
@@ -21,7 +22,7 @@ FIGURES = {
     "aupro": "AUPRO",
     "aupro_per_image": "AUPRO per image",
 }
-NEEDED = ("benchmark", "variant", "class_name", "seed", "figures")
+NEEDED = ("benchmark", "variant", "class_name", "seed", "metrics")
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
@@ -66,13 +67,18 @@ def _find(roots: Sequence[Path], name: str) -> list[Path]:
 def _read(path: Path) -> Result:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        figures = {key: result[key] for key in NEEDED}["figures"]
-        values = [*figures.values(), *(best["value"] for best in (result.get("oracle") or {}).values())]
+        metrics = {key: result[key] for key in NEEDED}["metrics"]
+        values = [*metrics.values(), *(best["value"] for best in (result.get("oracle") or {}).values())]
         wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # NaN is wrong, too
     except ValueError as problem:  # no JSON, or not even text
         raise ValueError(f"{path}: not valid JSON ({problem}); remove it and run again") from None
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}") from None
     if wrong:
-        raise ValueError(f"{path}: figures are fractions in 0..1 or null, found {wrong[0]}")
+        raise ValueError(f"{path}: metrics are fractions in 0..1 or null, found {wrong[0]}")
     return result
+
+
+def one_line(metrics: Mapping[str, float]) -> str:
+    """The metrics that are defined, by their titles."""
+    return ", ".join(f"{METRIC_TITLES[name]} {value:.4f}" for name, value in metrics.items() if not math.isnan(value))

@@ -1,6 +1,6 @@
-"""Tables over finished runs: a row per class and their mean, over seeds, and the published figures beside them.
+"""Tables over finished runs: a row per class and their mean, over seeds, and the published metrics beside them.
 
-Everything is computed from what stands in the metrics.json files. Figures are fractions in 0..1; one that does not
+Everything is computed from what stands in the metrics.json files. Metrics are fractions in 0..1; one that does not
 exist is None and is never filled in.
 """
 
@@ -13,11 +13,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dataset import BENCHMARKS
-from model import VARIANTS
+from methods import VARIANTS
 from report.published import NET, published
-from report.results import FIGURES, Result, name_of
+from report.results import METRIC_TITLES, Result, name_of
 
-Values = dict[str, dict[int, float]]  # class -> seed -> figure
+Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
 SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "revision")  # one value each in a sound table
 
@@ -26,7 +26,7 @@ SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "revisi
 class Spread:
     """Mean over `classes` classes of their means over seeds; `std` over the `n` seeds that all these classes have.
 
-    `mean` is None where no run has the figure, `std` (of the sample: divided by n - 1) where n < 2.
+    `mean` is None where no run has the metric, `std` (of the sample: divided by n - 1) where n < 2.
     """
 
     mean: float | None
@@ -37,7 +37,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure and ours minus it, both as fractions, and where it is printed."""
+    """A published metric and ours minus it, both as fractions, and where it is printed."""
 
     value: float
     difference: float
@@ -46,12 +46,12 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """A class, or the mean over `classes` classes, with `n` seeds; every dict goes by the figure's name."""
+    """A class, or the mean over `classes` classes, with `n` seeds; every dict goes by the metric's name."""
 
     label: str
     n: int
     classes: int
-    figures: dict[str, Spread]
+    metrics: dict[str, Spread]
     published: dict[str, Published]
     oracle: dict[str, Spread]  # of the epochs that did best on the test set
     oracle_epochs: dict[str, list[int]]
@@ -64,7 +64,7 @@ class Table:
     benchmark: str
     name: str
     rows: list[Row]
-    reasons: list[str]  # why figures are n/a
+    reasons: list[str]  # why metrics are n/a
     warnings: list[str]
     facts: dict[str, Any]  # the SETTINGS, hardware and versions found, as lists; seeds, runs, total seconds
 
@@ -74,7 +74,7 @@ class Table:
 
 
 def spread(values: Mapping[str, Mapping[int, float]]) -> Spread:
-    """{class: {seed: figure}} -> mean over the classes that have the figure of their means over seeds, and its spread.
+    """{class: {seed: metric}} -> mean over the classes that have the metric of their means over seeds, and its spread.
 
     The spread is that of the seeds' own means over these classes, so only seeds that all of them have take part.
     """
@@ -105,7 +105,7 @@ def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
     known = BENCHMARKS[benchmark].classes if benchmark in BENCHMARKS else ()
     found = {run["class_name"] for run in runs}
     classes = [c for c in known if c in found] + sorted(found - set(known))
-    # under another name a run is an ablation, whose figures nobody published as the variant's
+    # under another name a run is an ablation, whose metrics nobody published as the variant's
     comparable = facts["net"] == [NET] and facts["variant"] == [name] and not random_teacher(facts)
     rows = [row_of(c, [run for run in runs if run["class_name"] == c]) for c in classes]
     if len(classes) > 1:
@@ -144,21 +144,21 @@ def row_of(label: str, runs: Sequence[Result]) -> Row:
     for run in runs:
         seeds.setdefault(run["class_name"], set()).add(run["seed"])
     row = Row(label, len(set.intersection(*seeds.values())), len(seeds), {}, {}, {}, {})
-    for figure in FIGURES:
+    for metric in METRIC_TITLES:
         values: Values = {c: {} for c in seeds}
         best: Values = {c: {} for c in seeds}
         epochs = set()
         for run in runs:
-            if (value := run["figures"].get(figure)) is not None:
+            if (value := run["metrics"].get(metric)) is not None:
                 values[run["class_name"]][run["seed"]] = value
-            oracle = (run.get("oracle") or {}).get(figure) or {}
+            oracle = (run.get("oracle") or {}).get(metric) or {}
             if oracle.get("value") is not None:
                 best[run["class_name"]][run["seed"]] = oracle["value"]
                 epochs.add(oracle["epoch"])
-        row.figures[figure] = spread(values)
+        row.metrics[metric] = spread(values)
         if epochs:
-            row.oracle[figure] = spread(best)
-            row.oracle_epochs[figure] = sorted(epochs)
+            row.oracle[metric] = spread(best)
+            row.oracle_epochs[metric] = sorted(epochs)
     return row
 
 
@@ -169,11 +169,11 @@ def _own_epochs(run: Result) -> int | None:
 
 
 def _set_beside(row: Row, benchmark: str, variant: str) -> None:
-    """Note the published figures of this row's label where ours are means over all of its classes."""
-    for figure, ours in row.figures.items():
-        known = published(benchmark, variant, row.label, figure)
+    """Note the published metrics of this row's label where ours are means over all of its classes."""
+    for metric, ours in row.metrics.items():
+        known = published(benchmark, variant, row.label, metric)
         if known and ours.mean is not None and ours.classes == row.classes:
-            row.published[figure] = Published(known[0], ours.mean - known[0], known[1])
+            row.published[metric] = Published(known[0], ours.mean - known[0], known[1])
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -186,18 +186,18 @@ def random_teacher(facts: Mapping[str, Any]) -> bool:
 
 
 def _reasons(runs: list[Result], classes: list[str]) -> list[str]:
-    """One line per reason for n/a: which figures and, where it is not all of them, which classes."""
+    """One line per reason for n/a: which metrics and, where it is not all of them, which classes."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for run in runs:
-        for figure in FIGURES:
-            if run["figures"].get(figure) is None:
-                reason = (run.get("reasons") or {}).get(figure) or "no reason recorded"
-                figures, where = found.setdefault(reason, (set(), set()))
-                figures.add(figure)
+        for metric in METRIC_TITLES:
+            if run["metrics"].get(metric) is None:
+                reason = (run.get("reasons") or {}).get(metric) or "no reason recorded"
+                metrics, where = found.setdefault(reason, (set(), set()))
+                metrics.add(metric)
                 where.add(run["class_name"])
     lines = []
-    for reason, (figures, where) in found.items():
-        titles = ", ".join(title for figure, title in FIGURES.items() if figure in figures)
+    for reason, (metrics, where) in found.items():
+        titles = ", ".join(title for metric, title in METRIC_TITLES.items() if metric in metrics)
         names = "" if len(where) == len(classes) else f" ({', '.join(c for c in classes if c in where)})"
         lines.append(f"n/a: {titles}{names}: {reason}")
     return lines

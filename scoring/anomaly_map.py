@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
-MAP_MODES = ("add", "mean", "multiply", "standardized")  # how the levels' maps are combined; the last needs MapStatistics
+MAP_MODES = (
+    "add",
+    "mean",
+    "multiply",
+    "standardized",
+)  # how the levels' maps are combined; the last needs MapStatistics
 EPSILON = 1e-8  # the smallest norm that a cosine divides by, as in torch.nn.CosineSimilarity
 
 
@@ -103,6 +109,17 @@ def score_refinement_factor(pairs: Sequence[Pair], size: int) -> Tensor:
     variances = torch.stack([_upsample_and_smooth(distance, size, 0.0).flatten(1).var(dim=1) for distance in distances])
     largest = torch.stack([distance.flatten(1).amax(dim=1) for distance in distances])
     return 1 + largest.gather(0, variances.argmin(dim=0, keepdim=True))[0]
+
+
+def color_scale(normal_maps: np.ndarray) -> tuple[float, float]:
+    """Maps of normal images (N, S, S) -> the scores at which an overlay is clear and fully colored.
+
+    Clear is the median pixel; the median of the images' maxima lies at a quarter of the way, so that a normal image
+    stays pale and full color means four times what normal images reach. Test images choose nothing.
+    """
+    low = float(np.median(normal_maps))
+    usual = float(np.median(normal_maps.reshape(len(normal_maps), -1).max(axis=1)))
+    return low, low + max(4 * (usual - low), 1e-6)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Detection figures of one class: image and pixel AUROC, AP and F1-max, and AUPRO two ways. Pure NumPy, one thread.
+"""Detection metrics of one class: image and pixel AUROC, AP and F1-max, and AUPRO two ways. Pure NumPy, one thread.
 
 All but `aupro_per_image` are exact: no grid of thresholds, equal scores enter together, so only the order of the scores
 matters. That one keeps the 200 thresholds of the code published with RD4AD, to compare with tables.
@@ -14,16 +14,16 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-IMAGE_FIGURES = ("image_auroc", "image_ap", "image_f1max")
-PIXEL_FIGURES = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
-FIGURES = (*IMAGE_FIGURES, *PIXEL_FIGURES, "aupro_per_image")
-LIMIT = 0.3  # the largest false positive rate under `aupro`, and in the published figure
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
+METRIC_NAMES = (*IMAGE_METRICS, *PIXEL_METRICS, "aupro_per_image")
+LIMIT = 0.3  # the largest false positive rate under `aupro`, and in the published metric
 CHUNK = 1 << 16  # scores handled at a time: few enough to stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Report:
-    """Figures by name, fractions in [0, 1]; NaN where one is undefined, and then `reasons` says why in one line.
+    """Metrics by name, fractions in [0, 1]; NaN where one is undefined, and then `reasons` says why in one line.
 
     `thresholds` holds the score at which F1-max is reached, of "image" and of "pixel", where that is defined: what
     scores as high or higher is called anomalous. It is a score that occurs, to the bit; of several, the lowest.
@@ -33,8 +33,12 @@ class Report:
     reasons: dict[str, str]
     thresholds: dict[str, float] = field(default_factory=dict)
 
+    def defined(self) -> dict[str, float | None]:
+        """The metrics as JSON takes them: None where one is undefined."""
+        return {name: None if math.isnan(value) else float(value) for name, value in self.values.items()}
 
-def evaluate(
+
+def compute_metrics(
     labels: ArrayLike,
     scores: ArrayLike,
     maps: Sequence[ArrayLike] | np.ndarray | None = None,
@@ -42,16 +46,16 @@ def evaluate(
     limits: Sequence[float] = (LIMIT,),
     per_image: bool = True,
 ) -> Report:
-    """Every figure: `image_figures` of labels and scores (n,), `pixel_figures` of n maps and masks.
+    """Every metric: `image_metrics` of labels and scores (n,), `pixel_metrics` of n maps and masks.
 
     A label says what the image's folder says: an anomalous image may well have an empty mask. Where one has no mask at
-    all (None) and others do, the pixel figures are undefined: its defects would count as normal. Raises as these do.
+    all (None) and others do, the pixel metrics are undefined: its defects would count as normal. Raises as these do.
     """
     if maps is None:
         pixel = _undefined(_pixel_names(limits, per_image), "no anomaly maps")
     else:
-        pixel = pixel_figures(maps, masks, limits, per_image)
-    image = image_figures(labels, scores)
+        pixel = pixel_metrics(maps, masks, limits, per_image)
+    image = image_metrics(labels, scores)
     if maps is not None and len(maps) != np.size(labels):
         raise ValueError(f"{np.size(labels)} labels but {len(maps)} maps: give one map per image")
     masked = [mask is not None for mask in masks] if maps is not None and masks is not None else []
@@ -62,7 +66,7 @@ def evaluate(
     return Report(image.values | pixel.values, image.reasons | pixel.reasons, thresholds)
 
 
-def image_figures(labels: ArrayLike, scores: ArrayLike) -> Report:
+def image_metrics(labels: ArrayLike, scores: ArrayLike) -> Report:
     """Labels (n,) of 0/1 or bool and scores (n,), higher is more anomalous -> image_auroc, image_ap, image_f1max.
 
     Undefined where the set lacks normal or anomalous images. Raises ValueError on unequal lengths, and naming the image
@@ -78,14 +82,14 @@ def image_figures(labels: ArrayLike, scores: ArrayLike) -> Report:
     anomalous, normal = scores[labels == 1], np.sort(scores[labels == 0])
     for kind, found in (("anomalous", anomalous), ("normal", normal)):
         if not found.size:
-            return _undefined(IMAGE_FIGURES, f"no {kind} image in the test set")
+            return _undefined(IMAGE_METRICS, f"no {kind} image in the test set")
     cuts, hits = np.unique(anomalous, return_counts=True)
     above, at_least = (len(normal) - np.searchsorted(normal, cuts, side) for side in ("right", "left"))
-    figures, best = _ranking(hits, above, at_least, len(normal))
-    return Report(dict(zip(IMAGE_FIGURES, figures, strict=True)), {}, {"image": float(cuts[best])})
+    metrics, best = _ranking(hits, above, at_least, len(normal))
+    return Report(dict(zip(IMAGE_METRICS, metrics, strict=True)), {}, {"image": float(cuts[best])})
 
 
-def pixel_figures(
+def pixel_metrics(
     maps: Sequence[ArrayLike] | np.ndarray,
     masks: Sequence[ArrayLike | None] | np.ndarray | None,
     limits: Sequence[float] = (LIMIT,),
@@ -133,8 +137,8 @@ def pixel_figures(
     overlap = np.add.reduceat(shares[order], starts)  # what PRO gains at each
     above, equal = _Counter(cuts, flat).count(flat, [found.places if found else None for found in defects])
 
-    figures, best = _ranking(hits, above, above + equal, n_normal)
-    values = dict(zip(PIXEL_FIGURES[:3], figures, strict=True))
+    metrics, best = _ranking(hits, above, above + equal, n_normal)
+    values = dict(zip(PIXEL_METRICS[:3], metrics, strict=True))
     for limit in (LIMIT, *limits):
         values[_aupro_name(limit)] = _area_under_pro(overlap, above / n_normal, (above + equal) / n_normal, limit)
     areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
@@ -148,7 +152,7 @@ def _pixel_names(limits: Iterable[float], per_image: bool) -> list[str]:
     for limit in limits:
         if not 0 < limit <= 1:
             raise ValueError(f"limit {limit:g}: a false positive rate above 0 and up to 1 is wanted")
-    return list(dict.fromkeys([*PIXEL_FIGURES, *map(_aupro_name, limits), *FIGURES[-1:] * per_image]))
+    return list(dict.fromkeys([*PIXEL_METRICS, *map(_aupro_name, limits), *METRIC_NAMES[-1:] * per_image]))
 
 
 def _aupro_name(limit: float) -> str:
@@ -162,9 +166,9 @@ def _undefined(names: Iterable[str], why: str) -> Report:
 def _ranking(
     hits: np.ndarray, above: np.ndarray, at_least: np.ndarray, n_normal: int
 ) -> tuple[tuple[float, float, float], int]:
-    """Anomalous ones at each distinct anomalous score, rising, normal ones above it, and not below -> figures, place.
+    """Anomalous ones at each distinct anomalous score, rising, normal ones above it, and not below -> metrics, place.
 
-    The figures are AUROC, AP and F1max; the place is that of the lowest score at which F1max is reached. Thresholds
+    The metrics are AUROC, AP and F1max; the place is that of the lowest score at which F1max is reached. Thresholds
     between these scores need no look: they find nothing more than the score above, at more false alarms.
     """
     found = np.cumsum(hits[::-1])[::-1]

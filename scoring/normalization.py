@@ -1,6 +1,6 @@
 """Scores as shares of their range, 0.5 at a threshold, and the decisions that follow: what anomalib 2 makes of scores.
 
-An oracle, to compare with anomalib's figures: threshold and range come from its validation set, which by default is its
+An oracle, to compare with anomalib's metrics: threshold and range come from its validation set, which by default is its
 test set, so the labels of the test images choose what is then said of those images. F1 at that threshold is F1-max
 itself, not what a new set would give. AUROC changes only where the clipping to [0, 1], or rounding, ties scores.
 
@@ -75,22 +75,22 @@ def normalizers(thresholds: Mapping[str, float], scores: ArrayLike, maps: ArrayL
     }
 
 
-def f1_figures(
+def f1_metrics(
     fitted: Mapping[str, Normalizer],
     labels: ArrayLike,
     scores: ArrayLike,
     maps: Sequence[ArrayLike] | np.ndarray,
     masks: Sequence[ArrayLike | None] | np.ndarray | None,
 ) -> dict[str, float]:
-    """image_f1 and pixel_f1, of a set as `metrics.evaluate` takes it, at the thresholds of `normalizers`; NaN as there.
+    """image_f1 and pixel_f1, of a set as `compute_metrics` takes it, at the thresholds of `normalizers`; NaN as there.
 
     Equal to image_f1max and pixel_f1max where the thresholds were chosen on this very set, never above them elsewhere.
     """
     labels = np.asarray(labels)
-    figures = {"image_f1": f1_score(labels, fitted["image"].decide(scores)), "pixel_f1": math.nan}
+    metrics = {"image_f1": f1_score(labels, fitted["image"].decide(scores)), "pixel_f1": math.nan}
     if masks is not None and not any(mask is None and label for mask, label in zip(masks, labels, strict=True)):
-        figures["pixel_f1"] = f1_score(masks, [fitted["pixel"].decide(scores) for scores in maps])
-    return figures
+        metrics["pixel_f1"] = f1_score(masks, [fitted["pixel"].decide(scores) for scores in maps])
+    return metrics
 
 
 def f1_score(truth: Sequence[ArrayLike | None] | np.ndarray, decided: Sequence[ArrayLike] | np.ndarray) -> float:

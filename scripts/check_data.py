@@ -4,7 +4,7 @@
     python -m scripts.check_data --dataset folder --train_dir T --test_dir U --mask_dir M
 
 Looks at counts against the published ones, files that cannot be read or lie where nothing reads them, masks that are
-missing, empty, orphaned or of another size, pictures that occur twice (also between train and test), mixed sizes and
+missing, empty, orphaned or of another size, images that occur twice (also between train and test), mixed sizes and
 modes, EXIF turns. Exit code 0: no errors (there may be warnings); 1: errors; 2: it could not look.
 """
 
@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from commandline import exit_code
-from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes
+from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes, locate
 from flags import parse_some
-from experiment import source_of
 from readers.base import (
     IMAGE_SUFFIXES,
     index_masks,
@@ -39,13 +38,13 @@ from readers.base import (
     require_folder,
     visible_entries,
 )
-from readers.mvtec import read_normals, read_test_folders
 from readers.image_io import fits_only_turned, mask_values, open_image, read_orientation, to_rgb
+from readers.mvtec import read_normals, read_test_folders
 from utils import prefetch_map
 
 PUBLISHED = Path(__file__).parent.parent / "readers" / "expected_counts.json"
 THUMB = 32  # side of the thumbnails by which near-duplicates are told
-ALIKE = 1.0  # grey levels between two thumbnails (root mean square) below which they show the same picture
+ALIKE = 1.0  # gray levels between two thumbnails (root mean square) below which they show the same image
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings of every class and a summary line; returns the exit code."""
     flags = ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "workers")
     config = parse_some("python -m scripts.check_data", __doc__, flags, argv)
-    benchmark, source = BENCHMARKS[config.dataset], source_of(config)
+    benchmark = BENCHMARKS[config.dataset]
+    source = locate(benchmark, config.source)
     names, findings = choose_classes(benchmark, source, config.classes)
     images, levels = 0, Counter[str]()
     for finding in findings:
@@ -223,7 +223,7 @@ def published_counts(name: str) -> dict[str, Any]:
 def check_counts(
     class_name: str, train: Sequence[Sample], test: Sequence[Sample], published: dict[str, Any] | None
 ) -> Iterator[Finding]:
-    """Counts per folder against the published ones, and splits that no figure can be computed from."""
+    """Counts per folder against the published ones, and splits that no metric can be computed from."""
     bad = Counter(sample.defect for sample in test if sample.anomalous)
     good = sum(not sample.anomalous for sample in test)
     if not train:
@@ -249,15 +249,15 @@ def look(job: tuple[Sample, str]) -> TeacherFeatures:
     """Decode an image once and keep what the checks need."""
     sample, split = job
     try:
-        picture = open_image(sample.image)
-        rgb = to_rgb(picture, sample.image)
+        image = open_image(sample.image)
+        rgb = to_rgb(image, sample.image)
         pixels = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
         thumb = rgb.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
         orientation = read_orientation(sample.image)
     except (ValueError, FileNotFoundError) as error:
         return TeacherFeatures(sample, split, trouble=str(error).removeprefix(f"{sample.image}: "))
     flat = np.asarray(thumb, dtype=np.float32).ravel()
-    return TeacherFeatures(sample, split, "", picture.size, picture.mode, orientation, pixels, flat)
+    return TeacherFeatures(sample, split, "", image.size, image.mode, orientation, pixels, flat)
 
 
 def check_masks(
@@ -281,20 +281,18 @@ def check_mask(class_name: str, threshold: int, seen: TeacherFeatures) -> list[F
     if path is None:
         return []
     try:
-        picture = open_image(path)
+        image = open_image(path)
     except (ValueError, FileNotFoundError) as error:
         return [Finding("error", class_name, path, str(error).removeprefix(f"{path}: "))]
     findings = []
-    if not (mask_values(picture) > threshold).any():
-        text = "is empty though its image is bad: pixel figures count all of it as normal; draw it or remove the image"
+    if not (mask_values(image) > threshold).any():
+        text = "is empty though its image is bad: pixel metrics count all of it as normal; draw it or remove the image"
         findings.append(Finding("warning", class_name, path, text))
-    if picture.size != seen.size:
-        (width, height), (w, h) = seen.size, picture.size
+    if image.size != seen.size:
+        (width, height), (w, h) = seen.size, image.size
         text = f"is {w}x{h}, its image {width}x{height}"
-        if fits_only_turned(picture.size, seen.size, seen.orientation):
-            findings.append(
-                Finding("warning", class_name, path, f"{text}: fits the turned picture, and is turned back")
-            )
+        if fits_only_turned(image.size, seen.size, seen.orientation):
+            findings.append(Finding("warning", class_name, path, f"{text}: fits the turned image, and is turned back"))
         elif abs(w * height - h * width) <= max(w, h, width, height):
             findings.append(Finding("warning", class_name, path, f"{text}: both are resized, so it is used as it is"))
         else:
@@ -333,14 +331,12 @@ def check_sameness(class_name: str, seen: Sequence[TeacherFeatures]) -> Iterator
             yield Finding("warning", class_name, None, f"mixed {what}: {listed}; all are made alike, but look why")
     turned = [s for s in seen if s.orientation != 1]
     if turned:
-        text = (
-            f"EXIF orientation {turned[0].orientation}, as {len(turned)} images have one: pictures are read as stored"
-        )
+        text = f"EXIF orientation {turned[0].orientation}, as {len(turned)} images have one: images are read as stored"
         yield Finding("warning", class_name, turned[0].sample.image, f"{text}; turn them for good if that is wrong")
 
 
 def check_duplicates(class_name: str, seen: Iterable[TeacherFeatures]) -> Iterator[Finding]:
-    """Pictures equal to the pixel: errors where they join train and test, or normal and bad."""
+    """Images equal to the pixel: errors where they join train and test, or normal and bad."""
     first: dict[str, TeacherFeatures] = {}
     for s in seen:
         other = first.setdefault(s.pixels, s)
@@ -349,7 +345,7 @@ def check_duplicates(class_name: str, seen: Iterable[TeacherFeatures]) -> Iterat
         leak, torn = other.split != s.split, other.sample.anomalous != s.sample.anomalous
         level = "error" if leak or torn else "warning"
         why = " (once normal, once bad)" if torn else " (train and test)" if leak else ""
-        text = f"the same picture as {other.sample.image}{why}: keep one of them"
+        text = f"the same image as {other.sample.image}{why}: keep one of them"
         yield Finding(level, class_name, s.sample.image, text)
 
 

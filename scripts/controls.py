@@ -4,7 +4,7 @@
 
 pixel z-score       how unusual each pixel's brightness is at its place among the training images. A benchmark on which
                     this does well is trivial.
-nearest neighbour   distance of each patch's teacher features to the nearest of the training images' patches: what the
+nearest neighbor   distance of each patch's teacher features to the nearest of the training images' patches: what the
                     teacher alone can see.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,33 +19,32 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
-from scoring import metrics
-import experiment
 from commandline import exit_code
-from dataset import ImageSet
+from dataset import ImageSet, image_batches
+from experiment import experiments
 from flags import parse_some
 from model import Teacher
-from feature_cache import image_batches
+from scoring.metrics import compute_metrics
 from utils import format_table, prefetch_map
 
-FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+METRICS = ("image_auroc", "pixel_auroc", "aupro")
 BANK = 20_000  # training patches that are kept, drawn at random
 SIGMA = 4.0
 
 
 def z_score_maps(train: ImageSet, test: ImageSet, workers: int) -> Iterator[np.ndarray]:
-    """Maps (S, S) of |x - mean| / std over the training images, averaged over the colours and smoothed."""
+    """Maps (S, S) of |x - mean| / std over the training images, averaged over the colors and smoothed."""
     total, squares = (np.zeros((3, train.size, train.size)) for _ in range(2))
     for image in prefetch_map(train.image, range(len(train)), workers):
         total += image
         squares += image.astype(np.float64) ** 2
     mean = total / len(train)
-    std = np.sqrt(np.maximum(squares / len(train) - mean**2, 0)) + 1.0  # one grey value: below it lies rounding
+    std = np.sqrt(np.maximum(squares / len(train) - mean**2, 0)) + 1.0  # one gray value: below it lies rounding
     for image in prefetch_map(test.image, range(len(test)), workers):
         yield gaussian_filter((np.abs(image - mean) / std).mean(axis=0), SIGMA)
 
 
-def nearest_neighbour_maps(
+def nearest_neighbor_maps(
     teacher: Teacher, train: ImageSet, test: ImageSet, batch_size: int, workers: int
 ) -> Iterator[np.ndarray]:
     """Maps (S, S) of the distance between a patch's features and the nearest of `BANK` training patches' features."""
@@ -74,33 +72,32 @@ def patch_features(teacher: Teacher, pixels: np.ndarray) -> Tensor:
     return torch.cat([middle, coarse], dim=1).permute(0, 2, 3, 1)
 
 
-def figures(test: ImageSet, maps: Iterator[np.ndarray]) -> list[float]:
-    """The figures of `FIGURES`; the image score is the map's maximum."""
+def metrics(test: ImageSet, maps: Iterator[np.ndarray]) -> list[float]:
+    """The metrics of `METRICS`; the image score is the map's maximum."""
     scored = np.stack(list(maps))
     masks = [test.mask(i) for i in range(len(test))] if test.has_masks else None
-    report = metrics.evaluate(test.labels, scored.max(axis=(1, 2)), scored, masks, per_image=False)
-    return [report.values[name] for name in FIGURES]
+    report = compute_metrics(test.labels, scored.max(axis=(1, 2)), scored, masks, per_image=False)
+    return [report.values[name] for name in METRICS]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row per class and control, and their means."""
     flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
     config = parse_some("python -m scripts.controls", __doc__, flags, argv)
-    teacher = experiment.teacher_of(config, torch.device("cpu"))
-    rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbour": []}
-    names = experiment.classes_of(config)
-    for name in names:
-        plan = replace(config, classes=(name,))
-        train, test = (experiment.images_of(plan, split) for split in ("train", "test"))
-        rows["pixel z-score"].append(figures(test, z_score_maps(train, test, config.workers)))
-        maps = nearest_neighbour_maps(teacher, train, test, config.training.batch_size, config.workers)
-        rows["nearest neighbour"].append(figures(test, maps))
+    rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbor": []}
+    names = []
+    for one in experiments(config, torch.device("cpu")):
+        train, test = one.normal_images, one.test_images
+        names += one.config.classes
+        rows["pixel z-score"].append(metrics(test, z_score_maps(train, test, config.workers)))
+        maps = nearest_neighbor_maps(one.teacher, train, test, config.training.batch_size, config.workers)
+        rows["nearest neighbor"].append(metrics(test, maps))
     cells = [
         [control, name, *("n/a" if np.isnan(value) else f"{value:.3f}" for value in values)]
         for control, found in rows.items()
         for name, values in [*zip(names, found, strict=True), ("mean", np.mean(found, axis=0))]
     ]
-    print(format_table(["control", "class", *FIGURES], cells))
+    print(format_table(["control", "class", *METRICS], cells))
     return 0
 
 

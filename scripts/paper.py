@@ -1,4 +1,4 @@
-"""Run the settings of a paper's table as published and print ours beside the published figures.
+"""Run the settings of a paper's table as published and print ours beside the published metrics.
 
     python -m scripts.paper PAPER [TABLE ...] [flags of main.py]
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 from commandline import Parser, exit_code
 from dataset import BENCHMARKS
-from scripts.sweep import Plan, pick, plan, run, words_and_flags
 from report.papers import PAPERS, PaperTable, Setting
 from report.published import METHODS, published_of
 from report.rendering import PARTIAL, benchmark_title, cell, heading, notes_below, partial, percent
-from report.results import FIGURES, Result
+from report.results import METRIC_TITLES, Result
 from report.tables import Row, differing, facts_of, random_teacher, row_of
+from scripts.sweep import Plan, pick, plan, run, words_and_flags
 from utils import format_table, write_atomically
 
 PRESET = "--save_path runs/papers --net wide_res50 --image_size 256"  # what all of them were published with
@@ -29,13 +29,13 @@ OURS = (
     "pools the regions of the whole test set; AUPRO per image is computed as in the published code of the family"
 )
 BEST = "best on test: ours too, but of the epoch that did best on the test set (oracle); not a result"
-# What is said elsewhere, or follows from the rest, or changes no figure of the last epoch.
-NO_DEPARTURE = {"classes", "seeds", "net", "recipe", "seg", "print_epoch", "normalize", "deterministic"}
+# What is said elsewhere, or follows from the rest, or changes no metric of the last epoch.
+NO_DEPARTURE = {"classes", "seeds", "net", "seg", "normalize", "deterministic"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """ThisProject over some runs, and where the published figures for it are to be found: setting and class (or mean)."""
+    """Ours over some runs, and where the published metrics for it are to be found: setting and class (or mean)."""
 
     ours: Row
     setting: Setting
@@ -72,11 +72,11 @@ def lines_of(table: PaperTable, plans: Sequence[Plan], results: Sequence[list[Re
 
 
 def departures(plans: Sequence[Plan]) -> list[str]:
-    """What affects_results our runs' numbers and is not as published, the teacher aside: flags of the user's."""
+    """What decides our runs' numbers and is not as published, the teacher aside: flags of the user's."""
     found: dict[str, None] = {}
     for one in plans:
-        published = replace(one.preset, classes=one.config.classes).identity()
-        for name, value in one.config.identity().items():
+        published = replace(one.preset, classes=one.config.classes).settings()
+        for name, value in one.config.settings().items():
             if name not in NO_DEPARTURE and value != published[name]:
                 found[f"{name} {_said(value)} instead of {_said(published[name])}"] = None
     return list(found)
@@ -89,10 +89,12 @@ def _said(value: object) -> str:
 
 
 def notes_of(table: PaperTable, plans: Sequence[Plan], results: Sequence[list[Result]], lines: list[Line]) -> list[str]:
-    """Which protocol each side follows, where the published figures stand, and why some cannot be compared."""
+    """Which protocol each side follows, where the published metrics stand, and why some cannot be compared."""
     notes = [OURS, *([BEST] if any(line.ours.oracle for line in lines) else [])]
     notes.append(f"published: {METHODS[table.follows].protocol}")
-    known = [published_of(x.setting.method, table.benchmark, x.class_name, name) for x in lines for name in FIGURES]
+    known = [
+        published_of(x.setting.method, table.benchmark, x.class_name, name) for x in lines for name in METRIC_TITLES
+    ]
     notes += [f"source: {source}" for source in dict.fromkeys(entry[1] for entry in known if entry)]
     notes += table.notes
     unlike: dict[str, list[str]] = {}  # why -> for which settings
@@ -114,17 +116,17 @@ def notes_of(table: PaperTable, plans: Sequence[Plan], results: Sequence[list[Re
     return notes + ([PARTIAL] if any(partial(line.ours) for line in lines) else [])
 
 
-def cells(table: PaperTable, line: Line, figure: str, oracle: bool) -> list[str]:
-    """label, figure, n, ours, (best on test,) published, difference"""
-    ours = line.ours.figures[figure]
-    known = published_of(line.setting.method, table.benchmark, line.class_name, figure)
+def cells(table: PaperTable, line: Line, metric: str, oracle: bool) -> list[str]:
+    """label, metric, n, ours, (best on test,) published, difference"""
+    ours = line.ours.metrics[metric]
+    known = published_of(line.setting.method, table.benchmark, line.class_name, metric)
     comparable = line.comparable and line.setting.certain and ours.classes == line.ours.classes
     difference = GAP
     if known and comparable and ours.mean is not None:
         difference = f"{100 * (ours.mean - known[0]):+.2f}"
-    best = [cell(line.ours.oracle[figure], line.ours) if figure in line.ours.oracle else GAP] if oracle else []
+    best = [cell(line.ours.oracle[metric], line.ours) if metric in line.ours.oracle else GAP] if oracle else []
     printed = percent(known[0]) + "?" * (not line.setting.certain) if known else "not published"
-    return [line.ours.label, FIGURES[figure], str(ours.n), cell(ours, line.ours), *best, printed, difference]
+    return [line.ours.label, METRIC_TITLES[metric], str(ours.n), cell(ours, line.ours), *best, printed, difference]
 
 
 def render_paper(
@@ -133,8 +135,8 @@ def render_paper(
     """The table in percent, differences in percentage points, and its notes; as text for a terminal or as Markdown."""
     lines = lines_of(table, plans, results)
     oracle = any(line.ours.oracle for line in lines)
-    header = ["row", "figure", "n", "ours", *(["best on test"] if oracle else []), "published", "difference"]
-    body = [cells(table, line, figure, oracle) for line in lines for figure in table.figures]
+    header = ["row", "metric", "n", "ours", *(["best on test"] if oracle else []), "published", "difference"]
+    body = [cells(table, line, metric, oracle) for line in lines for metric in table.metrics]
     title = heading((table.title, benchmark_title(table.benchmark), "percent and percentage points"), markdown)
     notes = notes_below(notes_of(table, plans, results, lines), markdown)
     return "\n\n".join([title, format_table(header, body, markdown), notes])

@@ -1,4 +1,4 @@
-"""Figures of anomaly maps saved by any method: python -m scripts.score_maps FILE.npz [--fpr_limit 0.3 0.05 1] [--json]
+"""Metrics of anomaly maps saved by any method: python -m scripts.score_maps FILE.npz [--fpr_limit 0.3 0.05 1] [--json]
 
 FILE.npz holds `maps` and `masks`, (N, H, W) each, or map_0, mask_0, map_1, ... of any sizes; and `labels` (N,) of 0/1
 where an image's label is not whether its mask has a defect. An image's score is the maximum of its map.
@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import numpy as np
 
 from commandline import Parser, exit_code
-from scoring.metrics import LIMIT, evaluate
+from scoring.metrics import LIMIT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "The image score is the maximum of the map.",
         epilog="FILE holds `maps` and `masks` (N, H, W), or map_0, mask_0, map_1, ... (H, W) of any sizes. Masks are "
         "0 and 1, 0 and 255, or bool. `labels` (N,) of 0 (normal) and 1 (anomalous) may be given; else an image is "
-        "anomalous when its mask has a defect pixel. Figures that are not defined print n/a and why, null with --json.",
+        "anomalous when its mask has a defect pixel. Metrics that are not defined print n/a and why, null with --json.",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the .npz file")
     parser.add_argument(
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"false positive rates, above 0 and up to 1, at which AUPRO ends; {LIMIT:g} is always reported as aupro, "
         "others as aupro_LIMIT (default: only that)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, figures unrounded")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, metrics unrounded")
     given = parser.parse_args(argv)
     for limit in given.fpr_limit:
         if not 0 < limit <= 1:

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="scripts.summarize", description="Tables over finished runs, saved as summary.*")
     parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders that hold some")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: the first RUNS folder)")
-    parser.add_argument("--oracle", action="store_true", help="add the figures of the best epoch on the test set")
+    parser.add_argument("--oracle", action="store_true", help="add the metrics of the best epoch on the test set")
     parser.add_argument("--compare", action="store_true", help="one table per benchmark, a row per variant or --name")
     parser.add_argument(
         "--swept", metavar="SETTING", nargs="+", choices=SETTINGS, default=[], help="in which compared rows may differ"

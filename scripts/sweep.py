@@ -18,7 +18,8 @@ from commandline import Parser, exit_code
 from config import DISTILLATION_LOSSES, Config
 from flags import parse
 from main import main as train
-from model import SKIPS, TEACHERS
+from methods import SKIPS
+from model import TEACHERS
 from report.comparison import compare_settings, render_comparison
 from report.papers import SUBSETS, Setting
 from report.results import Result, collect

@@ -9,9 +9,16 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from toys import ODD, SQUARE, doubled, make_pairs
 
-from scoring import anomaly_map
 from methods import losses
-from scoring.anomaly_map import MapStatistics, anomaly_map, cosine_distance, image_score, level_maps, score_refinement_factor
+from scoring import anomaly_map
+from scoring.anomaly_map import (
+    MapStatistics,
+    anomaly_map,
+    cosine_distance,
+    image_score,
+    level_maps,
+    score_refinement_factor,
+)
 
 
 def test_cosine_distance_per_pixel():
@@ -136,4 +143,6 @@ def test_the_refinement_is_that_of_the_steadiest_level():
                 steadiest, largest = varies, native.max()
         assert score_refinement_factor(pairs, 64)[image].item() == pytest.approx(1 + largest.item(), rel=1e-5)
     assert score_refinement_factor(pairs, 64).min() >= 1
-    assert torch.equal(score_refinement_factor([(teacher, teacher) for teacher, _ in pairs], 64).round(decimals=5), torch.ones(3))
+    assert torch.equal(
+        score_refinement_factor([(teacher, teacher) for teacher, _ in pairs], 64).round(decimals=5), torch.ones(3)
+    )

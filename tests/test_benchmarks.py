@@ -15,12 +15,12 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from benchmarks import plain, run, sections, sweep, tables
 from benchmarks.data import CLASS_NAME, write_images
-from benchmarks.sides import ThisProject, Settings, published
+from benchmarks.implementations import Settings, ThisProject, published
 from benchmarks.timing import Quartiles, alternate, counted
 from commandline import exit_code
 from engine import evaluate, train_one_epoch
+from feature_cache import CachePolicy, FeatureCache
 from model.teacher import TEACHERS, ResNetSpec, TeacherSpec
-from feature_cache import Cache, FeatureCache
 
 SIZE, IMAGES = 64, 16
 TINY = "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1 --threads 1".split()
@@ -56,7 +56,7 @@ def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res
     order = [index % IMAGES for index in range(20 * 2)]
     expected = plain.train(plain_side, optimizer, samples, order, SIZE, 2)
 
-    targets = FeatureCache(ours.distiller.teacher, ours.train_images, ours.device, Cache("none"))
+    targets = FeatureCache(ours.distiller.teacher, ours.train_images, ours.device, CachePolicy("none"))
     recipe = ours.config.recipe
     found = [
         train_one_epoch(ours.distiller, [seen], ours.optimizer, recipe)["loss"] for seen in targets.batches(order, 2)
@@ -94,7 +94,7 @@ def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatc
     assert trained == {id(p) for part in (plain_side.bottleneck, plain_side.student) for p in part.parameters()}
 
 
-def test_both_sides_find_the_same_figures(tmp_path: Path) -> None:
+def test_both_sides_find_the_same_metrics(tmp_path: Path) -> None:
     plain_side, ours = both_sides(tmp_path)
     expected = plain.evaluate(plain_side, ours.test_images.samples, SIZE, ours.device)
     result = evaluate(ours.distiller, ours.test_images, ours.device, ours.scoring, keep_maps=True)
@@ -103,7 +103,7 @@ def test_both_sides_find_the_same_figures(tmp_path: Path) -> None:
     assert found["image_auroc"] == pytest.approx(expected["image_auroc"], abs=1e-5)
     assert found["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-5)
     # 200 thresholds in a range of 0.2: a pixel that lies on one falls to either side by rounding, worth 1e-5 each;
-    # below, on the very same maps, it is the same figure
+    # below, on the very same maps, it is the same metric
     assert found["aupro_per_image"] == pytest.approx(expected["aupro_per_image"], abs=5e-4)
     assert result.maps is not None and result.masks is not None
     masks = np.array(result.masks)

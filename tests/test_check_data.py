@@ -33,7 +33,7 @@ def mask(path: Path, size: tuple[int, int] = (16, 12), value: int = 255) -> Path
 
 
 def make_class(folder: Path, seed: int = 0) -> Path:
-    """Three images per folder of NUT, with masks for the bad ones; all pictures differ."""
+    """Three images per folder of NUT, with masks for the bad ones; all images differ."""
     for i, place in enumerate(NUT):
         for number in range(3):
             noise(folder / place / f"{number:03}.png", 1000 * seed + 10 * i + number)
@@ -125,7 +125,7 @@ def once_normal_once_bad(nut: Path) -> Path:
     ("spoil", "says"),
     [
         (halve, "cannot be decoded"),
-        (point, "is a Git-LFS pointer, not a picture: run `git lfs pull`"),
+        (point, "is a Git-LFS pointer, not a image: run `git lfs pull`"),
         (empty_file, "is empty (0 bytes)"),
         (misplace, "lies beside the folders and is not read"),
         (lose_mask, "has no mask 002_mask.*: add it"),
@@ -138,7 +138,7 @@ def test_an_error_is_one_line_and_exit_code_1(nut: Path, check: Check, spoil: Ca
     path = spoil(nut)
     code, findings, summary = check("--dataset", "folder", "--data_path", nut.parent)
     (line,) = findings
-    # of two equal pictures the later one is named: train before test, then by folder
+    # of two equal images the later one is named: train before test, then by folder
     assert line.startswith(f"error: nut: {path}: ") and says in line
     assert (code, report.split(";")[0]) == (1, "errors: 1, warnings: 0")
 
@@ -155,8 +155,8 @@ def turned_mask(nut: Path) -> Path:
     path = nut / "test/cut/001.png"
     exif = Image.Exif()
     exif[0x0112] = 6
-    with Image.open(path) as picture:
-        picture.save(path, exif=exif)
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
     return mask(nut / "ground_truth/cut/001_mask.png", (12, 16))
 
 
@@ -194,11 +194,11 @@ def no_image(nut: Path) -> Path:
     [
         (empty_mask, "is empty though its image is bad"),
         (other_size, "is 32x24, its image 16x12: both are resized"),
-        (turned_mask, "is 12x16, its image 16x12: fits the turned picture"),
+        (turned_mask, "is 12x16, its image 16x12: fits the turned image"),
         (orphan, "no image under"),
         (second_mask, "a second mask of the same image, not used"),
         (loose_mask, "lies beside the defects' folders"),
-        (twice_in_train, "the same picture as"),
+        (twice_in_train, "the same image as"),
         (bad_in_train, "1 images are left alone: only good/ is learnt from"),
         (too_deep, "1 images one folder too deep: nothing reads them"),
         (no_image, "is no image by its name"),
@@ -217,8 +217,8 @@ def test_a_warning_is_one_line_and_exit_code_0(nut: Path, check: Check, spoil: C
 
 def test_mixed_sizes_and_modes_are_a_line_each(nut: Path, check: Check) -> None:
     noise(nut / "train/good/003.png", 9999, (20, 12))
-    with Image.open(nut / "train/good/000.png") as picture:
-        picture.convert("L").save(nut / "train/good/000.png")
+    with Image.open(nut / "train/good/000.png") as image:
+        image.convert("L").save(nut / "train/good/000.png")
     assert check("--dataset", "folder", "--data_path", nut.parent)[:2] == (
         0,
         [

@@ -28,10 +28,10 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate
-from report.overlays import overlay_names
 from readers import cifar10
 from readers.base import Sample, file_stamp
 from readers.image_io import open_image, read_orientation, read_rgb, read_size
+from report.overlays import overlay_names
 from scripts import check_data
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -120,8 +120,8 @@ def test_samples_are_torchvisions_images(cifar: Path) -> None:
         wanted = CIFAR10(cifar, train=False)
     samples = read(cifar, "cat", "test")
     assert len(samples) == len(wanted) == ROWS
-    for sample, (picture, label) in zip(samples, wanted, strict=True):
-        np.testing.assert_array_equal(np.asarray(read_rgb(sample.image)), np.asarray(picture))
+    for sample, (image, label) in zip(samples, wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(read_rgb(sample.image)), np.asarray(image))
         assert sample.defect == ("good" if NAMES[label] == "cat" else NAMES[label])
     _, data = rows_of(5)
     pixels = np.asarray(read_rgb(samples[7].image))
@@ -472,13 +472,13 @@ def test_main_trains_on_cats(cifar: Path, tmp_path: Path, train_command: Callabl
     arguments = ["--dataset", "cifar10", "--data_path", cifar, "--class", "cat", "--epochs", 1, "--save_path", runs]
     assert train_command(*arguments, "--variant", "rd4ad", "--vis", 1, "--workers", 2) == 0
     folder = runs / "cifar10/rd4ad/cat/seed111"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert (metrics["n_train"], metrics["n_test"], metrics["n_anomalous"]) == (10, 20, 18)
-    assert metrics["figures"]["image_auroc"] is not None
-    assert metrics["figures"]["pixel_auroc"] is None
+    record = json.loads((folder / "metrics.json").read_text())
+    assert (record["n_train"], record["n_test"], record["n_anomalous"]) == (10, 20, 18)
+    assert record["metrics"]["image_auroc"] is not None
+    assert record["metrics"]["pixel_auroc"] is None
     with (folder / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["path"]).name for row in rows] == [f"{row:05}.png" for row in range(ROWS)]
     assert [int(row["anomalous"]) for row in rows] == [label != CAT for label in rows_of(5)[0]]
-    pictures = {path.name for path in runs.rglob("*.png")}
-    assert {f"{row['defect']}_{Path(row['path']).name}" for row in rows} <= pictures
+    images = {path.name for path in runs.rglob("*.png")}
+    assert {f"{row['defect']}_{Path(row['path']).name}" for row in rows} <= images

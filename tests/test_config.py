@@ -11,7 +11,7 @@ import pytest
 
 from config import Config
 from flags import parse
-from model import SKIPS, SSOT, VARIANTS, Term
+from methods import SKIPS, VARIANTS, Term
 
 PUBLISHED = (
     "--epochs 200 --res 3 --learning_rate 0.005 --batch_size 16 --seed 111 --class all --seg 1 --print_epoch 10 "
@@ -108,8 +108,8 @@ def test_saved_configuration_comes_back(tmp_path: Path) -> None:
 
 def test_saved_configuration_of_another_version_is_named(tmp_path: Path) -> None:
     saved = tmp_path / "config.json"
-    saved.write_text(json.dumps({"config": {"colour": "red"}}))
-    with pytest.raises(ValueError, match="colour"):
+    saved.write_text(json.dumps({"config": {"color": "red"}}))
+    with pytest.raises(ValueError, match="color"):
         parse(["--config", str(saved)])
     with pytest.raises(FileNotFoundError, match="--config"):
         parse(["--config", str(tmp_path / "none.json")])
@@ -157,7 +157,7 @@ def test_what_the_variant_settles_is_recorded_as_deciding() -> None:
 def test_a_loss_flag_takes_the_place_of_the_distilling_terms_alone() -> None:
     losses = parse("--variant drd --loss mse".split()).recipe.losses
     assert losses == (Term("mse"), *VARIANTS["drd"].losses[2:])
-    assert parse("--variant mrkd --loss mse".split()).recipe.losses == (Term("mse", of="restored"),)
+    assert parse("--variant mrkd --loss mse".split()).recipe.losses == (Term("mse", pairs="denoising"),)
     assert parse("--variant rdpp --ssot".split()).recipe.losses == (*VARIANTS["rdpp"].losses, SSOT)
 
 

@@ -8,10 +8,10 @@ from toys import MakeTree
 
 from commandline import exit_code
 from dataset import ImageSet
+from experiment import images_of
 from flags import parse
 from model import build_teacher
-from experiment import images_of
-from scripts.controls import main, nearest_neighbour_maps, z_score_maps
+from scripts.controls import main, nearest_neighbor_maps, z_score_maps
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def test_the_z_score_counts_standard_deviations_at_a_place(images: tuple[ImageSe
     assert maps[0].std() < deviation.mean(axis=0).std()
 
 
-def test_a_training_image_is_its_own_nearest_neighbour(images: tuple[ImageSet, ImageSet]) -> None:
+def test_a_training_image_is_its_own_nearest_neighbor(images: tuple[ImageSet, ImageSet]) -> None:
     train, test = images
     teacher = build_teacher("efficientnet_lite0", "random")
-    itself = np.stack(list(nearest_neighbour_maps(teacher, train, train, 4, 0)))
-    other = np.stack(list(nearest_neighbour_maps(teacher, train, test, 4, 0)))
+    itself = np.stack(list(nearest_neighbor_maps(teacher, train, train, 4, 0)))
+    other = np.stack(list(nearest_neighbor_maps(teacher, train, test, 4, 0)))
     assert itself.max() < 0.05 * other.max()
 
 

@@ -1,4 +1,4 @@
-"""The table of benchmarks, where they are looked for, and pictures as arrays."""
+"""The table of benchmarks, where they are looked for, and images as arrays."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_an_image_is_resized_as_torchvision_resizes_a_picture(tmp_path: Path, si
 def test_a_mask_is_resized_as_published() -> None:
     """To a tensor in [0, 1] after a bilinear resize, then > 0.5."""
     mask = np.random.default_rng(0).random((45, 60)) < 0.5
-    picture = Image.fromarray(mask.astype(np.uint8) * 255)
-    wanted = functional.to_tensor(functional.resize(picture, [32, 32]))[0].numpy() > 0.5
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    wanted = functional.to_tensor(functional.resize(image, [32, 32]))[0].numpy() > 0.5
     resized, vanished = resize_mask(mask, 32)
     np.testing.assert_array_equal(resized, wanted)
     assert not vanished
@@ -70,8 +70,8 @@ def test_classes_come_in_the_tables_order_others_sorted(tmp_path: Path) -> None:
 
 
 def test_no_class_and_no_images_say_what_was_found(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no class under --data_path .*each with train/good; found pictures"):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no class under --data_path .*each with train/good; found images"):
         find_classes(BENCHMARKS["mvtec"], Source(tmp_path))
     make_classes(tmp_path, "bottle", "cable")
     with pytest.raises(
@@ -119,9 +119,9 @@ def test_ones_own_folders_are_named_after_what_lies_above_train(tmp_path: Path) 
 
 def test_an_image_set_keeps_the_order_and_the_folders_labels(tmp_path: Path) -> None:
     root = make_classes(tmp_path, "nut")
-    for kind, grey in (("good", 10), ("cut", 20)):
+    for kind, gray in (("good", 10), ("cut", 20)):
         (root / "nut/test" / kind).mkdir(parents=True)
-        Image.new("L", (9, 5), grey).save(root / "nut/test" / kind / "000.png")
+        Image.new("L", (9, 5), gray).save(root / "nut/test" / kind / "000.png")
     images = ImageSet(BENCHMARKS["folder"].read(Source(root), "nut", "test"), 4)
     assert len(images) == 2 and not images.has_masks and images.vanished == ()
     assert images.labels.tolist() == [True, False]

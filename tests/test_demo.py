@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from readers.demo_defects import Mask, Picture, blended_patch
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
 from readers import demo, scenes
+from readers.demo_defects import Mask, RGBImage, blended_patch
 from scripts.controls import z_score_maps
 
 DEMO = BENCHMARKS["demo"]
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One picture of each kind, so that making the benchmark takes a second."""
+    """One image of each kind, so that making the benchmark takes a second."""
     for name in ("TRAIN", "GOOD", "PER_DEFECT"):
         monkeypatch.setattr(demo, name, 1)
 
@@ -42,11 +42,11 @@ def pixels_below(root: Path) -> dict[str, bytes]:
     return {name: Image.open(root / name).tobytes() for name in files_below(root) if name.endswith(".png")}
 
 
-def painted(class_name: str, kind: str, number: int) -> tuple[Picture, Picture, Mask]:
+def painted(class_name: str, kind: str, number: int) -> tuple[RGBImage, RGBImage, Mask]:
     """A scene, the same with a defect, and the mask."""
     shown, rng = scenes.CLASSES[class_name], np.random.default_rng(number)
     scene = shown.draw(rng, "test")
-    return scene.picture, *shown.defects[kind](scene, rng)
+    return scene.image, *shown.defects[kind](scene, rng)
 
 
 def test_it_has_the_layout_that_it_shows_to_users(made: Path) -> None:
@@ -84,7 +84,7 @@ def test_pictures_vary_in_light_and_content(made: Path) -> None:
 
 @pytest.mark.parametrize(("class_name", "kind"), KINDS)
 def test_masks_are_exact(class_name: str, kind: str) -> None:
-    """Outside its mask a picture is unchanged to the bit, inside it was painted."""
+    """Outside its mask a image is unchanged to the bit, inside it was painted."""
     for number in range(3):
         before, after, mask = painted(class_name, kind, number)
         changed = (before != after).any(axis=-1)
@@ -103,12 +103,12 @@ def test_the_camera_keeps_masks_exact() -> None:
 
 
 def test_a_patch_that_fits_is_passed_over() -> None:
-    """Of several moves the most different is taken: half of this donor equals the picture, no patch does."""
-    picture = np.full((128, 128, 3), 100, dtype=np.uint8)
-    donor = picture.copy()
+    """Of several moves the most different is taken: half of this donor equals the image, no patch does."""
+    image = np.full((128, 128, 3), 100, dtype=np.uint8)
+    donor = image.copy()
     donor[:, :64] = 200
     for seed in range(20):
-        after, mask = blended_patch(picture, np.random.default_rng(seed), np.ones((128, 128), bool), 8, donor)
+        after, mask = blended_patch(image, np.random.default_rng(seed), np.ones((128, 128), bool), 8, donor)
         assert (after[mask] > 100).any()
 
 
@@ -117,7 +117,7 @@ def test_train_and_test_show_disjoint_parts_of_the_photograph(monkeypatch: pytes
     monkeypatch.setattr(scenes, "brick_photograph", lambda: np.tile(rows[:, None], (1, 512)).astype(np.uint8))
     reds = {
         split: np.concatenate(
-            [scenes.brick_scene(np.random.default_rng(i), split).picture[..., 0].ravel() for i in range(40)]
+            [scenes.brick_scene(np.random.default_rng(i), split).image[..., 0].ravel() for i in range(40)]
         )
         for split in ("train", "test")
     }

@@ -10,15 +10,16 @@ import pytest
 import torch
 from toys import MakeTree
 
-from methods.synthetic_anomalies import painter
 from dataset import ImageSet, Sample
-from scoring.anomaly_map import anomaly_map, image_score
-from engine import Scoring, evaluate, held_out_loss, predict, fit_map_statistics, train_one_epoch
-from flags import parse
-from methods.losses import cosine_loss
-from model import VARIANTS, Distiller, Recipe, build_distiller, build_teacher
+from engine import Scoring, evaluate, fit_map_statistics, held_out_loss, predict, train_one_epoch
 from experiment import images_of
-from feature_cache import Cache, FeatureCache
+from feature_cache import CachePolicy, FeatureCache
+from flags import parse
+from methods import VARIANTS, Recipe, build_distiller
+from methods.losses import cosine_loss
+from methods.synthetic_anomalies import painter
+from model import Distiller, build_teacher
+from scoring.anomaly_map import anomaly_map, image_score
 
 CPU = torch.device("cpu")
 
@@ -41,14 +42,14 @@ def test_every_cache_gives_the_levels_that_no_cache_gives(
     distiller: Distiller, images: ImageSet, cache: str, workers: int
 ) -> None:
     order = [3, 0, 6, 1, 5, 2, 4]
-    plain = FeatureCache(distiller.teacher, images, CPU, Cache("none"))
-    cached = FeatureCache(distiller.teacher, images, CPU, Cache(cache), batch_size=3, workers=workers)
+    plain = FeatureCache(distiller.teacher, images, CachePolicy("none"))
+    cached = FeatureCache(distiller.teacher, images, CachePolicy(cache), batch_size=3, workers=workers)
     assert cached.cache == cache
     for _ in range(2):  # the second epoch reads the cache again
         batches = list(zip(plain.batches(order, 3), cached.batches(order, 3), strict=True))
         assert [len(seen.clean[0]) for seen, _ in batches] == [3, 3, 1]
         for expected, found in batches:
-            assert found.damaged is None and found.damage is None
+            assert found.corrupted is None and found.corruption_map is None
             for a, b in zip(expected.clean, found.clean, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
@@ -58,11 +59,11 @@ def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: Imag
     features = 4 * 7 * sum(level[0].numel() for level in distiller.teacher(torch.zeros(1, 3, 64, 64)))
     pixels = 7 * 3 * 64 * 64
     for budget, kind in ((features, "features"), (features - 1, "images"), (pixels - 1, "none")):
-        assert FeatureCache(distiller.teacher, images, CPU, Cache("auto", budget / gib)).cache == kind
+        assert FeatureCache(distiller.teacher, images, CachePolicy("auto", budget / gib)).cache == kind
 
 
 def test_an_epoch_lowers_the_loss_and_reports_its_terms(distiller: Distiller, images: ImageSet) -> None:
-    targets = FeatureCache(distiller.teacher, images, CPU)
+    targets = FeatureCache(distiller.teacher, images)
     recipe = VARIANTS["sk_rd4ad"]
     optimizer = torch.optim.Adam(distiller.trainable(), lr=0.002)
     order = list(range(len(images)))
@@ -74,7 +75,7 @@ def test_an_epoch_lowers_the_loss_and_reports_its_terms(distiller: Distiller, im
 
 def test_a_short_last_batch_weighs_by_its_images(distiller: Distiller, images: ImageSet) -> None:
     """With a step size of 0 the mean over batches of 4 and 3 is the mean over images."""
-    targets = FeatureCache(distiller.teacher, images, CPU)
+    targets = FeatureCache(distiller.teacher, images)
     optimizer = torch.optim.SGD(distiller.trainable(), lr=0.0)
     batches = list(targets.batches(list(range(7)), 4))
     parts = [train_one_epoch(distiller, iter([batch]), optimizer, Recipe())["loss"] for batch in batches]
@@ -110,16 +111,16 @@ def test_without_masks_pixel_figures_are_undefined_and_image_figures_stand(
 ) -> None:
     samples = [replace(sample, anomalous=i < 3, defect="x") for i, sample in enumerate(images.samples)]
     result = evaluate(distiller, ImageSet(samples, 64), CPU, Scoring())
-    figures = result.figures()
-    assert figures["image_auroc"] is not None
-    assert figures["pixel_auroc"] is None and "mask" in result.report.reasons["pixel_auroc"]
+    metrics = result.metrics()
+    assert metrics["image_auroc"] is not None
+    assert metrics["pixel_auroc"] is None and "mask" in result.report.reasons["pixel_auroc"]
 
 
 def test_only_normal_images_leave_every_figure_undefined_with_its_reason(
     distiller: Distiller, images: ImageSet
 ) -> None:
     result = evaluate(distiller, images, CPU, Scoring())
-    assert set(result.figures().values()) == {None}
+    assert set(result.metrics().values()) == {None}
     assert set(result.report.reasons) == set(result.report.values)
 
 
@@ -132,13 +133,15 @@ def test_an_unreadable_image_is_named(distiller: Distiller, tmp_path: Path) -> N
 
 def test_image_figures_alone_say_that_the_others_were_not_asked_for(distiller: Distiller, images: ImageSet) -> None:
     samples = [replace(sample, anomalous=i < 3, defect="x") for i, sample in enumerate(images.samples)]
-    result = evaluate(distiller, ImageSet(samples, 64), CPU, Scoring(), pixel_figures=False)
-    assert result.figures()["image_auroc"] is not None
-    assert result.report.reasons["aupro"] == "pixel figures were not asked for"
+    result = evaluate(distiller, ImageSet(samples, 64), CPU, Scoring(), pixel_metrics=False)
+    assert result.metrics()["image_auroc"] is not None
+    assert result.report.reasons["aupro"] == "pixel metrics were not asked for"
 
 
 def test_standardised_maps_know_the_training_images_alone(distiller: Distiller, images: ImageSet) -> None:
-    scoring = fit_map_statistics(distiller, images, CPU, Scoring(levels=(1, 2), anomaly_map="standardized", batch_size=3))
+    scoring = fit_map_statistics(
+        distiller, images, CPU, Scoring(levels=(1, 2), anomaly_map="standardized", batch_size=3)
+    )
     maps = np.concatenate([maps for _, maps in predict(distiller, images, CPU, scoring)])
     assert maps.shape == (7, 64, 64)
     np.testing.assert_allclose(maps.mean(axis=0), 0, atol=1e-3)
@@ -150,36 +153,36 @@ def test_every_cache_gives_the_same_damaged_view(distiller: Distiller, images: I
     paint = painter("copy_paste", 0, 64)
     found = []
     for kind in (cache, "none"):
-        targets = FeatureCache(distiller.teacher, images, CPU, Cache(kind), paint=paint)
+        targets = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=paint)
         torch.manual_seed(3)
         found.append(list(targets.batches([2, 0, 1], 2)))
     for ours, theirs in zip(*found, strict=True):
-        assert ours.damaged is not None and theirs.damaged is not None
-        assert ours.damage is not None and ours.damage.shape[1:] == (1, 64, 64)
-        for a, b in zip([*ours.clean, *ours.damaged], [*theirs.clean, *theirs.damaged], strict=True):
+        assert ours.corrupted is not None and theirs.corrupted is not None
+        assert ours.corruption_map is not None and ours.corruption_map.shape[1:] == (1, 64, 64)
+        for a, b in zip([*ours.clean, *ours.corrupted], [*theirs.clean, *theirs.corrupted], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-        assert torch.equal(ours.damage, theirs.damage) and 0 < ours.damage.mean() < 1
+        assert torch.equal(ours.corruption_map, theirs.corruption_map) and 0 < ours.corruption_map.mean() < 1
 
 
-def test_damage_is_the_angle_between_the_colours_that_the_teacher_sees(distiller: Distiller, images: ImageSet) -> None:
+def test_damage_is_the_angle_between_the_colors_that_the_teacher_sees(distiller: Distiller, images: ImageSet) -> None:
     """Only the painted pixels are damaged; the levels are those of the painted images."""
 
-    def paint(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        painted = pictures.clone()
+    def paint(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        painted = images.clone()
         painted[:, :, 10:20, 30:50] = 1 - painted[:, :, 10:20, 30:50]
         return painted
 
-    (seen,) = FeatureCache(distiller.teacher, images, CPU, paint=paint).batches([0, 4], 2)
-    pictures = torch.from_numpy(np.stack([images.image(i) for i in (0, 4)])) / 255
-    painted = paint(pictures, np.random.default_rng(0))
-    seen_clean, seen_painted = ((x - distiller.teacher.mean) / distiller.teacher.std for x in (pictures, painted))
+    (seen,) = FeatureCache(distiller.teacher, images, corrupt=paint).batches([0, 4], 2)
+    images = torch.from_numpy(np.stack([images.image(i) for i in (0, 4)])) / 255
+    painted = paint(images, np.random.default_rng(0))
+    seen_clean, seen_painted = ((x - distiller.teacher.mean) / distiller.teacher.std for x in (images, painted))
     expected = 1 - torch.nn.functional.cosine_similarity(seen_clean, seen_painted)
-    assert seen.damage is not None and seen.damaged is not None
-    torch.testing.assert_close(seen.damage[:, 0], expected, rtol=1e-4, atol=1e-5)
-    outside = seen.damage.clone()
+    assert seen.corruption_map is not None and seen.corrupted is not None
+    torch.testing.assert_close(seen.corruption_map[:, 0], expected, rtol=1e-4, atol=1e-5)
+    outside = seen.corruption_map.clone()
     outside[:, :, 10:20, 30:50] = 0
     assert outside.abs().max() < 1e-6
-    for found, wanted in zip(seen.damaged, distiller.teacher(painted), strict=True):
+    for found, wanted in zip(seen.corrupted, distiller.teacher(painted), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -194,7 +197,7 @@ def test_accumulated_gradients_make_one_step_and_what_is_left_makes_another(
         def step(self, closure: None = None) -> None:  # type: ignore[override]
             self.gradients.append(torch.cat([p.grad.flatten() for p in distiller.trainable() if p.grad is not None]))
 
-    batches = list(FeatureCache(distiller.teacher, images, CPU).batches(list(range(7)), 2))
+    batches = list(FeatureCache(distiller.teacher, images).batches(list(range(7)), 2))
     separate = Counting(distiller.trainable(), lr=0.0)
     train_one_epoch(distiller, batches, separate, Recipe())
     one_by_one, separate.gradients[:] = list(separate.gradients), []
@@ -206,7 +209,7 @@ def test_accumulated_gradients_make_one_step_and_what_is_left_makes_another(
 
 def test_the_held_out_loss_trains_nothing_and_is_the_loss_in_evaluation(distiller: Distiller, images: ImageSet) -> None:
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
-    batches = list(FeatureCache(distiller.teacher, images, CPU).batches(list(range(7)), 4))
+    batches = list(FeatureCache(distiller.teacher, images).batches(list(range(7)), 4))
     found = held_out_loss(distiller, batches, Recipe())
     assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
     with torch.no_grad():

@@ -19,13 +19,13 @@ from toys import TINY, MakeTree
 import main as main_command
 import test as test_command
 from commandline import exit_code
-from model import VARIANTS
+from methods import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 Command = Callable[..., int]
 
 
-def metrics_of(run: Path) -> dict[str, Any]:
+def record_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
 
 
@@ -45,12 +45,12 @@ def test_a_finished_run_of_every_variant_is_scored_again_identically(
     flags = ["--data_path", mvtec_tree(), "--class", "bottle", "--save_path", tmp_path / "runs", "--variant", variant]
     assert train_command(*flags, "--epochs", 2) == 0
     run = tmp_path / f"runs/mvtec/{variant}/bottle/seed111"
-    metrics = metrics_of(run)
-    assert all(value is not None for value in metrics["figures"].values())
-    assert metrics["batch_size"] == 4 and metrics["epochs_trained"] == 2
+    record = record_of(run)
+    assert all(value is not None for value in record["metrics"].values())
+    assert record["batch_size"] == 4 and record["epochs_trained"] == 2
     capsys.readouterr()
     assert score_again(run, "--device", "cpu", "--workers", 0) == 0
-    assert "identical to the recorded figures" in capsys.readouterr().out
+    assert "identical to the recorded metrics" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", ["--variant drd", "--variant rdpp --cache images", "--variant masked --patience 9"])
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     monkeypatch.undo()
     assert train_command(*common, "--save_path", tmp_path / "cut") == 0
     whole, cut = (next((tmp_path / name).rglob("seed111")) for name in ("whole", "cut"))
-    assert metrics_of(whole)["figures"] == metrics_of(cut)["figures"]
+    assert record_of(whole)["metrics"] == record_of(cut)["metrics"]
     assert (whole / "predictions.csv").read_text() == (cut / "predictions.csv").read_text()
     losses = [[row["loss"] for row in rows_of(run / "train.csv")] for run in (whole, cut)]
     assert losses[0] == losses[1] and len(losses[0]) == 4
@@ -96,14 +96,14 @@ def test_training_stops_when_held_out_normal_images_gain_nothing(
     flags += ["--variant", "rd4ad", "--epochs", 7, "--patience", 2, "--holdout", 0.25, "--print_epoch", 6]
     assert train_command(*flags) == 0
     run = tmp_path / "runs/mvtec/rd4ad/bottle/seed111"
-    metrics = metrics_of(run)
-    assert (metrics["epochs"], metrics["epochs_trained"]) == (7, 6)
-    assert (metrics["n_train"], metrics["n_held_out"]) == (15, 5) and set(seen) == {5}
+    record = record_of(run)
+    assert (record["epochs"], record["epochs_trained"]) == (7, 6)
+    assert (record["n_train"], record["n_held_out"]) == (15, 5) and set(seen) == {5}
     assert [float(row["held_out"]) for row in rows_of(run / "train.csv")] == [5.0, 3.0, 4.0, 2.5, 2.5, 2.6]
     assert [row["epoch"] for row in rows_of(run / "evaluations.csv")] == ["6"]
     (run / "metrics.json").unlink()  # as if the process had died at the very end: nothing is trained on
     assert train_command(*flags) == 0
-    assert metrics_of(run)["epochs_trained"] == 6
+    assert record_of(run)["epochs_trained"] == 6
 
 
 def test_held_out_images_are_never_trained_on(
@@ -114,25 +114,25 @@ def test_held_out_images_are_never_trained_on(
         common = ["--data_path", mvtec_tree(train=count, root=f"tree{count}"), "--class", "bottle", "--epochs", 1]
         place = tmp_path / f"runs{count}"
         assert train_command(*common, "--save_path", place, "--variant", "rd4ad", "--patience", 1, *flags) == 0
-        metrics = metrics_of(next(place.rglob("seed111")))
-        assert (metrics["n_train"], metrics["n_held_out"]) == (count - 1, 1)
+        record = record_of(next(place.rglob("seed111")))
+        assert (record["n_train"], record["n_held_out"]) == (count - 1, 1)
     one = ["--data_path", mvtec_tree(train=1, root="one"), "--class", "bottle", "--save_path", tmp_path / "none"]
     assert train_command(*one, "--patience", 3) == 2
     assert "--patience wants training images to hold out; found 1" in capsys.readouterr().err
 
 
-def test_normalised_scores_are_written_with_their_threshold(
+def test_normalized_scores_are_written_with_their_threshold(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
 ) -> None:
     root = mvtec_tree()
     flags = ["--data_path", root, "--class", "bottle", "--save_path", tmp_path / "runs", "--variant", "rd_anomalib"]
     assert train_command(*flags, "--epochs", 1, "--normalize", "--anomaly_map", "multiply") == 0
     run = tmp_path / "runs/mvtec/rd_anomalib/bottle/seed111"
-    metrics = metrics_of(run)
-    normalized, rows = metrics["normalized"], rows_of(run / "predictions.csv")
+    record = record_of(run)
+    normalized, rows = record["normalized"], rows_of(run / "predictions.csv")
     assert normalized["chosen_on"] == "the test set"
-    assert normalized["image_f1"] == pytest.approx(metrics["figures"]["image_f1max"])
-    assert normalized["pixel_f1"] == pytest.approx(metrics["figures"]["pixel_f1max"])
+    assert normalized["image_f1"] == pytest.approx(record["metrics"]["image_f1max"])
+    assert normalized["pixel_f1"] == pytest.approx(record["metrics"]["pixel_f1max"])
     image = normalized["image"]
     for row in rows:
         expected = (float(row["score"]) - image["threshold"]) / (image["high"] - image["low"]) + 0.5

@@ -11,21 +11,21 @@ import pytest
 import torch
 from toys import MakeTree
 
-from methods.synthetic_anomalies import painter
 from dataset import ImageSet
 from engine import compute_losses
-from feature_files import KEY, stored_levels
+from experiment import images_of
+from feature_cache import KEY, CachePolicy, FeatureCache, stored_levels
 from flags import parse
-from model import VARIANTS, Distiller, TeacherFeatures, Teacher, build_distiller, build_teacher
+from methods import VARIANTS, TeacherFeatures, build_distiller
+from methods.synthetic_anomalies import painter
+from model import Distiller, Teacher, build_teacher
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import resolve
-from experiment import images_of
-from feature_cache import Cache, FeatureCache
 
 CPU = torch.device("cpu")
 
 
-def pictures(batch: int = 2, side: int = 64) -> torch.Tensor:
+def images(batch: int = 2, side: int = 64) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (batch, 3, side, side), generator=draw, dtype=torch.uint8)
 
@@ -48,9 +48,9 @@ def settle(network: torch.nn.Module) -> None:
 def test_a_teacher_made_fast_sees_the_same(net: str) -> None:
     teacher = build_teacher(net, "random")
     settle(teacher)
-    before = teacher(pictures())
-    fast = teacher.made_fast("fp32")
-    for ours, theirs in zip(fast(pictures()), before, strict=True):
+    before = teacher(images())
+    fast = teacher.optimize_for_inference("fp32")
+    for ours, theirs in zip(fast(images()), before, strict=True):
         close(ours, theirs, 1e-5)
         assert ours.is_contiguous(memory_format=torch.channels_last)
     if net != "efficientnet_lite0":  # timm's norms have their activation inside
@@ -66,7 +66,7 @@ def test_the_network_that_scores_makes_the_same_and_is_a_copy(net: str, variant:
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
     scorer = distiller.to_inference()
     with torch.no_grad():
-        for (_, ours), (_, theirs) in zip(scorer(pictures()), distiller(pictures()), strict=True):
+        for (_, ours), (_, theirs) in zip(scorer(images()), distiller(images()), strict=True):
             close(ours, theirs, 1e-5)
     assert scorer.teacher is distiller.teacher
     assert all(torch.equal(value, before[name]) for name, value in distiller.state_dict().items())
@@ -118,10 +118,13 @@ def levels_of(targets: FeatureCache) -> list[list[torch.Tensor]]:
 def test_features_in_files_are_those_in_memory_and_are_made_once(
     teacher: Teacher, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = Cache("file", folder=tmp_path / "features")
-    first, memory = FeatureCache(teacher, images, CPU, cache, batch_size=3), FeatureCache(teacher, images, CPU, Cache("features"))
+    cache = CachePolicy("file", folder=tmp_path / "features")
+    first, memory = (
+        FeatureCache(teacher, images, cache, batch_size=3),
+        FeatureCache(teacher, images, CachePolicy("features")),
+    )
     looked = counted(teacher, monkeypatch)
-    again = FeatureCache(teacher, images, CPU, cache)
+    again = FeatureCache(teacher, images, cache)
     assert looked == [1]  # one image, to know the shapes
     for expected, *found in zip(levels_of(memory), levels_of(first), levels_of(again), strict=True):
         for level, *others in zip(expected, *found, strict=True):
@@ -138,8 +141,8 @@ def test_features_that_are_not_these_are_made_again(
     teacher: Teacher, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     root = tmp_path / "features"
-    cache = Cache("file", folder=root)
-    expected = levels_of(FeatureCache(teacher, images, CPU, cache))
+    cache = CachePolicy("file", folder=root)
+    expected = levels_of(FeatureCache(teacher, images, cache))
     (folder,) = root.iterdir()
     if change == "touched image":
         os.utime(images.samples[2].image, (1, 1))
@@ -152,7 +155,7 @@ def test_features_that_are_not_these_are_made_again(
     else:
         (folder / KEY).unlink()
     looked = counted(teacher, monkeypatch)
-    found = levels_of(FeatureCache(teacher, images, CPU, cache))
+    found = levels_of(FeatureCache(teacher, images, cache))
     assert sum(looked) == 1 + 5
     same = all(
         torch.equal(a, b) for one, two in zip(expected, found, strict=True) for a, b in zip(one, two, strict=True)
@@ -173,11 +176,11 @@ def test_a_fill_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_path: Path) -> None:
     gib = 2**30
-    assert Cache("auto", 4).choose(4 * gib, gib, False) == "features"
-    assert Cache("auto", 4).choose(4 * gib, gib, True) == "images"
-    assert Cache("auto", 4, tmp_path / "not" / "yet").choose(5 * gib, gib, True) == "file"
-    assert Cache("auto", 4, tmp_path).choose(2**60, gib, False) == "images"
-    assert Cache("auto", 4, tmp_path).choose(2**60, 5 * gib, False) == "none"
+    assert CachePolicy("auto", 4).choose(4 * gib, gib, False) == "features"
+    assert CachePolicy("auto", 4).choose(4 * gib, gib, True) == "images"
+    assert CachePolicy("auto", 4, tmp_path / "not" / "yet").choose(5 * gib, gib, True) == "file"
+    assert CachePolicy("auto", 4, tmp_path).choose(2**60, gib, False) == "images"
+    assert CachePolicy("auto", 4, tmp_path).choose(2**60, 5 * gib, False) == "none"
     with pytest.raises(ValueError, match="--cache file: wants --cache_dir"):
         parse(["--cache", "file"])
 
@@ -185,10 +188,10 @@ def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_
 def half_step(distiller: Distiller, recipe: Any, precision: str) -> dict[str, torch.Tensor]:
     """One step's terms and the gradient of everything, from damaged images where the recipe wants them."""
     distiller.teacher.precision = precision
-    images = pictures() / 255
+    images = images() / 255
     clean = distiller.teacher(images)
     damage = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(2))
-    seen = TeacherFeatures(clean, clean, damage) if recipe.damage else TeacherFeatures(clean)
+    seen = TeacherFeatures(clean, clean, damage) if recipe.corruption_map else TeacherFeatures(clean)
     torch.manual_seed(3)
     distiller.zero_grad()
     terms = compute_losses(distiller.train(), seen, recipe)
@@ -238,6 +241,6 @@ def test_a_run_in_bf16_with_features_in_a_file_is_scored_again_identically(
 
 
 def test_painted_damage_goes_with_features_in_files(teacher: Teacher, images: ImageSet, tmp_path: Path) -> None:
-    targets = FeatureCache(teacher, images, CPU, Cache("file", folder=tmp_path), paint=painter("copy_paste", 0, 64))
+    targets = FeatureCache(teacher, images, CachePolicy("file", folder=tmp_path), corrupt=painter("copy_paste", 0, 64))
     (seen, *_) = targets.batches([0, 1, 2], 2)
-    assert seen.damaged is not None and len(seen.damaged[0]) == 2
+    assert seen.corrupted is not None and len(seen.corrupted[0]) == 2

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import convolution
-from model.fast_convolution import weight_gradient, use_fast_gradients
+from model.fast_convolution import use_fast_gradients, weight_gradient
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import autocast
 

@@ -35,7 +35,7 @@ PUBLISHED = (
 )
 
 
-def metrics_of(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
@@ -44,17 +44,17 @@ def score_again(*arguments: object) -> int:
 
 
 def test_the_published_command_runs_all_15_classes(mvtec_tree: MakeTree, tmp_path: Path) -> None:
-    """Word for word, then fewer epochs, smaller pictures, and random weights since ImageNet's are a download."""
+    """Word for word, then fewer epochs, smaller images, and random weights since ImageNet's are a download."""
     classes = BENCHMARKS["mvtec"].classes
     assert len(classes) == 15
     root = mvtec_tree(classes=classes, train=2, good=1, bad=1)
     command = PUBLISHED.format(D=root, S=tmp_path / "runs").split()
     assert main([*command, *["--epochs", "1", "--image_size", "32", "--weights", "random", "--workers", "0"]]) == 0
     for name in classes:
-        metrics = metrics_of(tmp_path / f"runs/mvtec/sk_rd4ad/{name}/seed111")
-        assert metrics["net"] == "wide_res50"
-        assert (metrics["n_train"], metrics["n_test"], metrics["n_anomalous"]) == (2, 2, 1)
-        assert all(value is not None for value in metrics["figures"].values())
+        record = record_of(tmp_path / f"runs/mvtec/sk_rd4ad/{name}/seed111")
+        assert record["net"] == "wide_res50"
+        assert (record["n_train"], record["n_test"], record["n_anomalous"]) == (2, 2, 1)
+        assert all(value is not None for value in record["metrics"].values())
     table = (tmp_path / "runs/mvtec/sk_rd4ad/summary.md").read_text()
     assert all(name in table for name in (*classes, "mean"))
 
@@ -106,9 +106,9 @@ def vad(root: Path) -> Path:
 def test_visa_runs_on_both_layouts(layout: Callable[[Path], Path], tmp_path: Path, train_command: Command) -> None:
     root = layout(tmp_path / "visa")
     assert train_command("--dataset", "visa", "--data_path", root, "--save_path", tmp_path / "runs", "--epochs", 1) == 0
-    metrics = metrics_of(tmp_path / "runs/visa/sk_rd4ad/candle/seed111")
-    assert (metrics["n_train"], metrics["n_test"], metrics["n_anomalous"]) == (4, 4, 2)
-    assert metrics["figures"]["aupro"] is not None
+    record = record_of(tmp_path / "runs/visa/sk_rd4ad/candle/seed111")
+    assert (record["n_train"], record["n_test"], record["n_anomalous"]) == (4, 4, 2)
+    assert record["metrics"]["aupro"] is not None
 
 
 def test_vad_learns_from_good_images_alone_and_leaves_train_bad_untouched(
@@ -118,11 +118,11 @@ def test_vad_learns_from_good_images_alone_and_leaves_train_bad_untouched(
     for path in (root / "train/bad").iterdir():
         path.write_bytes(b"no image: whoever opens this file fails")
     assert train_command("--dataset", "vad", "--data_path", root, "--save_path", tmp_path / "runs", "--epochs", 1) == 0
-    metrics = metrics_of(tmp_path / "runs/vad/sk_rd4ad/vad/seed111")
-    assert (metrics["n_train"], metrics["n_test"], metrics["n_anomalous"]) == (4, 6, 4)
-    assert metrics["figures"]["image_auroc"] is not None
-    assert metrics["figures"]["aupro"] is None
-    assert "mask" in metrics["reasons"]["aupro"]
+    record = record_of(tmp_path / "runs/vad/sk_rd4ad/vad/seed111")
+    assert (record["n_train"], record["n_test"], record["n_anomalous"]) == (4, 6, 4)
+    assert record["metrics"]["image_auroc"] is not None
+    assert record["metrics"]["aupro"] is None
+    assert "mask" in record["reasons"]["aupro"]
 
 
 def test_own_images_without_test_images_train_and_then_judge(
@@ -134,7 +134,7 @@ def test_own_images_without_test_images_train_and_then_judge(
         train_command("--dataset", "folder", "--train_dir", train, "--save_path", tmp_path / "runs", "--epochs", 2) == 0
     )
     (run,) = (path.parent for path in (tmp_path / "runs").rglob("metrics.json"))
-    assert set(metrics_of(run)["figures"].values()) == {None}
+    assert set(record_of(run)["metrics"].values()) == {None}
     assert score_again(run, "--images", root / "bottle/test", train / "000.png", "--out", tmp_path / "out") == 0
     rows = list(csv.DictReader((tmp_path / "out/scores.csv").open()))
     assert len(rows) == 7
@@ -173,14 +173,14 @@ def test_a_run_leaves_its_folder_and_the_same_command_trains_nothing(
     assert len(list((run / "overlays").glob("*.png"))) == 6
     assert [row["epoch"] for row in csv.DictReader((run / "train.csv").open())] == ["1", "2"]
     assert [row["epoch"] for row in csv.DictReader((run / "evaluations.csv").open())] == ["1", "2"]
-    oracle, figures = metrics_of(run)["oracle"], metrics_of(run)["figures"]
-    assert all(oracle[name]["value"] >= figures[name] for name in figures)
+    oracle, metrics = record_of(run)["oracle"], record_of(run)["metrics"]
+    assert all(oracle[name]["value"] >= metrics[name] for name in metrics)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert train_command(*arguments) == 0
     assert "finished already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert train_command(*arguments, "--fresh") == 0
-    assert metrics_of(run)["figures"] == figures
+    assert record_of(run)["metrics"] == metrics
 
 
 def test_another_configuration_is_refused_by_field_and_harms_nothing(
@@ -192,9 +192,9 @@ def test_another_configuration_is_refused_by_field_and_harms_nothing(
     error = capsys.readouterr().err
     assert "epochs is 1 there, 2 here" in error
     assert error.count("\n") == 1
-    assert metrics_of(tmp_path / "runs/mvtec/sk_rd4ad/bottle/seed111")["epochs"] == 1
+    assert record_of(tmp_path / "runs/mvtec/sk_rd4ad/bottle/seed111")["epochs"] == 1
     assert train_command(*arguments, "--epochs", 2, "--name", "longer") == 0
-    assert metrics_of(tmp_path / "runs/mvtec/longer/bottle/seed111")["epochs"] == 2
+    assert record_of(tmp_path / "runs/mvtec/longer/bottle/seed111")["epochs"] == 2
 
 
 def test_scoring_again_gives_identical_figures_and_notices_others(
@@ -220,7 +220,7 @@ def test_a_run_remembers_how_it_is_scored(
     root = mvtec_tree()
     assert train_command("--data_path", root, "--save_path", tmp_path / "runs", "--epochs", 1, *scoring.split()) == 0
     run = tmp_path / "runs/mvtec/sk_rd4ad/bottle/seed111"
-    assert (metrics_of(run)["figures"]["aupro"] is None) == (scoring == "--seg 0")
+    assert (record_of(run)["metrics"]["aupro"] is None) == (scoring == "--seg 0")
     shutil.rmtree(root / "bottle/train")  # nothing of the training images is needed again
     assert score_again(run) == 0
 
@@ -246,10 +246,10 @@ def test_a_class_result_does_not_depend_on_the_classes_before_it(
     arguments = ["--data_path", root, "--epochs", 1, "--save_path"]
     assert train_command(*arguments, tmp_path / "all", "--class", "all", "--seeds", 1, 2) == 0
     assert train_command(*arguments, tmp_path / "one", "--class", "cable", "--seeds", 2) == 0
-    first, second = (metrics_of(tmp_path / f"{name}/mvtec/sk_rd4ad/cable/seed2") for name in ("all", "one"))
-    assert first["figures"] == second["figures"]
-    other = metrics_of(tmp_path / "all/mvtec/sk_rd4ad/cable/seed1")
-    assert first["figures"] != other["figures"]
+    first, second = (record_of(tmp_path / f"{name}/mvtec/sk_rd4ad/cable/seed2") for name in ("all", "one"))
+    assert first["metrics"] == second["metrics"]
+    other = record_of(tmp_path / "all/mvtec/sk_rd4ad/cable/seed1")
+    assert first["metrics"] != other["metrics"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_message(
@@ -314,7 +314,7 @@ def start(arguments: list[str], program: str = "main.py") -> subprocess.Popen[by
 
 def files_of(run: Path) -> dict[str, Any]:
     """What two runs of one configuration must share to the last digit."""
-    return {"figures": metrics_of(run)["figures"], "predictions": (run / "predictions.csv").read_text()}
+    return {"metrics": record_of(run)["metrics"], "predictions": (run / "predictions.csv").read_text()}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The figures against scikit-learn, against their slow definitions written out here, and against cases by hand."""
+"""The metrics against scikit-learn, against their slow definitions written out here, and against cases by hand."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import pytest
 from scipy.ndimage import label as label_regions
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from scoring import metrics
-from scoring.metrics import FIGURES, evaluate, image_figures, pixel_figures
+from scoring.metrics import METRIC_NAMES, image_metrics, pixel_metrics
 
-EIGHT = np.ones((3, 3))  # neighbours that make one region
+EIGHT = np.ones((3, 3))  # neighbors that make one region
 Arrays = list[np.ndarray]
 
 
@@ -117,7 +116,7 @@ def test_image_figures_equal_scikit_learn() -> None:
         n = int(rng.integers(2, 60))
         truth = np.append([0, 1], rng.random(n - 2) < rng.uniform(0.05, 0.95))
         scores = np.round(rng.standard_normal(n) + truth, k % 3)
-        report = image_figures(truth, scores)
+        report = image_metrics(truth, scores)
         expected = roc_auc_score(truth, scores), average_precision_score(truth, scores), f1max(truth, scores)
         assert tuple(report.values.values()) == pytest.approx(expected, abs=1e-12)
         assert not report.reasons
@@ -127,8 +126,8 @@ def test_pixel_figures_equal_scikit_learn() -> None:
     for maps, masks in random_sets(160):
         truth, scores = together(masks), together(maps)
         expected = roc_auc_score(truth, scores), average_precision_score(truth, scores), f1max(truth, scores)
-        values = pixel_figures(maps, masks).values
-        assert [values[name] for name in FIGURES[3:6]] == pytest.approx(expected, abs=1e-12)
+        values = pixel_metrics(maps, masks).values
+        assert [values[name] for name in METRIC_NAMES[3:6]] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -139,7 +138,7 @@ def test_image_threshold_is_the_lowest_score_of_the_best_f1(kind: type, decimals
         n = int(rng.integers(2, 40))
         truth = np.append([False, True], rng.random(n - 2) < rng.uniform(0.05, 0.95))
         scores = np.round(rng.standard_normal(n) + truth, decimals).astype(kind)
-        threshold = image_figures(truth, scores).thresholds["image"]
+        threshold = image_metrics(truth, scores).thresholds["image"]
         assert threshold == slow_threshold(truth, scores) == curve_threshold(truth, scores)
         assert type(threshold) is float and threshold in scores.astype(float)  # to the bit
 
@@ -147,7 +146,7 @@ def test_image_threshold_is_the_lowest_score_of_the_best_f1(kind: type, decimals
 def test_pixel_threshold_is_the_lowest_score_of_the_best_f1() -> None:
     for maps, masks in random_sets(80):
         truth, scores = together(masks) > 0, together(maps)
-        threshold = pixel_figures(maps, masks).thresholds["pixel"]
+        threshold = pixel_metrics(maps, masks).thresholds["pixel"]
         assert threshold == slow_threshold(truth, scores) == curve_threshold(truth, scores)
 
 
@@ -155,7 +154,7 @@ def test_aupro_equals_its_slow_definition_at_every_limit() -> None:
     rng = np.random.default_rng(2)
     for maps, masks in random_sets(48, side=12):
         limits = [0.05, 1.0, round(float(rng.uniform(0.01, 1)), 4)]
-        values = pixel_figures(maps, masks, limits).values
+        values = pixel_metrics(maps, masks, limits).values
         for limit in [0.3, *limits]:
             name = "aupro" if limit == 0.3 else f"aupro_{limit:g}"
             assert values[name] == pytest.approx(slow_aupro(maps, masks, limit), abs=1e-12)
@@ -173,7 +172,7 @@ def test_per_image_figure_equals_the_published_definition(kind: type, on_thresho
             steps = [np.append(np.arange(m.min(), m.max(), (m.max() - m.min()) / 200), m.max()) for m in maps]
             maps = [s[np.searchsorted(s, m).clip(0, 200)].astype(kind) for s, m in zip(steps, maps, strict=True)]
         expected = np.mean([slow_published(*pair) for pair in zip(maps[:2], masks[:2], strict=True)])
-        value = pixel_figures(maps, masks, per_image=True).values["aupro_per_image"]
+        value = pixel_metrics(maps, masks, per_image=True).values["aupro_per_image"]
         assert value == pytest.approx(expected, abs=1e-12)
 
 
@@ -219,11 +218,11 @@ def test_counts_do_not_depend_on_chunks_or_on_how_images_are_handed_over(monkeyp
     rng = np.random.default_rng(5)
     masks = rng.random((7, 33, 41)) < 0.1
     maps = rng.standard_normal(masks.shape).astype(np.float32) + masks
-    whole = pixel_figures(maps, masks, (0.05, 1), per_image=True).values
+    whole = pixel_metrics(maps, masks, (0.05, 1), per_image=True).values
     monkeypatch.setattr(metrics, "CHUNK", 100)
-    assert pixel_figures(maps, masks, (0.05, 1), per_image=True).values == whole
+    assert pixel_metrics(maps, masks, (0.05, 1), per_image=True).values == whole
     turned = [np.asfortranarray(scores) for scores in maps]
-    assert pixel_figures(turned, [m.astype(np.uint8) * 255 for m in masks], (0.05, 1), per_image=True).values == whole
+    assert pixel_metrics(turned, [m.astype(np.uint8) * 255 for m in masks], (0.05, 1), per_image=True).values == whole
 
 
 def test_memory_stays_a_small_multiple_of_the_maps() -> None:
@@ -231,10 +230,10 @@ def test_memory_stays_a_small_multiple_of_the_maps() -> None:
     masks = np.zeros((64, 256, 256), bool)
     masks[::2, 40:80, 100:130] = True
     maps = rng.standard_normal(masks.shape, dtype=np.float32) + masks
-    pixel_figures(maps[:1], masks[:1])  # what a first call loads
+    pixel_metrics(maps[:1], masks[:1])  # what a first call loads
     tracemalloc.start()
     try:
-        pixel_figures(maps, masks, per_image=True)
+        pixel_metrics(maps, masks, per_image=True)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -260,9 +259,9 @@ def test_only_the_order_of_scores_matters_but_for_the_published_figure() -> None
 def test_double_precision_is_not_rounded() -> None:
     """Scores that differ in the last bit only: in single precision they would tie."""
     maps = [np.array([[1.0, 1 + 2**-52]])]
-    assert pixel_figures(maps, [np.array([[0, 1]])]).values["pixel_auroc"] == 1
+    assert pixel_metrics(maps, [np.array([[0, 1]])]).values["pixel_auroc"] == 1
     mixed = [*maps, np.array([[1, 2]], np.float32)]
-    assert pixel_figures(mixed, [np.array([[0, 1]]), None]).values["pixel_auroc"] == pytest.approx(2 / 3)
+    assert pixel_metrics(mixed, [np.array([[0, 1]]), None]).values["pixel_auroc"] == pytest.approx(2 / 3)
 
 
 # Worked by hand
@@ -271,7 +270,7 @@ def test_double_precision_is_not_rounded() -> None:
 def test_constant_maps() -> None:
     mask = np.zeros((10, 10), bool)
     mask[:2, :5] = True  # one pixel in ten
-    values = pixel_figures([np.full((10, 10), 0.7)], [mask], (0.3, 1), per_image=True).values
+    values = pixel_metrics([np.full((10, 10), 0.7)], [mask], (0.3, 1), per_image=True).values
     assert values == pytest.approx(
         {
             "pixel_auroc": 0.5,
@@ -285,7 +284,7 @@ def test_constant_maps() -> None:
 
 
 def test_of_equally_good_thresholds_the_lowest_is_taken() -> None:
-    report = image_figures([1, 0, 0, 1, 0], [3, 2, 2, 1, 0])  # F1 is 2/3 at 3, where one of one is right, and at 1
+    report = image_metrics([1, 0, 0, 1, 0], [3, 2, 2, 1, 0])  # F1 is 2/3 at 3, where one of one is right, and at 1
     assert report.values["image_f1max"] == pytest.approx(2 / 3)
     assert report.thresholds == {"image": 1.0}
 
@@ -293,7 +292,7 @@ def test_of_equally_good_thresholds_the_lowest_is_taken() -> None:
 def test_perfect_and_inverted_maps() -> None:
     mask = np.zeros((8, 9), np.uint8)
     mask[0, 0] = mask[4:6, 8] = 255  # a region of one pixel in a corner, one along the border
-    good, bad = (pixel_figures([scores], [mask], (0.3, 1), True).values for scores in (mask, 255 - mask))
+    good, bad = (pixel_metrics([scores], [mask], (0.3, 1), True).values for scores in (mask, 255 - mask))
     assert set(good.values()) == {1.0}
     assert {bad["pixel_auroc"], bad["aupro"], bad["aupro_1"], bad["aupro_per_image"]} == {0.0}
     assert bad["pixel_ap"] == pytest.approx(3 / 72)
@@ -302,7 +301,7 @@ def test_perfect_and_inverted_maps() -> None:
 def test_the_limit_is_met_by_a_straight_line_and_ties_make_a_ramp() -> None:
     """One defect pixel; five of ten normal pixels tie with it: PRO climbs from 0 to 1 while the rate goes to 0.5."""
     scores, mask = np.array([[1] * 6 + [0] * 5]), np.array([[1] + [0] * 10])
-    values = pixel_figures([scores], [mask], (0.3, 0.5, 1)).values
+    values = pixel_metrics([scores], [mask], (0.3, 0.5, 1)).values
     assert values["aupro"] == pytest.approx(0.3)  # 0.3 squared / (2 x 0.5) / 0.3
     assert values["aupro_0.5"] == pytest.approx(0.5)
     assert values["aupro_1"] == pytest.approx(0.75)
@@ -312,14 +311,14 @@ def test_pixels_that_touch_at_a_corner_are_one_region_and_regions_weigh_the_same
     scores, mask = np.zeros((5, 5)), np.zeros((5, 5), int)
     mask[0, 0] = mask[1, 1] = mask[4, 4] = 1
     scores[4, 4] = 1
-    values = pixel_figures([scores], [mask], (1,)).values
+    values = pixel_metrics([scores], [mask], (1,)).values
     assert values["aupro_1"] == pytest.approx(0.75)  # half at once, half on the ramp; 2/3 if the corners parted them
 
 
 def test_defect_free_images_count_in_the_false_positive_rate() -> None:
     scores, mask = np.array([[2.0, 1, 0]]), np.array([[0, 1, 0]])
-    alone = pixel_figures([scores], [mask], (1,)).values["aupro_1"]
-    joined = pixel_figures([scores, np.zeros((1, 8))], [mask, None], (1,)).values["aupro_1"]
+    alone = pixel_metrics([scores], [mask], (1,)).values["aupro_1"]
+    joined = pixel_metrics([scores, np.zeros((1, 8))], [mask, None], (1,)).values["aupro_1"]
     assert (alone, joined) == (pytest.approx(0.5), pytest.approx(0.9))
 
 
@@ -328,11 +327,11 @@ def test_published_figure_where_the_published_code_divides_by_zero() -> None:
     mask[0, :4] = 1
     half = np.zeros((10, 10))
     half[0, :2] = 1  # half the region found, never a false alarm
-    assert pixel_figures([half], [mask], per_image=True).values["aupro_per_image"] == 0.5
+    assert pixel_metrics([half], [mask], per_image=True).values["aupro_per_image"] == 0.5
     half[1:] = 1  # above every threshold: no rate stays under 0.3
-    assert pixel_figures([half], [mask], per_image=True).values["aupro_per_image"] == 0
+    assert pixel_metrics([half], [mask], per_image=True).values["aupro_per_image"] == 0
     wide = np.where(mask, np.float32(3e38), np.float32(-3e38))
-    assert pixel_figures([wide], [mask], per_image=True).values["aupro_per_image"] == 1
+    assert pixel_metrics([wide], [mask], per_image=True).values["aupro_per_image"] == 1
 
 
 def test_published_figure_keeps_rates_under_the_limit_only() -> None:
@@ -343,17 +342,17 @@ def test_published_figure_keeps_rates_under_the_limit_only() -> None:
     scores = np.array([[*range(10), 9.5, 8.5, 8.5, 7.5, 6.5]])
     mask = np.array([[0] * 10 + [1] * 5])
     assert slow_published(scores, mask) == pytest.approx(0.4)
-    assert pixel_figures([scores], [mask], per_image=True).values["aupro_per_image"] == pytest.approx(0.4)
+    assert pixel_metrics([scores], [mask], per_image=True).values["aupro_per_image"] == pytest.approx(0.4)
 
 
 def test_infinite_scores_and_signed_zeros() -> None:
     scores = np.array([[-np.inf, -0.0, 0.0, 1.0, np.inf, np.inf]], np.float32)
     mask = np.array([[0, 0, 1, 0, 0, 1]])
-    values = pixel_figures([scores], [mask], (1,), per_image=True).values
+    values = pixel_metrics([scores], [mask], (1,), per_image=True).values
     assert values["pixel_auroc"] == pytest.approx((1 + 0.5 + 3 + 0.5) / 8)
     assert values["pixel_ap"] == pytest.approx((1 / 2 + 2 / 5) / 2)
     assert math.isfinite(values["aupro_per_image"])
-    assert image_figures([0, 1, 1], [0, -0.0, np.inf]).values["image_auroc"] == 0.75
+    assert image_metrics([0, 1, 1], [0, -0.0, np.inf]).values["image_auroc"] == 0.75
 
 
 @pytest.mark.parametrize("form", [bool, np.uint8, np.int64, np.float32])
@@ -361,22 +360,26 @@ def test_forms_of_masks(form: type) -> None:
     rng = np.random.default_rng(8)
     mask = rng.random((20, 20)) < 0.2
     maps = [rng.random((20, 20))]
-    expected = pixel_figures(maps, [mask]).values
-    assert pixel_figures(maps, [mask.astype(form)]).values == expected
+    expected = pixel_metrics(maps, [mask]).values
+    assert pixel_metrics(maps, [mask.astype(form)]).values == expected
     if form is not bool:
-        assert pixel_figures(maps, [mask.astype(form) * form(255)]).values == expected
+        assert pixel_metrics(maps, [mask.astype(form) * form(255)]).values == expected
 
 
-# Undefined figures, and errors
+# Undefined metrics, and errors
 
 
 def test_every_figure_in_its_order() -> None:
     report = evaluate([0, 1], [0.0, 1.0], np.array([[[0, 0]], [[0, 1]]]), np.array([[[0, 0]], [[0, 1]]]))
-    assert tuple(report.values) == FIGURES
+    assert tuple(report.values) == METRIC_NAMES
     assert set(report.values.values()) == {1.0}
     assert report.reasons == {}
     assert report.thresholds == {"image": 1.0, "pixel": 1.0}
-    assert list(evaluate([0], [0], limits=(1, 0.05), per_image=False).values) == [*FIGURES[:7], "aupro_1", "aupro_0.05"]
+    assert list(evaluate([0], [0], limits=(1, 0.05), per_image=False).values) == [
+        *METRIC_NAMES[:7],
+        "aupro_1",
+        "aupro_0.05",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -391,8 +394,8 @@ def test_every_figure_in_its_order() -> None:
 )
 def test_undefined_pixel_figures_say_why(masks: list | None, why: str) -> None:
     report = evaluate([0, 1], [0, 1], [np.array([[0.0, 1]])] * 2, masks)
-    assert [name for name, value in report.values.items() if math.isnan(value)] == list(FIGURES[3:])
-    assert report.reasons == dict.fromkeys(FIGURES[3:], why)
+    assert [name for name, value in report.values.items() if math.isnan(value)] == list(METRIC_NAMES[3:])
+    assert report.reasons == dict.fromkeys(METRIC_NAMES[3:], why)
     assert report.thresholds == {"image": 1.0}
 
 
@@ -400,8 +403,8 @@ def test_undefined_image_figures_say_why() -> None:
     for labels, why in (([1, 1], "no normal image"), ([0, 0], "no anomalous image"), ([], "no anomalous image")):
         report = evaluate(labels, labels)
         assert all(math.isnan(value) for value in report.values.values())
-        assert {report.reasons[name] for name in FIGURES[:3]} == {f"{why} in the test set"}
-        assert {report.reasons[name] for name in FIGURES[3:]} == {"no anomaly maps"}
+        assert {report.reasons[name] for name in METRIC_NAMES[:3]} == {f"{why} in the test set"}
+        assert {report.reasons[name] for name in METRIC_NAMES[3:]} == {"no anomaly maps"}
         assert report.thresholds == {}
 
 
@@ -416,7 +419,7 @@ def test_a_vanished_mask_leaves_an_anomalous_image_whose_pixels_are_normal() -> 
 
 def test_a_mask_over_a_whole_image_counts_except_per_image() -> None:
     maps = [np.array([[2.0, 3]]), np.array([[1.0, 2]])]
-    report = pixel_figures(maps, [np.ones((1, 2), bool), None], per_image=True)
+    report = pixel_metrics(maps, [np.ones((1, 2), bool), None], per_image=True)
     assert report.values["pixel_auroc"] == pytest.approx(3.5 / 4)
     assert report.values["aupro"] > 0
     assert report.reasons == {"aupro_per_image": "no image has both defect and normal pixels"}
@@ -439,18 +442,18 @@ def test_a_mask_over_a_whole_image_counts_except_per_image() -> None:
 )
 def test_bad_maps_and_masks_name_the_image(maps: list, masks: list | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pixel_figures(maps, masks)
+        pixel_metrics(maps, masks)
 
 
 def test_bad_labels_scores_and_limits() -> None:
     with pytest.raises(ValueError, match="image 1: its score is NaN"):
-        image_figures([0, 1], [0, np.nan])
+        image_metrics([0, 1], [0, np.nan])
     with pytest.raises(ValueError, match="image 2: label 2 is neither"):
-        image_figures([0, 1, 2], [0, 1, 2])
+        image_metrics([0, 1, 2], [0, 1, 2])
     with pytest.raises(ValueError, match="one length"):
-        image_figures([0, 1], [0, 1, 2])
+        image_metrics([0, 1], [0, 1, 2])
     with pytest.raises(ValueError, match="2 labels but 1 maps"):
         evaluate([0, 1], [0, 1], [np.zeros((2, 2))])
     for limit in (0, -0.1, 1.01, math.nan):
         with pytest.raises(ValueError, match="false positive rate above 0 and up to 1"):
-            pixel_figures([np.zeros((2, 2))], None, (limit,))
+            pixel_metrics([np.zeros((2, 2))], None, (limit,))

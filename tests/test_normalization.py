@@ -11,8 +11,7 @@ import pytest
 from sklearn.metrics import f1_score as scikit_f1
 from sklearn.metrics import roc_auc_score
 
-from scoring.metrics import evaluate
-from scoring.normalization import Normalizer, f1_figures, f1_score, normalizers
+from scoring.normalization import Normalizer, f1_metrics, f1_score, normalizers
 
 Set = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -27,7 +26,7 @@ def toy_set(seed: int, kind: type = np.float32, decimals: int = 9) -> Set:
     return np.arange(8) % 2 == 1, maps.max(axis=(1, 2)), maps, masks
 
 
-# Normalising and identity
+# Normalizing and identity
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -77,7 +76,7 @@ def test_one_score_only_leaves_a_step() -> None:
     assert normalizer.decide(scores).tolist() == [False, False, True, True]
 
 
-def test_a_saved_normaliser_is_the_same() -> None:
+def test_a_saved_normalizer_is_the_same() -> None:
     normalizer = Normalizer.of(np.array([0.1, 0.7], np.float32), float(np.float32(0.3)))
     assert Normalizer(**json.loads(json.dumps(asdict(normalizer), allow_nan=False))) == normalizer
     assert (normalizer.low, normalizer.high) == (float(np.float32(0.1)), float(np.float32(0.7)))
@@ -94,12 +93,12 @@ def test_f1_at_thresholds_of_the_same_set_is_f1max_and_elsewhere_no_more(kind: t
         (labels, scores, maps, masks), other = (toy_set(seed + k, kind, decimals) for k in (0, 100))
         report = evaluate(labels, scores, maps, masks)
         fitted = normalizers(report.thresholds, scores, maps)
-        own = f1_figures(fitted, labels, scores, maps, masks)
+        own = f1_metrics(fitted, labels, scores, maps, masks)
         assert own == {"image_f1": report.values["image_f1max"], "pixel_f1": report.values["pixel_f1max"]}
-        best, carried = evaluate(*other).values, f1_figures(fitted, *other)
-        assert all(figure <= best[f"{name}max"] for name, figure in carried.items())
+        best, carried = evaluate(*other).values, f1_metrics(fitted, *other)
+        assert all(metric <= best[f"{name}max"] for name, metric in carried.items())
         changed += carried["pixel_f1"] < best["pixel_f1max"]
-        fell_short += f1_score(masks, maps > fitted["pixel"].threshold) < own["pixel_f1"]  # as anomalib 2 affects_results
+        fell_short += f1_score(masks, maps > fitted["pixel"].threshold) < own["pixel_f1"]  # as anomalib 2 decides
     assert changed >= (5 if decimals else 1) and fell_short == 10
 
 
@@ -118,9 +117,9 @@ def test_f1_is_undefined_as_f1max_is() -> None:
     lost = [*some[:-1], None]  # of an anomalous image
     for truth, has_pixels in ((some, True), (none, False), (None, False), (lost, False)):
         report = evaluate(labels, scores, maps, truth)
-        figures = f1_figures(normalizers(report.thresholds, scores, maps), labels, scores, maps, truth)
-        assert figures["image_f1"] == report.values["image_f1max"]
-        assert math.isnan(figures["pixel_f1"]) == math.isnan(report.values["pixel_f1max"]) != has_pixels
+        metrics = f1_metrics(normalizers(report.thresholds, scores, maps), labels, scores, maps, truth)
+        assert metrics["image_f1"] == report.values["image_f1max"]
+        assert math.isnan(metrics["pixel_f1"]) == math.isnan(report.values["pixel_f1max"]) != has_pixels
     for same in (np.zeros(8), np.ones(8)):
         assert math.isnan(f1_score(same, scores > 1))
 

@@ -1,4 +1,4 @@
-"""Tables of papers and sweeps: ours beside the published figures, gaps that stay gaps, and why some do not compare."""
+"""Tables of papers and sweeps: ours beside the published metrics, gaps that stay gaps, and why some do not compare."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ import pytest
 
 from commandline import exit_code
 from dataset import BENCHMARKS
+from report.papers import ICCK, PAPERS, PaperTable
+from report.published import PUBLISHED_NAMES, methods, published_of
+from report.results import METRIC_TITLES, Result
 from scripts import paper, sweep
 from scripts.paper import plans_of, render_paper
 from scripts.sweep import ABLATIONS, must_differ, plan
-from report.papers import ICCK, PAPERS, PaperTable
-from report.published import FIGURES as PUBLISHED_FIGURES
-from report.published import methods, published_of
-from report.results import FIGURES, Result
 
 TABLES = [(name, number) for name, tables in PAPERS.items() for number in tables]
 MVTEC = BENCHMARKS["mvtec"].classes
 
 
 def result(class_name: str, value: float, **changes: Any) -> Result:
-    """A finished run with the published settings, every figure being `value`."""
+    """A finished run with the published settings, every metric being `value`."""
     fixed = {"benchmark": "mvtec", "variant": "masked", "seed": 111, "net": "wide_res50", "image_size": 256}
-    figures = dict.fromkeys(FIGURES, value)
-    return fixed | {"class_name": class_name, "epochs": 200, "figures": figures, "train_seconds": 1.0} | changes
+    metrics = dict.fromkeys(METRIC_TITLES, value)
+    return fixed | {"class_name": class_name, "epochs": 200, "metrics": metrics, "train_seconds": 1.0} | changes
 
 
 def shown(table: PaperTable, *runs: list[Result], flags: str = "") -> str:
@@ -49,9 +48,9 @@ def test_every_row_names_figures_that_were_published(name: str, number: str) -> 
     for setting in table.settings:
         assert setting.method in methods()
         classes = ("mean", *BENCHMARKS[table.benchmark].classes)
-        known = [published_of(setting.method, table.benchmark, c, figure) for c in classes for figure in table.figures]
+        known = [published_of(setting.method, table.benchmark, c, metric) for c in classes for metric in table.metrics]
         assert any(known)
-    assert set(table.figures) <= {*PUBLISHED_FIGURES, "aupro"}
+    assert set(table.metrics) <= {*PUBLISHED_NAMES, "aupro"}
 
 
 @pytest.mark.parametrize(("name", "number"), TABLES)
@@ -75,7 +74,7 @@ def test_the_published_rate_of_sk_rd4ad_is_used_and_said() -> None:
         assert one.config.rate == 0.005 and any("--rate 0.005" in note for note in table.notes)
 
 
-def test_classes_and_their_mean_stand_beside_the_published_figures() -> None:
+def test_classes_and_their_mean_stand_beside_the_published_metrics() -> None:
     # published, image AUROC: carpet 100 (ICCK table 1), mean 99.1
     carpet = published_of(ICCK, "mvtec", "carpet", "image_auroc")
     assert carpet is not None

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import VARIANTS, build_distiller, build_teacher, load_published
+from methods import VARIANTS, build_distiller
+from model import build_teacher, load_published
 
 # kind of block, expansion, width of the inner convolution per plane, blocks of the bottleneck's layer, of the decoder's
 BACKBONES = {

@@ -1,4 +1,4 @@
-"""Tables over runs: means and spreads by hand, gaps that stay gaps, published figures read by eye."""
+"""Tables over runs: means and spreads by hand, gaps that stay gaps, published metrics read by eye."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 import report
 from commandline import exit_code
 from dataset import BENCHMARKS
-from model import VARIANTS
-from scripts import summarize
+from methods import VARIANTS
 from report import results, tables
 from report.comparison import compare, render_comparison
 from report.published import METHODS, PUBLISHED, published
 from report.rendering import insert, render
-from report.results import FIGURES, Result
+from report.results import METRIC_TITLES, Result
 from report.tables import spread
+from scripts import summarize
 
-PIXEL = [figure for figure in FIGURES if not figure.startswith("image")]
+PIXEL = [metric for metric in METRIC_TITLES if not metric.startswith("image")]
 
 
 def result(class_name: str = "bottle", seed: int = 1, value: float = 0.9, **changes: Any) -> Result:
-    """What a run's metrics.json holds, every figure being `value`."""
+    """What a run's metrics.json holds, every metric being `value`."""
     return {
         "class_name": class_name,
         "seed": seed,
@@ -35,7 +35,7 @@ def result(class_name: str = "bottle", seed: int = 1, value: float = 0.9, **chan
         "net": "wide_res50",
         "image_size": 256,
         "epochs": 200,
-        "figures": dict.fromkeys(FIGURES, value),
+        "metrics": dict.fromkeys(METRIC_TITLES, value),
         "reasons": {},
         "oracle": {},
         "train_seconds": 60.0,
@@ -47,9 +47,9 @@ def result(class_name: str = "bottle", seed: int = 1, value: float = 0.9, **chan
 
 
 def without_masks(class_name: str, seed: int = 1, value: float = 0.9, **changes: Any) -> Result:
-    figures = {figure: None if figure in PIXEL else value for figure in FIGURES}
+    metrics = {metric: None if metric in PIXEL else value for metric in METRIC_TITLES}
     reasons = dict.fromkeys(PIXEL, "no masks")
-    return result(class_name, seed, figures=figures, reasons=reasons, **changes)
+    return result(class_name, seed, metrics=metrics, reasons=reasons, **changes)
 
 
 def save(root: Path, *runs: Result) -> Path:
@@ -61,11 +61,11 @@ def save(root: Path, *runs: Result) -> Path:
     return root
 
 
-def row_of(runs: list[Result], label: str, figure: str = "image_auroc") -> tuple[float | None, float | None, int]:
-    """Mean, spread and n of one figure in the only table."""
+def row_of(runs: list[Result], label: str, metric: str = "image_auroc") -> tuple[float | None, float | None, int]:
+    """Mean, spread and n of one metric in the only table."""
     (table,) = tables.summarize(runs)
     (row,) = (row for row in table.rows if row.label == label)
-    return row.figures[figure].mean, row.figures[figure].std, row.figures[figure].n
+    return row.metrics[metric].mean, row.metrics[metric].std, row.metrics[metric].n
 
 
 def test_mean_and_spread_over_seeds_are_those_computed_by_hand() -> None:
@@ -103,8 +103,8 @@ def test_missing_figures_stay_missing_with_their_reason_once() -> None:
 def test_mean_row_says_when_not_all_classes_have_a_figure() -> None:
     found = tables.summarize([result("bottle", value=0.8), without_masks("zipper", value=0.6)])
     mean = found[0].rows[-1]
-    assert mean.figures["image_auroc"].mean == pytest.approx(0.7)
-    assert (mean.figures["aupro"].mean, mean.figures["aupro"].classes, mean.classes) == (0.8, 1, 2)
+    assert mean.metrics["image_auroc"].mean == pytest.approx(0.7)
+    assert (mean.metrics["aupro"].mean, mean.metrics["aupro"].classes, mean.classes) == (0.8, 1, 2)
     text = render(found)
     assert "80.00 (1 of 2)" in text
     assert "AUPRO per image (zipper): no masks" in text
@@ -155,7 +155,7 @@ def test_published_figures_are_those_in_the_tables() -> None:
         (("mvtec", "rd_anomalib", "carpet", "image_f1max"), 0.977),
     ],
 )
-def test_every_method_of_the_family_has_its_figures(wanted: tuple[str, str, str, str], value: float) -> None:
+def test_every_method_of_the_family_has_its_metrics(wanted: tuple[str, str, str, str], value: float) -> None:
     found = published(*wanted)
     assert found is not None and found[0] == pytest.approx(value)
 
@@ -167,7 +167,7 @@ def test_every_variant_has_its_method() -> None:
 @pytest.mark.parametrize(
     "wanted",
     [
-        ("mvtec", "rd4ad", "carpet", "aupro"),  # the tables print the per-image figure
+        ("mvtec", "rd4ad", "carpet", "aupro"),  # the tables print the per-image metric
         ("mvtec", "rd4ad", "carpet", "image_ap"),
         ("mvtec", "sk_rd4ad", "cable", "pixel_auroc"),  # four classes only
         ("mvtec", "sk_rd4ad", "mean", "image_auroc"),
@@ -196,7 +196,7 @@ def test_every_published_row_has_a_number_a_unit_and_a_source() -> None:
 
 def test_published_figures_stand_beside_ours_with_the_difference() -> None:
     text = render(tables.summarize([result("carpet", value=0.98)]))
-    beside = text[text.index("beside the published figures") :]
+    beside = text[text.index("beside the published metrics") :]
     (line,) = (line for line in beside.splitlines() if line.startswith("carpet"))
     # published: image AUROC 98.9, pixel AUROC 98.9, AUPRO 97.0
     assert " ".join(line.split()) == "carpet 98.00 98.90 -0.90 98.00 98.90 -0.90 98.00 97.00 +1.00"
@@ -204,8 +204,8 @@ def test_published_figures_stand_beside_ours_with_the_difference() -> None:
 
 @pytest.mark.parametrize("changes", [{"net": "res18"}, {"net": None}, {"teacher_weights": "random:0"}, {"name": "own"}])
 def test_published_figures_are_shown_for_their_teacher_and_an_unnamed_variant_only(changes: dict[str, Any]) -> None:
-    assert "published figures" in render(tables.summarize([result("carpet")]))
-    assert "published figures" not in render(tables.summarize([result("carpet", **changes)]))
+    assert "published metrics" in render(tables.summarize([result("carpet")]))
+    assert "published metrics" not in render(tables.summarize([result("carpet", **changes)]))
 
 
 def test_the_published_mean_stands_only_beside_a_mean_over_all_classes() -> None:
@@ -252,17 +252,15 @@ def test_what_stands_below_a_table() -> None:
 
 
 def test_files_hold_fractions_in_full_precision(tmp_path: Path) -> None:
-    text = report.write_tables(
-        tmp_path, [result("carpet", seed, value) for seed, value in [(1, 0.9), (2, 0.91234567)]]
-    )
+    text = report.write_tables(tmp_path, [result("carpet", seed, value) for seed, value in [(1, 0.9), (2, 0.91234567)]])
     assert text == render(tables.summarize([result("carpet", 1, 0.9), result("carpet", 2, 0.91234567)]))
     with (tmp_path / "summary.csv").open(newline="") as file:
-        rows = {row["figure"]: row for row in csv.DictReader(file)}
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
     assert float(rows["image_auroc"]["mean"]) == pytest.approx((0.9 + 0.91234567) / 2, abs=1e-12)
     assert float(rows["image_auroc"]["difference"]) == pytest.approx((0.9 + 0.91234567) / 2 - 0.989, abs=1e-12)
     assert rows["aupro"]["published"] == ""
     saved = json.loads((tmp_path / "summary.json").read_text())
-    assert saved["tables"][0]["rows"][0]["figures"]["aupro"]["mean"] == pytest.approx(0.906172835, abs=1e-12)
+    assert saved["tables"][0]["rows"][0]["metrics"]["aupro"]["mean"] == pytest.approx(0.906172835, abs=1e-12)
     assert "| class " in (tmp_path / "summary.md").read_text(encoding="utf-8")
 
 
@@ -298,11 +296,11 @@ def cells(text: str, label: str) -> list[str]:
 
 def test_a_comparison_has_a_row_per_name() -> None:
     (found,) = compare(COMPARED)
-    mean = found.rows[0].figures["aupro"]
+    mean = found.rows[0].metrics["aupro"]
     assert (mean.mean, mean.std) == (pytest.approx(0.87), pytest.approx(0.04 / 2**0.5))
     text = render_comparison([found])
-    figure = ["87.00", "±", "2.83"]
-    assert cells(text, "a") == ["a", "2", "2", *(8 * figure), "1", "min", "00", "s"]
+    metric = ["87.00", "±", "2.83"]
+    assert cells(text, "a") == ["a", "2", "2", *(8 * metric), "1", "min", "00", "s"]
     assert cells(text, "b") == ["b", "2", "2", *(8 * ["50.00", "±", "0.00"]), "30.0", "s"]
     assert "warning" not in text
     assert "| b " in render_comparison([found], markdown=True)
@@ -354,7 +352,7 @@ def test_rows_may_differ_in_what_was_swept_and_in_their_variant() -> None:
         "[]",
         "null",
         json.dumps({"class_name": "bottle"}),
-        json.dumps(result(figures=None)),
+        json.dumps(result(metrics=None)),
         json.dumps(result(value=98.5)),  # percent
         json.dumps(result(value=float("nan"))),
         json.dumps(result(oracle={"aupro": 0.9})),

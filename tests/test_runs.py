@@ -1,4 +1,4 @@
-"""The run folder: what affects_results a run, what a difference says, what is left after a kill."""
+"""The run folder: what decides a run, what a difference says, what is left after a kill."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_same_run_opens_again_and_another_is_refused_by_name(tmp_path: Path)
 def test_fresh_discards_and_begins_again(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
     run.save_checkpoint({"epoch": 1})
-    run.finish({"figures": {}})
+    run.finish({"metrics": {}})
     assert run.finished
     run.open({}, {"epochs": 9}, fresh=True)
     assert not run.finished

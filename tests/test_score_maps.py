@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from commandline import exit_code
-from scoring.metrics import evaluate, pixel_figures
+from scoring.metrics import pixel_metrics
 from scripts.score_maps import main
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro"]
+METRIC_NAMES = ["image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro"]
 
 
 @pytest.fixture
@@ -36,30 +36,30 @@ def save(tmp_path: Path) -> Any:
     return write
 
 
-def figures(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, float | None]:
+def metrics(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, float | None]:
     assert main([*argv, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_json_holds_the_exact_figures(toy: Any, save: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_the_exact_metrics(toy: Any, save: Any, capsys: pytest.CaptureFixture[str]) -> None:
     maps, masks = toy
-    found = figures(capsys, save(maps=maps, masks=masks), "--fpr_limit", "1", "0.05")
+    found = metrics(capsys, save(maps=maps, masks=masks), "--fpr_limit", "1", "0.05")
     expected = evaluate([1, 0] * 3, maps.max(axis=(1, 2)), maps, masks, (1, 0.05), per_image=False).values
     assert found == expected
-    assert list(found) == [*FIGURES, "aupro_1", "aupro_0.05"]
+    assert list(found) == [*METRIC_NAMES, "aupro_1", "aupro_0.05"]
 
 
 def test_text_has_one_line_per_figure(toy: Any, save: Any, capsys: pytest.CaptureFixture[str]) -> None:
     maps, masks = toy
     assert main([save(maps=maps, masks=masks)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [name for name, _ in lines] == FIGURES
-    assert float(dict(lines)["aupro"]) == pytest.approx(pixel_figures(maps, masks).values["aupro"], abs=1e-6)
+    assert [name for name, _ in lines] == METRIC_NAMES
+    assert float(dict(lines)["aupro"]) == pytest.approx(pixel_metrics(maps, masks).values["aupro"], abs=1e-6)
 
 
 def test_dashes_and_underscores_are_alike(toy: Any, save: Any, capsys: pytest.CaptureFixture[str]) -> None:
     file = save(maps=toy[0], masks=toy[1])
-    assert figures(capsys, file, "--fpr-limit", "0.1") == figures(capsys, file, "--fpr_limit", "0.1", "0.3")
+    assert metrics(capsys, file, "--fpr-limit", "0.1") == metrics(capsys, file, "--fpr_limit", "0.1", "0.3")
 
 
 def test_numbered_arrays_of_any_sizes(save: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +70,7 @@ def test_numbered_arrays_of_any_sizes(save: Any, capsys: pytest.CaptureFixture[s
     file = save(**{f"map_{i}": m for i, m in enumerate(maps)}, **{f"mask_{i}": m for i, m in enumerate(masks)})
     labels = [mask.any() for mask in masks]
     expected = evaluate(labels, [scores.max() for scores in maps], maps, masks, per_image=False).values
-    assert figures(capsys, file) == expected
+    assert metrics(capsys, file) == expected
     maps[10][0, 0] = np.nan
     file = save(**{f"map_{i}": m for i, m in enumerate(maps)}, labels=labels)
     with pytest.raises(ValueError, match="image 10"):
@@ -81,18 +81,18 @@ def test_labels_come_before_masks(toy: Any, save: Any, capsys: pytest.CaptureFix
     maps, masks = toy
     masks[0] = 0  # anomalous by its folder, but the mask vanished
     labels = np.array([1, 0] * 3)
-    given = figures(capsys, save(maps=maps, masks=masks, labels=labels))
-    found = figures(capsys, save(maps=maps, masks=masks))
+    given = metrics(capsys, save(maps=maps, masks=masks, labels=labels))
+    found = metrics(capsys, save(maps=maps, masks=masks))
     expected = evaluate(labels, maps.max(axis=(1, 2)), maps, masks, per_image=False).values
     assert given == expected
     assert given["image_auroc"] != found["image_auroc"]
     assert given["aupro"] == found["aupro"]
 
 
-def test_undefined_figures(toy: Any, save: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undefined_metrics(toy: Any, save: Any, capsys: pytest.CaptureFixture[str]) -> None:
     file = save(maps=toy[0], labels=np.array([1, 0] * 3))
-    found = figures(capsys, file, "--fpr_limit", "0.3", "1")
-    assert [name for name, value in found.items() if value is None] == [*FIGURES[3:], "aupro_1"]
+    found = metrics(capsys, file, "--fpr_limit", "0.3", "1")
+    assert [name for name, value in found.items() if value is None] == [*METRIC_NAMES[3:], "aupro_1"]
     assert main([file]) == 0
     assert "aupro        n/a (no masks)" in capsys.readouterr().out.splitlines()
     assert main([save(maps=toy[0], masks=np.zeros_like(toy[1]))]) == 0
@@ -176,6 +176,6 @@ def test_as_a_user_starts_it(toy: Any, save: Any) -> None:
 
     good = start(save(maps=toy[0], masks=toy[1]), "--json")
     assert good.returncode == 0
-    assert json.loads(good.stdout)["aupro"] == pixel_figures(*toy).values["aupro"]
+    assert json.loads(good.stdout)["aupro"] == pixel_metrics(*toy).values["aupro"]
     bad = start("missing.npz")
     assert (bad.returncode, bad.stdout, bad.stderr) == (2, "", "error: missing.npz: no such file\n")

@@ -22,8 +22,8 @@ from toys import MakeTree, paint
 
 from commandline import exit_code
 from dataset import BENCHMARKS
-from scripts.sweep import ABLATIONS
 from report.papers import PAPERS
+from scripts.sweep import ABLATIONS
 
 Run = Callable[..., str]
 ROOT = Path(__file__).parent.parent
@@ -142,8 +142,8 @@ def test_rd4ad_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
 def test_a_methods_own_table(name: str, published: dict[str, str], mvtec: Path, run: Run) -> None:
     table = run(f"paper_{name}.sh", "--data_path", mvtec, "--class", "all")
     assert rows(table) == ["bottle", "mean"]
-    for figure, value in published.items():
-        assert line(table, "mean (1 of 15)", figure).endswith(f" {value} –")
+    for metric, value in published.items():
+        assert line(table, "mean (1 of 15)", metric).endswith(f" {value} –")
     check_quick_settings_are_owned_up_to(table)
 
 

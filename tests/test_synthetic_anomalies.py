@@ -1,4 +1,4 @@
-"""Painted damage: where it is, how large, and what it is made of, read back from pictures of coordinates."""
+"""Painted damage: where it is, how large, and what it is made of, read back from images of coordinates."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_copy_paste_adds_a_fifth_of_what_lies_under_the_patch(size):
 
 
 def displacements(image, images):
-    """The changed pixels of a swapped picture, one (S, S) bool for each way (rows, columns) that they moved."""
+    """The changed pixels of a swapped image, one (S, S) bool for each way (rows, columns) that they moved."""
     rows, columns, _ = image - images[0]
     shift = 1000 * rows + columns
     return [shift == value for value in shift.unique() if value]
@@ -136,9 +136,9 @@ def test_simplex_noise_adds_a_fifth_of_the_fields_corner(size, smallest, largest
 def test_the_field_is_a_sum_of_six_octaves():
     field, noise = simplex_field(11), OpenSimplex(11)
     assert field.shape == (3, 31, 31)
-    for colour, y, x in [(0, 0, 1), (1, 7, 3), (2, 30, 12), (0, 5, 30), (2, 17, 17)]:
-        octaves = [0.6**n * noise.noise3(x * 2**n / 32, y * 2**n / 32, colour * 2**n / 32) for n in range(6)]
-        assert field[colour, y, x] == pytest.approx(sum(octaves), abs=1e-12)
+    for color, y, x in [(0, 0, 1), (1, 7, 3), (2, 30, 12), (0, 5, 30), (2, 17, 17)]:
+        octaves = [0.6**n * noise.noise3(x * 2**n / 32, y * 2**n / 32, color * 2**n / 32) for n in range(6)]
+        assert field[color, y, x] == pytest.approx(sum(octaves), abs=1e-12)
     assert np.array_equal(simplex_field(11, side=9), field[:, :9, :9])
     assert not np.array_equal(simplex_field(12, side=9), field[:, :9, :9])
 

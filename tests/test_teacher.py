@@ -13,7 +13,8 @@ import torchvision
 from torch import nn
 from torchvision.transforms import functional as transforms
 
-from model import TEACHERS, Recipe, build_distiller, build_teacher
+from methods import Recipe, build_distiller
+from model import TEACHERS, build_teacher
 from model.checkpoints import file_sha256
 from model.weights import packaged_file, resnet_names
 
@@ -34,7 +35,7 @@ def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def pictures(side=64, batch=2):
+def images(side=64, batch=2):
     draw = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (batch, 3, side, side), generator=draw, dtype=torch.uint8)
 
@@ -96,7 +97,7 @@ def published_file(monkeypatch, name, path):
 @pytest.mark.parametrize("name", LEVELS)
 def test_three_levels_at_strides_4_8_16_and_nothing_past_them(name):
     teacher = build_teacher(name, weights="random")
-    levels = teacher(pictures())
+    levels = teacher(images())
     assert teacher.channels == LEVELS[name]
     fine, middle, coarse = LEVELS[name]
     assert [tuple(level.shape) for level in levels] == [(2, fine, 16, 16), (2, middle, 8, 8), (2, coarse, 4, 4)]
@@ -123,7 +124,7 @@ def test_the_cached_file_is_loaded_and_the_features_equal_torchvision_s(name, hu
     net = published_file(monkeypatch, name, path)
     teacher = build_teacher(name)
     assert teacher.weights == f"sha256:{file_sha256(path)}" and len(teacher.weights) == 71
-    image = pictures(batch=1)
+    image = images(batch=1)
     normalized = transforms.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     for found, wanted in zip(teacher(image), taps(net, ["layer1", "layer2", "layer3"], normalized), strict=True):
         assert torch.equal(found, wanted)
@@ -131,13 +132,13 @@ def test_the_cached_file_is_loaded_and_the_features_equal_torchvision_s(name, hu
     path.unlink()
 
 
-def test_bytes_and_floats_are_normalised_as_torchvision_does(hub, monkeypatch):
+def test_bytes_and_floats_are_normalized_as_torchvision_does(hub, monkeypatch):
     from PIL import Image
 
     teacher = build_teacher("res18", weights="random")
     seen = []
     teacher.net.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    image = pictures(batch=1)
+    image = images(batch=1)
     teacher(image)
     teacher(image.float() / 255)
     tensor = transforms.to_tensor(Image.fromarray(image[0].permute(1, 2, 0).numpy()))
@@ -150,7 +151,7 @@ def test_the_teacher_is_frozen():
     teacher.train()
     nn.Sequential(teacher).train()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    levels = teacher(pictures().float().div(255).requires_grad_())
+    levels = teacher(images().float().div(255).requires_grad_())
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(level.requires_grad for level in levels)
@@ -273,7 +274,7 @@ def test_lite0_from_its_package_equals_timm_s_whole_network():
     whole.load_state_dict(dict(zip(whole.state_dict(), packaged.values(), strict=True)))
     teacher = build_teacher("efficientnet_lite0")
     assert teacher.weights.startswith("sha256:57934424") and teacher.signed
-    image = pictures(side=96)
+    image = images(side=96)
     expected = taps(whole, ["blocks.1", "blocks.2", "blocks.4"], (image / 255 - 0.5) / 0.5)
     for found, wanted in zip(teacher(image), expected, strict=True):
         assert torch.equal(found, wanted)
@@ -303,7 +304,7 @@ def test_a_timm_model_takes_a_file_of_its_whole_network(name, places, tmp_path):
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     teacher = build_teacher(f"timm/{name}", weights=tmp_path / "whole.pth")
     assert teacher.weights == f"sha256:{file_sha256(tmp_path / 'whole.pth')}" and teacher.signed
-    image, cfg = pictures(), whole.pretrained_cfg
+    image, cfg = images(), whole.pretrained_cfg
     expected = taps(whole, places, transforms.normalize(image / 255, cfg["mean"], cfg["std"]))
     for found, wanted in zip(teacher(image), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
@@ -366,7 +367,7 @@ def test_a_trained_distiller_has_the_same_teacher_to_the_bit():
     optimizer = torch.optim.Adam(distiller.trainable(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
-        sum((teacher_level - level).square().mean() for teacher_level, level in distiller(pictures())).backward()
+        sum((teacher_level - level).square().mean() for teacher_level, level in distiller(images())).backward()
         optimizer.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-import experiment
 from benchmarks.timing import Call, counted, seconds_of
-from utils import keep_freed_memory
+from utils import keep_freed_memory, set_determinism
 
 Make = Callable[[], Call]
 
@@ -71,7 +70,7 @@ _own: dict[str, Any] = {}  # what the process was begun with, and its one implem
 
 def _begin(make: Make, device: torch.device, tuned: bool, threads: int) -> None:
     torch.set_num_threads(threads)
-    experiment.set_determinism(False)
+    set_determinism(False)
     if tuned:
         keep_freed_memory()
     _own.update(make=make, device=device)

@@ -5,7 +5,6 @@ The functions that end in a Call are what is timed; a process of its own can mak
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,24 +16,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from scoring import metrics
-import experiment
 from benchmarks import plain
 from benchmarks.data import CLASS_NAME, scored_maps
 from benchmarks.timing import Call
 from config import Config
-from dataset import ImageSet
-from engine import Evaluation, evaluate, predict, train_one_epoch
-from model import Distiller, build_distiller
-from feature_cache import FeatureCache
-from utils import seed_everything
+from dataset import ImageSet, image_batches
+from engine import train_one_epoch
+from experiment import Experiment
+from methods import build_distiller
+from model import Distiller
+from scoring.metrics import compute_metrics
+from utils import seed_everything, to_device
 
-ALIKE = ("image_auroc", "pixel_auroc", "aupro_per_image")  # the figures that the published loop makes
+ALIKE = ("image_auroc", "pixel_auroc", "aupro_per_image")  # the metrics that the published loop makes
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is timed on what; `root` holds the pictures and the teacher's file."""
+    """What is timed on what; `root` holds the images and the teacher's file."""
 
     net: str
     image_size: int
@@ -47,7 +46,7 @@ class Settings:
     apart: bool = True
 
     def config(self, **changes: Any) -> Config:
-        """The Config of a run on these pictures with that teacher."""
+        """The Config of a run on these images with that teacher."""
         same = {"net": self.net, "image_size": self.image_size, "batch_size": self.batch_size}
         weights = str(self.root / "teacher.pth")
         return Config(classes=(CLASS_NAME,), data_path=self.root, weights=weights, **same, **changes)  # type: ignore[arg-type]
@@ -57,60 +56,26 @@ class Settings:
         return torch.randperm(self.images, generator=torch.Generator().manual_seed(0)).tolist()[:count]
 
 
-class ThisProject:
-    """A freshly initialised distiller and all that trains and scores it; equal Configs start from equal weights."""
+class ThisProject(Experiment):
+    """This project's run, with the first `settings.images` images; equal Configs start from equal weights."""
 
     def __init__(self, settings: Settings, **changes: Any) -> None:
-        self.config, self.device = settings.config(**changes), settings.device
+        super().__init__(settings.config(**changes), settings.device)
+        self.count = settings.images
         with warnings.catch_warnings():  # a random teacher's file is nobody's download
             warnings.filterwarnings("ignore", message=".*other weights give other results")
-            self.teacher = experiment.teacher_of(self.config, self.device)
-        self.train_images = self._first(settings.images, "train")
-        self.test_images = self._first(settings.images, "test")
-        self.scoring = experiment.scoring_of(self.config)
+            self.teacher  # noqa: B018 - built now
 
-    def _first(self, count: int, split: str) -> ImageSet:
-        images = experiment.images_of(self.config, split)
-        return ImageSet(images.samples[:count], images.size, images.mask_threshold)
-
-    @functools.cached_property
-    def distiller(self) -> Distiller:
-        """Trained from the same start whenever it is first used."""
-        seed_everything(self.config.title)
-        return experiment.distiller_of(self.config, self.teacher)
-
-    @functools.cached_property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Of the distiller."""
-        return experiment.optimiser_of(self.config, self.distiller, self.device)
-
-    @functools.cached_property
-    def targets(self) -> FeatureCache:
-        """What the teacher sees, cached as the Config wants it; filled on first use."""
-        return self.fill()
-
-    def fill(self) -> FeatureCache:
-        """A cache filled anew."""
-        return experiment.targets_of(self.config, self.teacher, self.train_images, self.device)
-
-    @functools.cached_property
-    def scorer(self) -> Distiller:
-        """The network as it scores, made from the weights of the first use."""
-        return experiment.scorer_of(self.config, self.distiller)
+    def images(self, split: str) -> ImageSet:
+        """The first images of a split."""
+        images = super().images(split)
+        return ImageSet(images.samples[: self.count], images.size, images.mask_threshold)
 
     def train(self, order: Sequence[int]) -> dict[str, float]:
         """One pass over the training images of this order."""
-        training = self.config.training
-        batches = self.targets.batches(order, training.batch_size)
-        return train_one_epoch(self.distiller, batches, self.optimizer, self.config.recipe, training.accumulate)
-
-    def evaluate(self, distiller: Distiller | None = None) -> Evaluation:
-        """All figures of the test set, by another distiller if one is given."""
-        return evaluate(distiller or self.scorer, self.test_images, self.device, self.scoring)
-
-    def predict(self, images: ImageSet) -> np.ndarray:
-        """The maps (N, S, S)."""
-        return np.concatenate([maps for _, maps in predict(self.scorer, images, self.device, self.scoring)])
+        training, recipe = self.config.training, self.config.recipe
+        batches = self.features.batches(order, training.batch_size)
+        return train_one_epoch(self.distiller, batches, self.optimizer, recipe, training.accumulate)
 
 
 def published(settings: Settings) -> tuple[plain.Plain, list[Any]]:
@@ -118,7 +83,7 @@ def published(settings: Settings) -> tuple[plain.Plain, list[Any]]:
     ours = ThisProject(settings)
     teacher = plain.TEACHERS[settings.net](weights=None)
     teacher.load_state_dict(torch.load(settings.root / "teacher.pth", weights_only=True))
-    seed_everything(ours.config.title)
+    seed_everything(ours.config.seed_key)
     distiller = build_distiller(ours.config.recipe, ours.teacher)
     network = plain.Plain(teacher, distiller.bottleneck, distiller.student).to(settings.device)
     return network, [ours.train_images.samples, ours.test_images.samples]
@@ -127,7 +92,7 @@ def published(settings: Settings) -> tuple[plain.Plain, list[Any]]:
 def plain_training(settings: Settings, count: int) -> Call:
     """A pass over `count` images; its mean loss."""
     network, (samples, _) = published(settings)
-    optimizer, order = plain.optimiser_of(network), settings.order(count)
+    optimizer, order = plain.build_optimizer(network), settings.order(count)
     same = (samples, order, settings.image_size, settings.batch_size)
     return lambda: np.mean(plain.train(network, optimizer, *same))
 
@@ -135,7 +100,7 @@ def plain_training(settings: Settings, count: int) -> Call:
 def our_training(settings: Settings, changes: dict[str, Any], count: int) -> Call:
     """A pass over `count` images, everything cached that is ever cached; its mean loss."""
     ours, order = ThisProject(settings, **changes), settings.order(count)
-    ours.targets  # noqa: B018 - filled now
+    ours.features  # noqa: B018 - filled now
     return lambda: ours.train(order)["loss"]
 
 
@@ -144,7 +109,7 @@ def our_filling(settings: Settings, changes: dict[str, Any]) -> Call:
     ours = ThisProject(settings, **changes)
 
     def call() -> None:
-        ours.fill()
+        ours.cache_features(ours.train_images)
 
     return call
 
@@ -163,12 +128,12 @@ class Remembered(nn.Module):
 
 @torch.no_grad()
 def plain_evaluation(settings: Settings, known: bool = False) -> Call:
-    """Scoring the test set, from files to figures; `known`: with the network's answers known beforehand."""
+    """Scoring the test set, from files to metrics; `known`: with the network's answers known beforehand."""
     network, (_, samples) = published(settings)
     network.eval()
     size, device, scored = settings.image_size, settings.device, cast(nn.Module, network)
     if known:
-        images = plain.image_batches_of(samples, range(len(samples)), size, 1)
+        images = plain.decoded_batches(samples, range(len(samples)), size, 1)
         scored = Remembered([network(image.to(device)) for image in images])
 
     def call() -> list[float]:
@@ -180,17 +145,16 @@ def plain_evaluation(settings: Settings, known: bool = False) -> Call:
 
 @torch.no_grad()
 def our_evaluation(settings: Settings, changes: dict[str, Any], known: bool = False) -> Call:
-    """Scoring the test set, from files to all figures; `known`: with the network's answers known beforehand."""
+    """Scoring the test set, from files to all metrics; `known`: with the network's answers known beforehand."""
     ours = ThisProject(settings, **changes)
-    scored = ours.scorer
+    detector, images = ours.detector(), ours.test_images
     if known:
-        indices = range(len(ours.test_images))
-        batches = torch.from_numpy(np.stack([ours.test_images.image(index) for index in indices]))
-        answers = [ours.scorer(batch.to(ours.device)) for batch in batches.split(ours.scoring.batch_size)]
-        scored = cast(Distiller, Remembered(answers))
+        batches = image_batches(images, range(len(images)), detector.batch_size, ours.config.workers)
+        answers = [detector.network(to_device(pixels, ours.device)) for _, pixels in batches]
+        detector.network = cast(Distiller, Remembered(answers))
 
     def call() -> list[float]:
-        found = ours.evaluate(scored).report.values
+        found = detector.evaluate(images).report.values
         return [found[name] for name in ALIKE if name in found]
 
     return call
@@ -200,13 +164,13 @@ def plain_inference(settings: Settings, count: int) -> Call:
     """Decoded images to their maps, one by one."""
     network, (_, samples) = published(settings)
     network.eval()
-    batches = plain.image_batches_of(samples[:count], range(count), settings.image_size, 1)
+    batches = plain.decoded_batches(samples[:count], range(count), settings.image_size, 1)
     images = [image.to(settings.device) for image in batches]
     return lambda: np.stack([plain.predict(network, image) for image in images])
 
 
 class InMemory(ImageSet):
-    """An image set whose pictures are decoded already, when it is made."""
+    """An image set whose images are decoded already, when it is made."""
 
     def __init__(self, images: ImageSet) -> None:
         super().__init__(images.samples, images.size, images.mask_threshold)
@@ -221,26 +185,27 @@ def our_inference(settings: Settings, changes: dict[str, Any], count: int) -> Ca
     """Decoded images to their maps, batch by batch."""
     ours = ThisProject(settings, **changes)
     images = InMemory(ImageSet(ours.test_images.samples[:count], ours.test_images.size))
-    return lambda: ours.predict(images)
+    detector = ours.detector()
+    return lambda: np.concatenate([maps for _, maps in detector.predict(images)])
 
 
-def plain_figures(count: int, side: int) -> Call:
+def plain_metrics(count: int, side: int) -> Call:
     """The published AUPRO over a set of maps."""
     maps, masks = scored_maps(count, side)
     return lambda: plain.aupro(masks, maps)
 
 
-def our_figures(count: int, side: int) -> Call:
-    """All seven exact figures of a set of maps."""
+def our_metrics(count: int, side: int) -> Call:
+    """All seven exact metrics of a set of maps."""
     maps, masks = scored_maps(count, side)
 
     def call() -> None:
-        metrics.evaluate(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)), maps, masks, per_image=False)
+        compute_metrics(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)), maps, masks, per_image=False)
 
     return call
 
 
-def adeval_figures(count: int, side: int) -> Call:
+def adeval_metrics(count: int, side: int) -> Call:
     """The package's approximate AUROC, AP and AUPRO of a set of maps, bounds known to it."""
     maps, masks = scored_maps(count, side)
     low, high = float(maps.min()), float(maps.max())
@@ -265,7 +230,7 @@ def whole_run(settings: Settings, changes: dict[str, Any], classes: int = 1) -> 
         for seed in range(classes):
             ours = ThisProject(settings, seeds=(seed,), **changes)
             ours.train(settings.order(settings.images))
-            ours.evaluate()
+            ours.detector().evaluate(ours.test_images)
 
     return call
 
