@@ -1,9 +1,10 @@
 """Every choice of a run: one frozen dataclass, from which flags.py makes the command line.
 
-The fields are the truth. A field's help text, group, choices and further names stand beside it. `affects_results=False` marks
-what may change between two parts of one run without changing its numbers: where things lie, how many threads read
-them, what is printed. (Weights and checkpoints are files: the run folder compares their contents by hash, not their
-places.) None where a field may be None means "the variant's": `recipe` and `training` have what holds.
+The fields are the truth. A field's help text, group, choices and further names stand beside it.
+`affects_results=False` marks what may change between two parts of one run without changing its numbers: where things
+lie, how many threads read them, what is printed. (Weights and checkpoints are files: the run folder compares their
+contents by hash, not their places.) None where a field may be None means "the variant's": `recipe`, `training` and
+`scoring` have what holds.
 """
 
 from __future__ import annotations
@@ -356,7 +357,7 @@ class Config:
 
     @property
     def seed_key(self) -> str:
-        """The text that a run's random state is seeded from: class and seed, nothing else. Changing it changes results."""
+        """What a run's random state is seeded from: class and seed, nothing else. Another text gives other results."""
         return f"{' '.join(self.classes)} seed {' '.join(map(str, self.seeds))}"
 
     def of_run(self, class_name: str, seed: int) -> Config:

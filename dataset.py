@@ -156,7 +156,7 @@ def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
 
 
 def load_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """(3, size, size) RGB in 0..255: resized as a image, bilinear with antialiasing, the sides independently.
+    """(3, size, size) RGB in 0..255: resized as an image, bilinear with antialiasing, the sides independently.
 
     Raises ValueError or FileNotFoundError naming a file that cannot be read.
     """

@@ -40,7 +40,7 @@ class Experiment:
 
     @cached_property
     def distiller(self) -> Distiller:
-        """Teacher, bottleneck and student as the recipe wants them, seeded, from a published checkpoint if one is given.
+        """Teacher, bottleneck and student as the recipe wants them, from a published checkpoint if one is given.
 
         The random state is set here, just before the parts are built: what was done before cannot change them.
         """

@@ -2,7 +2,8 @@
 
 In files, a folder per key, named by its hash: `key.json` says what the features were made of, `level0` to `level2` hold
 them, (N, H, W, C) without a header. A folder is filled under another name and renamed when it is whole, so what lies
-under its own name is complete, whoever else was filling at the same time. All runs that need the same features share it.
+under its own name is complete, whoever else was filling at the same time. Runs that need the same
+features share them.
 """
 
 from __future__ import annotations

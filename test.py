@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from commandline import Parser, boolean, exit_code
 from dataset import ImageSet, Sample
@@ -136,7 +137,7 @@ def _cell(value: float | None, digits: int) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flag = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
+    flag: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
     parser.add_argument("run", type=Path, help="a run folder, .../<class>/seed<k>")
     parser.add_argument("--images", type=Path, nargs="+", help="images or folders to predict on, not the test set")
     parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")

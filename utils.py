@@ -1,4 +1,4 @@
-"""What any repository could use: seeding, devices, atomic writes, hashes, a prefetching map, tables, the environment."""
+"""What any repository could use: seeding, devices, atomic writes, hashes, a prefetching map, tables, versions."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def evaluate(plain: nn.Module, samples: Sequence[Sample], size: int, device: tor
 
 
 def read_mask(sample: Sample, size: int) -> np.ndarray:
-    """(size, size) bool: resized as a image, then cut at one half."""
+    """(size, size) bool: resized as an image, then cut at one half."""
     if sample.mask is None:
         return np.zeros((size, size), bool)
     transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])

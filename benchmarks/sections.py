@@ -28,9 +28,9 @@ def kinds(settings: Settings, compiled: bool = False) -> dict[str, tuple[str, Ki
 
 @dataclass(frozen=True)
 class Implementation:
-    """What makes a call to time. Its arithmetic is counted, or is that of the implementation `counts_as`, or is none ("").
+    """What is timed: `make` gives the call. Its operations are counted, or those of `counts_as`, or none ("").
 
-    `tuned`: with memory kept as main.py and test.py keep it. Only one that is `warm` is called before it is timed.
+    `tuned`: the allocator keeps freed memory, as in main.py. Only one that is `warm` is called before it is timed.
     """
 
     make: Make
@@ -45,8 +45,8 @@ class Row:
     """A line of the table.
 
     gflop       products and convolutions of a call
-    against     the implementation that `ratio` and `difference` are to: how often its seconds go into that one's, and how
-                far its first answer is off, as a share of that one's range (of a number: of the number)
+    against     the implementation that it is compared with: `ratio` is that one's seconds over its own, `difference`
+                the largest error of its first answer, as a share of that one's range (of a number: of the number)
     peak_gib    the most memory its process has held, libraries and all; on a GPU what torch has taken there
     """
 
@@ -75,7 +75,7 @@ class Row:
 def compare(
     section: str, implementations: Mapping[str, Implementation], settings: Settings, repeats: int = 0
 ) -> list[Row]:
-    """Time the implementations in turn, after a round that counts and warms up; all else is compared to the first one."""
+    """Time the implementations in turn, after a round that counts and warms up; the first is the reference."""
     first = next(iter(implementations))
     running: dict[str, InProcess] = {}
     counted: dict[str, float | None] = {}

@@ -1,4 +1,4 @@
-"""What is trained: recipes, the losses and the pairs that they compare, synthetic anomalies; a variant is a row of `VARIANTS`."""
+"""What is trained: variants as rows, losses and the pairs that they compare, synthetic anomalies."""
 
 from methods.build import build_distiller
 from methods.pairs import StepFeatures, TeacherFeatures

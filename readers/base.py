@@ -2,7 +2,7 @@
 
 Also what benchmarks that write their own data need: a folder made whole or not at all.
 
-Nothing here opens a image. Paths come out sorted by name, so that no result depends on the order a file system
+Nothing here opens an image. Paths come out sorted by name, so that no result depends on the order a file system
 happens to list; masks are paired by file stem inside the defect's folder, never by position.
 """
 

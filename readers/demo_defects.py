@@ -1,4 +1,4 @@
-"""Painted defects, pure and seeded: a image and a NumPy generator in; the image with a defect, and its mask, out.
+"""Painted defects, pure and seeded: an image and a NumPy generator in; the image with a defect, and its mask, out.
 
 A mask is exact by construction: outside it the image is unchanged to the bit, inside it was painted. Sizes are in
 pixels, places are (row, column). Each painter draws with the generator it is given and nothing else, so equal seeds

@@ -67,9 +67,9 @@ def why_unreadable(path: Path, error: Exception) -> str:
     if not head:
         return "is empty (0 bytes): copy it again or remove it"
     if head == LFS_HEAD:
-        return "is a Git-LFS pointer, not a image: run `git lfs pull` where it was cloned"
+        return "is a Git-LFS pointer, not an image: run `git lfs pull` where it was cloned"
     if isinstance(error, UnidentifiedImageError):
-        return "is not a image that can be read: copy it again or remove it"
+        return "is not an image that can be read: copy it again or remove it"
     return f"cannot be decoded ({error}): copy it again or remove it"
 
 

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
     config = parse_some("python -m scripts.controls", __doc__, flags, argv)
     rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbor": []}
-    names = []
+    names: list[str] = []
     for one in experiments(config, torch.device("cpu")):
         train, test = one.normal_images, one.test_images
         names += one.config.classes

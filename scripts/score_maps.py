@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import numpy as np
 
 from commandline import Parser, exit_code
-from scoring.metrics import LIMIT
+from scoring.metrics import LIMIT, compute_metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     maps, masks, labels = read_maps(given.file)
     scores = [anomaly_map.max() if anomaly_map.size else math.nan for anomaly_map in maps]
-    report = evaluate(labels, scores, maps, masks, given.fpr_limit, per_image=False)
+    report = compute_metrics(labels, scores, maps, masks, given.fpr_limit, per_image=False)
     if given.json:
         print(json.dumps({name: None if math.isnan(value) else value for name, value in report.values.items()}))
         return 0

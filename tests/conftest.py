@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from toys import TINY, MakeTree, paint
 
 from commandline import exit_code
+from config import Config
+from dataset import ImageSet
+from experiment import Experiment
 from main import main
+from methods import VARIANTS, build_distiller
+from model import Distiller, build_teacher
 
 
 @pytest.fixture
@@ -46,3 +52,17 @@ def train_command() -> Callable[..., int]:
         return exit_code(lambda: main([*TINY, *map(str, arguments)]))
 
     return command
+
+
+@pytest.fixture(scope="module")
+def distiller() -> Distiller:
+    """SK-RD4AD around a narrow teacher, both with random weights; one per test file."""
+    torch.manual_seed(0)
+    return build_distiller(VARIANTS["sk_rd4ad"], build_teacher("efficientnet_lite0", "random"))
+
+
+@pytest.fixture
+def images(mvtec_tree: MakeTree) -> ImageSet:
+    """Seven normal images of 64 pixels."""
+    config = Config(data_path=mvtec_tree(train=7), classes=("bottle",), image_size=64)
+    return Experiment(config, torch.device("cpu")).normal_images

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from toys import ODD, SQUARE, doubled, make_pairs
 
+import scoring.anomaly_map
 from methods import losses
-from scoring import anomaly_map
 from scoring.anomaly_map import (
     MapStatistics,
     anomaly_map,
@@ -78,7 +78,7 @@ def test_an_image_s_map_does_not_depend_on_its_batch():
 
 
 def test_matrices_cached_in_inference_mode_serve_training():
-    for cache in (losses._gram, discrepancy._upsample_matrix):
+    for cache in (losses._gram, scoring.anomaly_map._upsample_matrix):
         cache.cache_clear()
     pairs = make_pairs()
     with torch.inference_mode():

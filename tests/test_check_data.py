@@ -125,7 +125,7 @@ def once_normal_once_bad(nut: Path) -> Path:
     ("spoil", "says"),
     [
         (halve, "cannot be decoded"),
-        (point, "is a Git-LFS pointer, not a image: run `git lfs pull`"),
+        (point, "is a Git-LFS pointer, not an image: run `git lfs pull`"),
         (empty_file, "is empty (0 bytes)"),
         (misplace, "lies beside the folders and is not read"),
         (lose_mask, "has no mask 002_mask.*: add it"),
@@ -140,7 +140,7 @@ def test_an_error_is_one_line_and_exit_code_1(nut: Path, check: Check, spoil: Ca
     (line,) = findings
     # of two equal images the later one is named: train before test, then by folder
     assert line.startswith(f"error: nut: {path}: ") and says in line
-    assert (code, report.split(";")[0]) == (1, "errors: 1, warnings: 0")
+    assert (code, summary.split(";")[0]) == (1, "errors: 1, warnings: 0")
 
 
 def empty_mask(nut: Path) -> Path:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from toys import MakeTree
 
 from commandline import exit_code
 from dataset import ImageSet
-from experiment import images_of
+from experiment import Experiment
 from flags import parse
 from model import build_teacher
 from scripts.controls import main, nearest_neighbor_maps, z_score_maps
@@ -17,7 +18,8 @@ from scripts.controls import main, nearest_neighbor_maps, z_score_maps
 @pytest.fixture
 def images(mvtec_tree: MakeTree) -> tuple[ImageSet, ImageSet]:
     config = parse(["--data_path", str(mvtec_tree()), "--class", "bottle", "--image_size", "64"])
-    return images_of(config, "train"), images_of(config, "test")
+    one = Experiment(config, torch.device("cpu"))
+    return one.normal_images, one.test_images
 
 
 def test_the_z_score_counts_standard_deviations_at_a_place(images: tuple[ImageSet, ImageSet]) -> None:

@@ -74,7 +74,7 @@ def test_a_comparison_pixel_by_pixel_finds_little(made: Path) -> None:
         assert roc_auc_score(test.labels, scores) < 0.75, class_name
 
 
-def test_pictures_vary_in_light_and_content(made: Path) -> None:
+def test_images_vary_in_light_and_content(made: Path) -> None:
     for class_name in scenes.CLASSES:
         train = ImageSet(DEMO.read(Source(made), class_name, "train"), 64)
         images = np.stack([train.image(i) for i in range(0, len(train), 2)]).astype(float)
@@ -84,7 +84,7 @@ def test_pictures_vary_in_light_and_content(made: Path) -> None:
 
 @pytest.mark.parametrize(("class_name", "kind"), KINDS)
 def test_masks_are_exact(class_name: str, kind: str) -> None:
-    """Outside its mask a image is unchanged to the bit, inside it was painted."""
+    """Outside its mask an image is unchanged to the bit, inside it was painted."""
     for number in range(3):
         before, after, mask = painted(class_name, kind, number)
         changed = (before != after).any(axis=-1)
@@ -133,7 +133,7 @@ def test_the_photograph_is_real() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_it_is_the_same_every_time_and_every_picture_stands_for_itself(tmp_path: Path) -> None:
+def test_it_is_the_same_every_time_and_every_image_stands_for_itself(tmp_path: Path) -> None:
     for name in ("one", "other"):
         demo.prepare_demo(tmp_path / name)
     assert pixels_below(tmp_path / "one") == pixels_below(tmp_path / "other")

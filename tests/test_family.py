@@ -118,7 +118,7 @@ def test_held_out_images_are_never_trained_on(
         assert (record["n_train"], record["n_held_out"]) == (count - 1, 1)
     one = ["--data_path", mvtec_tree(train=1, root="one"), "--class", "bottle", "--save_path", tmp_path / "none"]
     assert train_command(*one, "--patience", 3) == 2
-    assert "--patience wants training images to hold out; found 1" in capsys.readouterr().err
+    assert "--patience needs training images to hold out; found 1" in capsys.readouterr().err
 
 
 def test_normalized_scores_are_written_with_their_threshold(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import convolution
+from model import fast_convolution
 from model.fast_convolution import use_fast_gradients, weight_gradient
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import autocast
@@ -49,7 +49,7 @@ def test_a_network_made_fast_is_the_same_network() -> None:
     fast = copy.deepcopy(plain)
     before = dict(fast.named_parameters())
     use_fast_gradients(fast)
-    ours = {name for name, part in fast.named_children() if type(part).__module__ == convolution.__name__}
+    ours = {name for name, part in fast.named_children() if type(part).__module__ == fast_convolution.__name__}
     assert ours == {"0", "4", "6"}, "not the one with a bias, not the one with groups"
     assert all(parameter is before[name] for name, parameter in fast.named_parameters())
     assert fast.state_dict().keys() == plain.state_dict().keys()

@@ -8,18 +8,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # From the ground up: a module imports only from lower floors, or from its own package.
 FLOORS = [
-    {"utils", "commandline", "metrics", "normalizing", "discrepancy", "damage", "features"},
-    {"losses"},
-    {"model", "anomalies"},
-    {"readers"},
-    {"dataset"},
-    {"targets"},
-    {"engine", "overlays", "config", "runs"},
-    {"flags", "parts", "summary"},
+    {"utils", "commandline"},
+    {"model", "scoring", "readers"},
+    {"methods", "dataset"},
+    {"config", "engine", "feature_cache"},
+    {"flags", "runs"},
+    {"report"},
+    {"detector"},
+    {"experiment"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]
-PACKAGES = ("model", "readers", "summary", "scripts", "benchmarks")
+PACKAGES = ("methods", "model", "scoring", "readers", "report", "scripts", "benchmarks")
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
@@ -49,3 +49,13 @@ def test_imports_run_one_way() -> None:
 def test_the_model_knows_no_files_of_data() -> None:
     for path in (ROOT / "model").glob("*.py"):
         assert not imported(path) & {"PIL", "cv2", "argparse", "skimage"}, path.name
+
+
+def test_a_misspelt_flag_needs_no_torch() -> None:
+    assert not imported(ROOT / "commandline.py") & {"torch", "numpy", "config"}
+
+
+def test_at_most_a_dozen_files_lie_at_the_top() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= 12
+    for path in ROOT.glob("*.py"):
+        assert path.stem in FLOOR_OF, f"{path.name} has no floor"

@@ -125,7 +125,7 @@ def test_vad_learns_from_good_images_alone_and_leaves_train_bad_untouched(
     assert "mask" in record["reasons"]["aupro"]
 
 
-def test_own_images_without_test_images_train_and_then_judge(
+def test_own_images_without_test_images_train_and_then_predict(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = mvtec_tree()
@@ -197,7 +197,7 @@ def test_another_configuration_is_refused_by_field_and_harms_nothing(
     assert record_of(tmp_path / "runs/mvtec/longer/bottle/seed111")["epochs"] == 2
 
 
-def test_scoring_again_gives_identical_figures_and_notices_others(
+def test_scoring_again_gives_identical_metrics_and_notices_others(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = mvtec_tree()

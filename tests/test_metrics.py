@@ -12,7 +12,9 @@ import pytest
 from scipy.ndimage import label as label_regions
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from scoring.metrics import METRIC_NAMES, image_metrics, pixel_metrics
+from scoring import counting
+from scoring.counting import ScoreCounter
+from scoring.metrics import METRIC_NAMES, compute_metrics, image_metrics, pixel_metrics
 
 EIGHT = np.ones((3, 3))  # neighbors that make one region
 Arrays = list[np.ndarray]
@@ -110,7 +112,7 @@ def curve_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
 # Against independent implementations
 
 
-def test_image_figures_equal_scikit_learn() -> None:
+def test_image_metrics_equal_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     for k in range(200):
         n = int(rng.integers(2, 60))
@@ -122,7 +124,7 @@ def test_image_figures_equal_scikit_learn() -> None:
         assert not report.reasons
 
 
-def test_pixel_figures_equal_scikit_learn() -> None:
+def test_pixel_metrics_equal_scikit_learn() -> None:
     for maps, masks in random_sets(160):
         truth, scores = together(masks), together(maps)
         expected = roc_auc_score(truth, scores), average_precision_score(truth, scores), f1max(truth, scores)
@@ -162,7 +164,7 @@ def test_aupro_equals_its_slow_definition_at_every_limit() -> None:
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("on_thresholds", [False, True])
-def test_per_image_figure_equals_the_published_definition(kind: type, on_thresholds: bool) -> None:
+def test_per_image_metric_equals_the_published_definition(kind: type, on_thresholds: bool) -> None:
     """`on_thresholds`: every score is a threshold, or the float32 next to it, where strictly above shows."""
     rng = np.random.default_rng(3)
     for _ in range(12):
@@ -207,7 +209,7 @@ def test_counts_equal_those_of_sorting(case: str) -> None:
     left_out = np.arange(0, len(others), 3)
     parts = [slice(0, len(others) // 2), slice(len(others) // 2, None)]
     places = [left_out[left_out < parts[0].stop], None]
-    exceed, equal = metrics._Counter(cuts, [others]).count([others[part] for part in parts], places)
+    exceed, equal = ScoreCounter(cuts, [others]).count([others[part] for part in parts], places)
     kept = np.sort(np.delete(others, places[0]))
     upper, lower = np.searchsorted(kept, cuts, "right"), np.searchsorted(kept, cuts, "left")
     np.testing.assert_array_equal(exceed, len(kept) - upper)
@@ -219,7 +221,7 @@ def test_counts_do_not_depend_on_chunks_or_on_how_images_are_handed_over(monkeyp
     masks = rng.random((7, 33, 41)) < 0.1
     maps = rng.standard_normal(masks.shape).astype(np.float32) + masks
     whole = pixel_metrics(maps, masks, (0.05, 1), per_image=True).values
-    monkeypatch.setattr(metrics, "CHUNK", 100)
+    monkeypatch.setattr(counting, "CHUNK", 100)
     assert pixel_metrics(maps, masks, (0.05, 1), per_image=True).values == whole
     turned = [np.asfortranarray(scores) for scores in maps]
     assert pixel_metrics(turned, [m.astype(np.uint8) * 255 for m in masks], (0.05, 1), per_image=True).values == whole
@@ -243,13 +245,13 @@ def test_memory_stays_a_small_multiple_of_the_maps() -> None:
 # Laws
 
 
-def test_only_the_order_of_scores_matters_but_for_the_published_figure() -> None:
+def test_only_the_order_of_scores_matters_but_for_the_published_metric() -> None:
     rng = np.random.default_rng(7)
     masks = [rng.random((30, 30)) < 0.1 for _ in range(4)]
     maps = [rng.lognormal(0.5 * mask, 0.8) for mask in masks]
     labels = [0, 1, 0, 1]
     plain, cubed = (
-        evaluate(labels, [m.max() for m in changed], changed, masks, (0.05, 0.3, 1)).values
+        compute_metrics(labels, [m.max() for m in changed], changed, masks, (0.05, 0.3, 1)).values
         for changed in (maps, [m**3 for m in maps])
     )
     assert abs(plain.pop("aupro_per_image") - cubed.pop("aupro_per_image")) > 0.01
@@ -322,7 +324,7 @@ def test_defect_free_images_count_in_the_false_positive_rate() -> None:
     assert (alone, joined) == (pytest.approx(0.5), pytest.approx(0.9))
 
 
-def test_published_figure_where_the_published_code_divides_by_zero() -> None:
+def test_published_metric_where_the_published_code_divides_by_zero() -> None:
     mask = np.zeros((10, 10), int)
     mask[0, :4] = 1
     half = np.zeros((10, 10))
@@ -334,7 +336,7 @@ def test_published_figure_where_the_published_code_divides_by_zero() -> None:
     assert pixel_metrics([wide], [mask], per_image=True).values["aupro_per_image"] == 1
 
 
-def test_published_figure_keeps_rates_under_the_limit_only() -> None:
+def test_published_metric_keeps_rates_under_the_limit_only() -> None:
     """Ten normal pixels, 0 to 9: 3/10 is not kept, so 1/10 and 2/10 become 1/2 and 1; PRO is 1/5 up to the half.
 
     Between 1/2 and 1 it is 3/5: that is where the last threshold of 2/10 and the first of 1/10 meet.
@@ -369,13 +371,13 @@ def test_forms_of_masks(form: type) -> None:
 # Undefined metrics, and errors
 
 
-def test_every_figure_in_its_order() -> None:
-    report = evaluate([0, 1], [0.0, 1.0], np.array([[[0, 0]], [[0, 1]]]), np.array([[[0, 0]], [[0, 1]]]))
+def test_every_metric_in_its_order() -> None:
+    report = compute_metrics([0, 1], [0.0, 1.0], np.array([[[0, 0]], [[0, 1]]]), np.array([[[0, 0]], [[0, 1]]]))
     assert tuple(report.values) == METRIC_NAMES
     assert set(report.values.values()) == {1.0}
     assert report.reasons == {}
     assert report.thresholds == {"image": 1.0, "pixel": 1.0}
-    assert list(evaluate([0], [0], limits=(1, 0.05), per_image=False).values) == [
+    assert list(compute_metrics([0], [0], limits=(1, 0.05), per_image=False).values) == [
         *METRIC_NAMES[:7],
         "aupro_1",
         "aupro_0.05",
@@ -392,16 +394,16 @@ def test_every_figure_in_its_order() -> None:
         ([np.array([[0, 1]]), None], "image 1 is anomalous and has no mask"),
     ],
 )
-def test_undefined_pixel_figures_say_why(masks: list | None, why: str) -> None:
-    report = evaluate([0, 1], [0, 1], [np.array([[0.0, 1]])] * 2, masks)
+def test_undefined_pixel_metrics_say_why(masks: list | None, why: str) -> None:
+    report = compute_metrics([0, 1], [0, 1], [np.array([[0.0, 1]])] * 2, masks)
     assert [name for name, value in report.values.items() if math.isnan(value)] == list(METRIC_NAMES[3:])
     assert report.reasons == dict.fromkeys(METRIC_NAMES[3:], why)
     assert report.thresholds == {"image": 1.0}
 
 
-def test_undefined_image_figures_say_why() -> None:
+def test_undefined_image_metrics_say_why() -> None:
     for labels, why in (([1, 1], "no normal image"), ([0, 0], "no anomalous image"), ([], "no anomalous image")):
-        report = evaluate(labels, labels)
+        report = compute_metrics(labels, labels)
         assert all(math.isnan(value) for value in report.values.values())
         assert {report.reasons[name] for name in METRIC_NAMES[:3]} == {f"{why} in the test set"}
         assert {report.reasons[name] for name in METRIC_NAMES[3:]} == {"no anomaly maps"}
@@ -410,11 +412,11 @@ def test_undefined_image_figures_say_why() -> None:
 
 def test_a_vanished_mask_leaves_an_anomalous_image_whose_pixels_are_normal() -> None:
     maps = [np.array([[0.0, 3]]), np.array([[1.0, 2]])]
-    report = evaluate([1, 0], [3, 2], maps, [np.zeros((1, 2)), None])
+    report = compute_metrics([1, 0], [3, 2], maps, [np.zeros((1, 2)), None])
     assert report.values["image_auroc"] == 1
     assert report.reasons["aupro"] == "no defect pixel in any mask"
     masks = [np.zeros((1, 2)), np.array([[0, 1]])]
-    assert evaluate([1, 1], [3, 2], maps, masks).values["pixel_auroc"] == pytest.approx(2 / 3)
+    assert compute_metrics([1, 1], [3, 2], maps, masks).values["pixel_auroc"] == pytest.approx(2 / 3)
 
 
 def test_a_mask_over_a_whole_image_counts_except_per_image() -> None:
@@ -453,7 +455,7 @@ def test_bad_labels_scores_and_limits() -> None:
     with pytest.raises(ValueError, match="one length"):
         image_metrics([0, 1], [0, 1, 2])
     with pytest.raises(ValueError, match="2 labels but 1 maps"):
-        evaluate([0, 1], [0, 1], [np.zeros((2, 2))])
+        compute_metrics([0, 1], [0, 1], [np.zeros((2, 2))])
     for limit in (0, -0.1, 1.01, math.nan):
         with pytest.raises(ValueError, match="false positive rate above 0 and up to 1"):
             pixel_metrics([np.zeros((2, 2))], None, (limit,))

@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import f1_score as scikit_f1
 from sklearn.metrics import roc_auc_score
 
+from scoring.metrics import compute_metrics
 from scoring.normalization import Normalizer, f1_metrics, f1_score, normalizers
 
 Set = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -91,11 +92,11 @@ def test_f1_at_thresholds_of_the_same_set_is_f1max_and_elsewhere_no_more(kind: t
     changed = fell_short = 0
     for seed in range(10):
         (labels, scores, maps, masks), other = (toy_set(seed + k, kind, decimals) for k in (0, 100))
-        report = evaluate(labels, scores, maps, masks)
+        report = compute_metrics(labels, scores, maps, masks)
         fitted = normalizers(report.thresholds, scores, maps)
         own = f1_metrics(fitted, labels, scores, maps, masks)
         assert own == {"image_f1": report.values["image_f1max"], "pixel_f1": report.values["pixel_f1max"]}
-        best, carried = evaluate(*other).values, f1_metrics(fitted, *other)
+        best, carried = compute_metrics(*other).values, f1_metrics(fitted, *other)
         assert all(metric <= best[f"{name}max"] for name, metric in carried.items())
         changed += carried["pixel_f1"] < best["pixel_f1max"]
         fell_short += f1_score(masks, maps > fitted["pixel"].threshold) < own["pixel_f1"]  # as anomalib 2 decides
@@ -116,7 +117,7 @@ def test_f1_is_undefined_as_f1max_is() -> None:
     none: list = [None] * len(masks)
     lost = [*some[:-1], None]  # of an anomalous image
     for truth, has_pixels in ((some, True), (none, False), (None, False), (lost, False)):
-        report = evaluate(labels, scores, maps, truth)
+        report = compute_metrics(labels, scores, maps, truth)
         metrics = f1_metrics(normalizers(report.thresholds, scores, maps), labels, scores, maps, truth)
         assert metrics["image_f1"] == report.values["image_f1max"]
         assert math.isnan(metrics["pixel_f1"]) == math.isnan(report.values["pixel_f1max"]) != has_pixels

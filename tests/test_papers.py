@@ -43,7 +43,7 @@ def prose(text: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "number"), TABLES)
-def test_every_row_names_figures_that_were_published(name: str, number: str) -> None:
+def test_every_row_names_metrics_that_were_published(name: str, number: str) -> None:
     table = PAPERS[name][number]
     for setting in table.settings:
         assert setting.method in methods()

@@ -91,7 +91,7 @@ def test_one_seed_has_no_spread_and_neither_have_seeds_without_common_classes() 
     assert spread({"a": {}, "b": {}}) == tables.Spread(None, None, 0, 0)
 
 
-def test_missing_figures_stay_missing_with_their_reason_once() -> None:
+def test_missing_metrics_stay_missing_with_their_reason_once() -> None:
     runs = [without_masks("bottle", seed) for seed in (1, 2)]
     assert row_of(runs, "bottle", "aupro") == (None, None, 0)
     text = render(tables.summarize(runs))
@@ -100,7 +100,7 @@ def test_missing_figures_stay_missing_with_their_reason_once() -> None:
     assert line.split() == ["bottle", "2", *(3 * ["90.00", "±", "0.00"]), *(5 * ["n/a"])]
 
 
-def test_mean_row_says_when_not_all_classes_have_a_figure() -> None:
+def test_mean_row_says_when_not_all_classes_have_a_metric() -> None:
     found = tables.summarize([result("bottle", value=0.8), without_masks("zipper", value=0.6)])
     mean = found[0].rows[-1]
     assert mean.metrics["image_auroc"].mean == pytest.approx(0.7)
@@ -110,7 +110,7 @@ def test_mean_row_says_when_not_all_classes_have_a_figure() -> None:
     assert "AUPRO per image (zipper): no masks" in text
 
 
-def test_a_figure_that_some_seeds_lack_shows_its_own_n() -> None:
+def test_a_metric_that_some_seeds_lack_shows_its_own_n() -> None:
     text = render(tables.summarize([result(seed=1, value=0.8), without_masks("bottle", seed=2)]))
     assert "80.00 (n=1)" in text
 
@@ -131,7 +131,7 @@ def test_runs_are_grouped_by_benchmark_and_name() -> None:
     ]
 
 
-def test_published_figures_are_those_in_the_tables() -> None:
+def test_published_metrics_are_those_in_the_tables() -> None:
     value, source = published("mvtec", "rd4ad", "carpet", "pixel_auroc") or (0.0, "")
     assert value == pytest.approx(0.989)
     assert source.startswith("ICCK, DOI 10.62762/CJIF.2024.734267, Table 3 column RD")
@@ -180,7 +180,7 @@ def test_every_variant_has_its_method() -> None:
         ("cifar10", "masked", "deer", "image_auroc"),
     ],
 )
-def test_gaps_among_the_published_figures_stay_gaps(wanted: tuple[str, str, str, str]) -> None:
+def test_gaps_among_the_published_metrics_stay_gaps(wanted: tuple[str, str, str, str]) -> None:
     assert published(*wanted) is None
 
 
@@ -194,7 +194,7 @@ def test_every_published_row_has_a_number_a_unit_and_a_source() -> None:
             assert float(row["value"]) <= (100 if row["metric"].endswith("_pct") else 1)
 
 
-def test_published_figures_stand_beside_ours_with_the_difference() -> None:
+def test_published_metrics_stand_beside_ours_with_the_difference() -> None:
     text = render(tables.summarize([result("carpet", value=0.98)]))
     beside = text[text.index("beside the published metrics") :]
     (line,) = (line for line in beside.splitlines() if line.startswith("carpet"))
@@ -203,7 +203,7 @@ def test_published_figures_stand_beside_ours_with_the_difference() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"net": "res18"}, {"net": None}, {"teacher_weights": "random:0"}, {"name": "own"}])
-def test_published_figures_are_shown_for_their_teacher_and_an_unnamed_variant_only(changes: dict[str, Any]) -> None:
+def test_published_metrics_are_shown_for_their_teacher_and_an_unnamed_variant_only(changes: dict[str, Any]) -> None:
     assert "published metrics" in render(tables.summarize([result("carpet")]))
     assert "published metrics" not in render(tables.summarize([result("carpet", **changes)]))
 
@@ -216,7 +216,7 @@ def test_the_published_mean_stands_only_beside_a_mean_over_all_classes() -> None
     assert part.rows[-1].label == "mean (14 of 15)" and not part.rows[-1].published
 
 
-def test_oracle_figures_appear_on_request_and_under_their_name() -> None:
+def test_oracle_metrics_appear_on_request_and_under_their_name() -> None:
     best = {"image_auroc": {"value": 0.95, "epoch": 40}}
     runs = [result(seed=1, oracle=best), result(seed=2, oracle={"image_auroc": {"value": 0.97, "epoch": 160}})]
     found = tables.summarize(runs)
@@ -306,7 +306,7 @@ def test_a_comparison_has_a_row_per_name() -> None:
     assert "| b " in render_comparison([found], markdown=True)
 
 
-def test_a_comparison_leaves_out_figures_that_nobody_has_and_keeps_the_order_of_the_runs() -> None:
+def test_a_comparison_leaves_out_metrics_that_nobody_has_and_keeps_the_order_of_the_runs() -> None:
     runs = [without_masks("bottle", name="b"), without_masks("bottle", name="a")]
     (found,) = compare(runs)
     assert [row.label for row in found.rows] == ["b", "a"]

@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from config import Config
 from dataset import Sample
 from runs import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run
+from scoring.metrics import Report
 
 
-def opened(folder: Path, **facts: object) -> Run:
+def opened(folder: Path, **identity: object) -> Run:
     run = Run(folder)
-    run.open({"epochs": 3}, {"epochs": 3, **facts})
+    run.open({"epochs": 3}, {"epochs": 3, **identity})
     return run
+
+
+def finish(run: Run) -> None:
+    run.finish(Config(classes=("bottle",)), Report({"image_auroc": 0.5}, {}), Progress(), {})
 
 
 def test_the_same_run_opens_again_and_another_is_refused_by_name(tmp_path: Path) -> None:
@@ -30,12 +36,12 @@ def test_the_same_run_opens_again_and_another_is_refused_by_name(tmp_path: Path)
 def test_fresh_discards_and_begins_again(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
     run.save_checkpoint({"epoch": 1})
-    run.finish({"metrics": {}})
+    finish(run)
     assert run.finished
     run.open({}, {"epochs": 9}, fresh=True)
     assert not run.finished
     assert run.load_checkpoint() is None
-    assert run.read(CONFIG)["facts"] == {"epochs": 9}
+    assert run.read(CONFIG)["identity"] == {"epochs": 9}
 
 
 def test_without_resume_an_unfinished_run_starts_again_and_a_finished_one_stays(tmp_path: Path) -> None:
@@ -43,7 +49,7 @@ def test_without_resume_an_unfinished_run_starts_again_and_a_finished_one_stays(
     run.save_checkpoint({"epoch": 1})
     run.open({}, {"epochs": 3}, resume=False)
     assert run.load_checkpoint() is None
-    run.finish({})
+    finish(run)
     run.open({}, {"epochs": 3}, resume=False)
     assert run.finished
 

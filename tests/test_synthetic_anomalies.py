@@ -34,7 +34,7 @@ def extent(window):
 
 @pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.parametrize("size", [32, 64, 256])
-def test_a_painter_damages_every_image_of_a_copy_and_repeats_with_its_seed(name, size):
+def test_a_synthetic_anomaly_corrupts_every_image_of_a_copy_and_repeats_with_its_seed(name, size):
     paint, images = painter(name, 5, size), photographs(size=size)
     untouched = images.clone()
     first, second, other = (paint(images, np.random.default_rng(seed)) for seed in (1, 1, 2))

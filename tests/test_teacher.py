@@ -15,8 +15,8 @@ from torchvision.transforms import functional as transforms
 
 from methods import Recipe, build_distiller
 from model import TEACHERS, build_teacher
-from model.checkpoints import file_sha256
 from model.weights import packaged_file, resnet_names
+from utils import file_sha256
 
 TORCHVISION = {"wide_res50": "wide_resnet50_2", "res50": "resnet50", "res34": "resnet34", "res18": "resnet18"}
 LIVE = {"wide_res50": 24_862_528, "res50": 8_543_296, "res34": 8_170_304, "res18": 2_782_784}

@@ -35,7 +35,7 @@ BLOCK = np.zeros((12, 16), dtype=bool)
 BLOCK[2:6, 3:8] = True
 
 
-def image(path: Path, size: tuple[int, int] = WIDE) -> Path:
+def draw_image(path: Path, size: tuple[int, int] = WIDE) -> Path:
     """Noise, another image for every path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(list(str(path).encode()))
@@ -52,10 +52,10 @@ def drawn_mask(path: Path, marked: np.ndarray = BLOCK, value: int = 255) -> Path
 def small_class(folder: Path, defects: tuple[str, ...] = ("cut",), good: str = "good", suffix: str = ".png") -> Path:
     """A class in the MVTec layout: two normal images per split, two images with masks per defect."""
     for name in ("000", "001"):
-        image(folder / "train" / good / f"{name}{suffix}")
-        image(folder / "test" / good / f"{name}{suffix}")
+        draw_image(folder / "train" / good / f"{name}{suffix}")
+        draw_image(folder / "test" / good / f"{name}{suffix}")
         for defect in defects:
-            image(folder / "test" / defect / f"{name}{suffix}")
+            draw_image(folder / "test" / defect / f"{name}{suffix}")
             drawn_mask(folder / "ground_truth" / defect / f"{name}_mask.png")
     return folder
 
@@ -90,7 +90,7 @@ def test_masks_are_paired_by_stem_so_that_a_stray_file_shifts_none(tmp_path: Pat
     folder = small_class(tmp_path / "nut")
     for stray in ("000a_mask.png", "0_mask.png"):
         drawn_mask(folder / "ground_truth/cut" / stray)
-    image(folder / "test/cut/0005.png")
+    draw_image(folder / "test/cut/0005.png")
     drawn_mask(folder / "ground_truth/cut/0005.png")
     assert masks_below(read_mvtec(Source(tmp_path), "nut", "test"), folder) == {
         f"test/cut/{stem}.png": f"ground_truth/cut/{mask}"
@@ -111,7 +111,7 @@ def test_masks_are_paired_by_stem_so_that_a_stray_file_shifts_none(tmp_path: Pat
 def test_a_mask_may_have_another_case_and_extension(tmp_path: Path, image: str, mask: str) -> None:
     """Trap 2: `<stem>_mask.*` and `<stem>.*` in any case and extension."""
     folder = small_class(tmp_path / "nut", defects=())
-    image(folder / "test/cut" / image)
+    draw_image(folder / "test/cut" / image)
     drawn_mask(folder / "ground_truth/cut" / mask)
     assert masks_below(read_mvtec(Source(tmp_path), "nut", "test"), folder) == {
         f"test/cut/{image}": f"ground_truth/cut/{mask}"
@@ -181,7 +181,7 @@ def test_a_mask_is_whatever_is_not_zero_in_any_mode(tmp_path: Path, mode: str) -
 
 def test_a_gray_mask_is_cut_at_the_threshold_that_is_asked_for(tmp_path: Path) -> None:
     """Trap 4: masks that went through JPEG are gray everywhere (MTD); 127 parts them."""
-    image, mask = image(tmp_path / "000.png"), tmp_path / "000_mask.png"
+    image, mask = draw_image(tmp_path / "000.png"), tmp_path / "000_mask.png"
     Image.fromarray(np.where(BLOCK, 180, 20).astype(np.uint8)).save(mask)
     sample = Sample(image, anomalous=True, defect="cut", mask=mask)
     assert read_mask(mask).all()
@@ -198,8 +198,8 @@ def test_a_defect_of_one_pixel_survives_resizing_and_is_reported(tmp_path: Path)
     marked = np.zeros((64, 64), dtype=bool)
     marked[37, 21] = True
     samples = [
-        Sample(image(tmp_path / "000.png", (64, 64)), True, "cut", drawn_mask(tmp_path / "0.png", marked)),
-        Sample(image(tmp_path / "001.png", (64, 64)), True, "cut", drawn_mask(tmp_path / "1.png", marked | True)),
+        Sample(draw_image(tmp_path / "000.png", (64, 64)), True, "cut", drawn_mask(tmp_path / "0.png", marked)),
+        Sample(draw_image(tmp_path / "001.png", (64, 64)), True, "cut", drawn_mask(tmp_path / "1.png", marked | True)),
     ]
     images = ImageSet(samples, 8)
     kept = images.mask(0)
@@ -229,7 +229,7 @@ def test_a_mask_that_survives_is_cut_at_one_half_and_not_reported() -> None:
 
 def test_a_mask_of_another_size_than_its_image_covers_the_same_part(tmp_path: Path) -> None:
     """Trap 6: the image is 32x24, its mask 16x12."""
-    image = image(tmp_path / "000.png", (32, 24))
+    image = draw_image(tmp_path / "000.png", (32, 24))
     small, large = drawn_mask(tmp_path / "s.png"), drawn_mask(tmp_path / "l.png", BLOCK.repeat(2, 0).repeat(2, 1))
     one, other = (load_mask(Sample(image, True, "cut", mask), 12) for mask in (small, large))
     assert one is not None and other is not None and one.any()
@@ -267,7 +267,7 @@ def test_images_of_any_mode_become_rgb_on_purpose(tmp_path: Path, made: Image.Im
     assert np.unique(loaded.reshape(3, -1), axis=1).ravel().tolist() == list(rgb)
 
 
-def test_a_floating_point_picture_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_floating_point_image_is_refused_in_one_line(tmp_path: Path) -> None:
     """Trap 7: nothing tells the range of its numbers."""
     path = tmp_path / "000.tif"
     Image.fromarray(np.zeros((12, 16), np.float32)).save(path)
@@ -285,7 +285,7 @@ def with_orientation(path: Path, orientation: int) -> Path:
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_an_exif_tag_does_not_turn_the_picture_nor_a_mask_that_fits(tmp_path: Path, orientation: int) -> None:
+def test_an_exif_tag_does_not_turn_the_image_nor_a_mask_that_fits(tmp_path: Path, orientation: int) -> None:
     """Trap 8: images are read as stored, and a mask of the stored shape is taken as drawn on that."""
     plain, tagged = (with_orientation(tmp_path / f"{n}.jpg", n) for n in (1, orientation))
     np.testing.assert_array_equal(load_image(tagged, 8), load_image(plain, 8))
@@ -294,7 +294,7 @@ def test_an_exif_tag_does_not_turn_the_picture_nor_a_mask_that_fits(tmp_path: Pa
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_mask_that_fits_only_the_exif_turned_picture_is_turned_back(
+def test_a_mask_that_fits_only_the_exif_turned_image_is_turned_back(
     tmp_path: Path, orientation: int, suffix: str
 ) -> None:
     """Trap 8: it lies on the stored image again, with a warning."""
@@ -331,7 +331,7 @@ def test_what_systems_and_archivers_leave_behind_is_not_seen(tmp_path: Path) -> 
 def test_odd_file_names_keep_their_masks(tmp_path: Path, name: str) -> None:
     """Trap 9: blanks, copies, dots within the stem."""
     folder = small_class(tmp_path / "nut", defects=("bent lead",))
-    image(folder / f"test/bent lead/{name}.png")
+    draw_image(folder / f"test/bent lead/{name}.png")
     drawn_mask(folder / f"ground_truth/bent lead/{name}_mask.png")
     test = read_mvtec(Source(tmp_path), "nut", "test")
     assert masks_below(test, folder)[f"test/bent lead/{name}.png"] == f"ground_truth/bent lead/{name}_mask.png"
@@ -352,7 +352,7 @@ def test_bad_training_images_are_never_learnt_as_normal(tmp_path: Path, benchmar
     """Trap 10: an ImageFolder(train) takes train/bad as normal too."""
     folder = small_class(tmp_path / "vad")
     for extra in ("train/bad/000.png", "train/bad/good/000.png", "low_shot_train/10/bad/000.png"):
-        image(folder / extra)
+        draw_image(folder / extra)
     train = BENCHMARKS[benchmark].read(Source(tmp_path), "vad", "train")
     assert below(train, folder) == ["train/good/000.png", "train/good/001.png"]
     own = read_folder(Source(None, train_dir=folder / "train"), "vad", "train")
@@ -411,7 +411,7 @@ def test_the_order_in_which_a_disk_lists_is_no_matter(tmp_path: Path, monkeypatc
         (lambda whole: whole[: len(whole) // 2], "cannot be decoded"),
         (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (lambda whole: b"", "is empty"),
-        (lambda whole: b"<html>404</html>", "is not a image"),
+        (lambda whole: b"<html>404</html>", "is not an image"),
     ],
     ids=["truncated", "lfs", "zero", "html"],
 )
@@ -420,7 +420,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
     tmp_path: Path, suffix: str, spoil: Callable[[bytes], bytes], says: str
 ) -> None:
     """Trap 14: truncated files and Git-LFS pointers."""
-    path = image(tmp_path / f"000{suffix}")
+    path = draw_image(tmp_path / f"000{suffix}")
     path.write_bytes(spoil(path.read_bytes()))
     for read in (read_rgb, read_mask, lambda p: load_image(p, 8)):
         with pytest.raises(ValueError, match=says) as problem:
@@ -432,7 +432,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
 def test_an_all_black_mask_of_a_bad_image_stays_empty_and_the_image_stays_bad(tmp_path: Path) -> None:
     """Trap 15: the label comes from the folder; nothing is rescued where nothing was drawn."""
     mask = drawn_mask(tmp_path / "000_mask.png", np.zeros_like(BLOCK))
-    images = ImageSet([Sample(image(tmp_path / "000.png"), True, "cut", mask)], 8)
+    images = ImageSet([Sample(draw_image(tmp_path / "000.png"), True, "cut", mask)], 8)
     loaded = images.mask(0)
     assert loaded is not None and not loaded.any()
     assert images.labels.tolist() == [True]
@@ -443,7 +443,7 @@ def test_an_all_black_mask_of_a_bad_image_stays_empty_and_the_image_stays_bad(tm
 def test_a_mask_file_of_no_bytes_is_an_error_not_an_empty_mask(tmp_path: Path) -> None:
     """Trap 15: zero size is damage."""
     (tmp_path / "000_mask.png").write_bytes(b"")
-    sample = Sample(image(tmp_path / "000.png"), True, "cut", tmp_path / "000_mask.png")
+    sample = Sample(draw_image(tmp_path / "000.png"), True, "cut", tmp_path / "000_mask.png")
     with pytest.raises(ValueError, match=r"000_mask\.png: is empty \(0 bytes\)"):
         load_mask(sample, 8)
 
@@ -485,7 +485,7 @@ def visa_raw(root: Path) -> Path:
             rows.append((name, "test", "anomaly", f"{name}/Data/Images/Anomaly/{number:03}.JPG", mask))
             drawn_mask(root / mask, value=2)
     for row in rows:
-        image(root / row[3])
+        draw_image(root / row[3])
     (root / "split_csv").mkdir()
     with (root / "split_csv/1cls.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("object", "split", "label", "image", "mask"), *rows])
@@ -534,8 +534,8 @@ def test_visa_prepared_layouts(tmp_path: Path, level: str, good: str, bad: str, 
     """Masks without `_mask`, of another extension than their image, sometimes of three channels."""
     folder = tmp_path / level / "candle"
     for split in ("train", "test"):
-        image(folder / split / good / "000.JPG")
-    image(folder / "test" / bad / "000.JPG")
+        draw_image(folder / split / good / "000.JPG")
+    draw_image(folder / "test" / bad / "000.JPG")
     mask = folder / "ground_truth" / bad / "000.png"
     mask.parent.mkdir(parents=True)
     gray = BLOCK.astype(np.uint8) * 255
@@ -560,7 +560,7 @@ def test_a_prepared_copy_beside_the_raw_release_is_preferred(tmp_path: Path) -> 
 def test_vad_scores_unseen_defects_and_has_no_masks(tmp_path: Path, nest: str) -> None:
     folder = tmp_path / nest
     for name in ("train/good", "train/bad", "test/good", "test/bad", "test/bad_unseen_defects"):
-        image(folder / name / "000.png")
+        draw_image(folder / name / "000.png")
     source = Source(tmp_path)
     assert find_classes(BENCHMARKS["vad"], source) == ("vad",)
     assert below(read_vad(source, "vad", "train"), folder) == ["train/good/000.png"]
@@ -577,7 +577,7 @@ def test_btad_layout_with_bmp_masks(tmp_path: Path) -> None:
     root = tmp_path / "BTech_Dataset_transformed"
     for name, image, mask in (("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")):
         for place in ("train/ok", "test/ok", "test/ko"):
-            image(root / name / place / f"0001.{image}")
+            draw_image(root / name / place / f"0001.{image}")
         drawn_mask(root / name / f"ground_truth/ko/0001.{mask}")
     benchmark, source = BENCHMARKS["btad"], Source(tmp_path)
     assert find_classes(benchmark, source) == ("01", "02", "03")
@@ -667,7 +667,7 @@ def test_elpv_beside_the_package_and_its_errors(tmp_path: Path) -> None:
 def test_folder_reads_own_folders(tmp_path: Path) -> None:
     train, test, masks = tmp_path / "pump/train", tmp_path / "seen", tmp_path / "drawn"
     for path in (train / "a.png", train / "b.JPG", train / "rejects/c.png", test / "ok/d.png", test / "crack/e.png"):
-        image(path)
+        draw_image(path)
     drawn_mask(masks / "crack/e_mask.png")
     benchmark = BENCHMARKS["folder"]
     source = locate(benchmark, Source(None, train, test, masks))
@@ -685,8 +685,8 @@ def test_folder_reads_own_folders(tmp_path: Path) -> None:
 def test_folder_errors_name_the_flag(tmp_path: Path) -> None:
     train, test = tmp_path / "train", tmp_path / "test"
     benchmark = BENCHMARKS["folder"]
-    image(train / "rejects/c.png")
-    image(test / "loose.png")
+    draw_image(train / "rejects/c.png")
+    draw_image(test / "loose.png")
     with pytest.raises(FileNotFoundError, match="no training images under --train_dir"):
         read_folder(Source(None, train), "pump", "train")
     with pytest.raises(FileNotFoundError, match=r"under --test_dir .*\(1 lie directly inside\)"):

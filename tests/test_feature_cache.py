@@ -1,0 +1,178 @@
+"""The feature cache: every kind gives the same features, files are shared, corrupted views are made anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import ImageSet
+from feature_cache import KEY, CachePolicy, FeatureCache, stored_levels
+from flags import parse
+from methods.synthetic_anomalies import painter
+from model import Distiller, Teacher, build_teacher
+
+
+@pytest.mark.parametrize("cache", ["features", "images"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_cache_gives_the_levels_that_no_cache_gives(
+    distiller: Distiller, images: ImageSet, cache: str, workers: int
+) -> None:
+    order = [3, 0, 6, 1, 5, 2, 4]
+    plain = FeatureCache(distiller.teacher, images, CachePolicy("none"))
+    cached = FeatureCache(distiller.teacher, images, CachePolicy(cache), batch_size=3, workers=workers)
+    assert cached.kind == cache
+    for _ in range(2):  # the second epoch reads the cache again
+        batches = list(zip(plain.batches(order, 3), cached.batches(order, 3), strict=True))
+        assert [len(features.clean[0]) for features, _ in batches] == [3, 3, 1]
+        for expected, found in batches:
+            assert found.corrupted is None and found.corruption_map is None
+            for a, b in zip(expected.clean, found.clean, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: ImageSet) -> None:
+    gib = 2**30
+    features = 4 * 7 * sum(level[0].numel() for level in distiller.teacher(torch.zeros(1, 3, 64, 64)))
+    pixels = 7 * 3 * 64 * 64
+    for budget, kind in ((features, "features"), (features - 1, "images"), (pixels - 1, "none")):
+        assert FeatureCache(distiller.teacher, images, CachePolicy("auto", budget / gib)).kind == kind
+
+
+@pytest.mark.parametrize("cache", ["features", "images", "none"])
+def test_every_cache_gives_the_same_corrupted_view(distiller: Distiller, images: ImageSet, cache: str) -> None:
+    corrupt = painter("copy_paste", 0, 64)
+    found = []
+    for kind in (cache, "none"):
+        targets = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=corrupt)
+        torch.manual_seed(3)
+        found.append(list(targets.batches([2, 0, 1], 2)))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.corrupted is not None and theirs.corrupted is not None
+        assert ours.corruption_map is not None and ours.corruption_map.shape[1:] == (1, 64, 64)
+        for a, b in zip([*ours.clean, *ours.corrupted], [*theirs.clean, *theirs.corrupted], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert torch.equal(ours.corruption_map, theirs.corruption_map) and 0 < ours.corruption_map.mean() < 1
+
+
+def test_the_corruption_map_is_the_angle_between_the_normalized_colors(distiller: Distiller, images: ImageSet) -> None:
+    """It is 0 outside the corrupted pixels; the features are those of the corrupted images."""
+
+    def corrupt(batch: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        corrupted = batch.clone()
+        corrupted[:, :, 10:20, 30:50] = 1 - corrupted[:, :, 10:20, 30:50]
+        return corrupted
+
+    (features,) = FeatureCache(distiller.teacher, images, corrupt=corrupt).batches([0, 4], 2)
+    clean = torch.from_numpy(np.stack([images.image(i) for i in (0, 4)])) / 255
+    corrupted = corrupt(clean, np.random.default_rng(0))
+    one, other = ((x - distiller.teacher.mean) / distiller.teacher.std for x in (clean, corrupted))
+    expected = 1 - torch.nn.functional.cosine_similarity(one, other)
+    assert features.corruption_map is not None and features.corrupted is not None
+    torch.testing.assert_close(features.corruption_map[:, 0], expected, rtol=1e-4, atol=1e-5)
+    outside = features.corruption_map.clone()
+    outside[:, :, 10:20, 30:50] = 0
+    assert outside.abs().max() < 1e-6
+    for found, wanted in zip(features.corrupted, distiller.teacher(corrupted), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return build_teacher("efficientnet_lite0", "random")
+
+
+def counted(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes that the teacher looks at from now on."""
+    looked: list[int] = []
+    plain = Teacher.forward
+
+    def counting(self: Teacher, pixels: torch.Tensor) -> list[torch.Tensor]:
+        looked.append(len(pixels))
+        return plain(self, pixels)
+
+    monkeypatch.setattr(Teacher, "forward", counting)
+    return looked
+
+
+def levels_of(targets: FeatureCache) -> list[list[torch.Tensor]]:
+    return [features.clean for features in targets.batches([4, 0, 2, 1, 3], 2)]
+
+
+def test_features_in_files_are_those_in_memory_and_are_made_once(
+    teacher: Teacher, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = CachePolicy("file", folder=tmp_path / "features")
+    first, memory = (
+        FeatureCache(teacher, images, cache, batch_size=3),
+        FeatureCache(teacher, images, CachePolicy("features")),
+    )
+    looked = counted(teacher, monkeypatch)
+    again = FeatureCache(teacher, images, cache)
+    assert looked == [1]  # one image, to know the shapes
+    for expected, *found in zip(levels_of(memory), levels_of(first), levels_of(again), strict=True):
+        for level, *others in zip(expected, *found, strict=True):
+            assert level.is_contiguous(memory_format=torch.channels_last)
+            assert all(other.is_contiguous(memory_format=torch.channels_last) for other in others)
+            torch.testing.assert_close(others[0], level, rtol=1e-5, atol=1e-5)
+            assert torch.equal(*others)
+    (folder,) = (tmp_path / "features").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == [KEY, "level0", "level1", "level2"]
+
+
+@pytest.mark.parametrize("change", ["touched image", "another teacher", "cut file", "another key", "half made"])
+def test_features_that_are_not_these_are_made_again(
+    teacher: Teacher, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    root = tmp_path / "features"
+    cache = CachePolicy("file", folder=root)
+    expected = levels_of(FeatureCache(teacher, images, cache))
+    (folder,) = root.iterdir()
+    if change == "touched image":
+        os.utime(images.samples[2].image, (1, 1))
+    elif change == "another teacher":
+        teacher = build_teacher("efficientnet_lite0", "random", seed=5)
+    elif change == "cut file":
+        os.truncate(folder / "level1", 100)
+    elif change == "another key":
+        (folder / KEY).write_text("{}")
+    else:
+        (folder / KEY).unlink()
+    looked = counted(teacher, monkeypatch)
+    found = levels_of(FeatureCache(teacher, images, cache))
+    assert sum(looked) == 1 + len(images)
+    same = all(
+        torch.equal(a, b) for one, two in zip(expected, found, strict=True) for a, b in zip(one, two, strict=True)
+    )
+    assert same == (change != "another teacher")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_fill_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fails(levels: list[torch.Tensor]) -> None:
+        levels[0][0] = 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stored_levels(tmp_path, {"a": 1}, 2, [torch.zeros(1, 3, 4, 4)], fails)
+    assert not list(tmp_path.iterdir())
+
+
+def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_path: Path) -> None:
+    gib = 2**30
+    assert CachePolicy("auto", 4).choose(4 * gib, gib, False) == "features"
+    assert CachePolicy("auto", 4).choose(4 * gib, gib, True) == "images"
+    assert CachePolicy("auto", 4, tmp_path / "not" / "yet").choose(5 * gib, gib, True) == "file"
+    assert CachePolicy("auto", 4, tmp_path).choose(2**60, gib, False) == "images"
+    assert CachePolicy("auto", 4, tmp_path).choose(2**60, 5 * gib, False) == "none"
+    with pytest.raises(ValueError, match="--cache file: wants --cache_dir"):
+        parse(["--cache", "file"])
+
+
+def test_synthetic_anomalies_go_with_features_in_files(teacher: Teacher, images: ImageSet, tmp_path: Path) -> None:
+    targets = FeatureCache(teacher, images, CachePolicy("file", folder=tmp_path), corrupt=painter("copy_paste", 0, 64))
+    (features, *_) = targets.batches([0, 1, 2], 2)
+    assert features.corrupted is not None and len(features.corrupted[0]) == 2
