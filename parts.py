@@ -123,9 +123,9 @@ def optimiser_of(config: Config, distiller: Distiller, device: torch.device) -> 
 
 
 def painter_of(config: Config) -> Painter | None:
-    """What paints the damaged view of the training images, where the recipe wants one."""
+    """What makes the synthetic anomalies in the training images, by the run's class, where the recipe wants any."""
     damage = config.recipe.damage
-    return None if damage is None else painter(damage, config.seeds[0], config.image_size)
+    return None if damage is None else painter(damage, config.seeds[0], config.image_size, config.classes[0])
 
 
 def targets_of(config: Config, teacher: Teacher, images: ImageSet, device: torch.device) -> Targets:
