@@ -16,7 +16,7 @@ from dataset import BENCHMARKS, ImageSet, find_classes, locate
 from detector import Detector, Evaluation, frozen_teacher
 from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
-from methods.synthetic_anomalies import painter
+from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
 from report.overlays import OverlayWriter
 from runs import Progress, Run
@@ -97,6 +97,12 @@ class Experiment:
         return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
 
     @cached_property
+    def corruption(self) -> Corruption | None:
+        """What paints synthetic anomalies on training images, where the recipe has any."""
+        name, (class_name,), (seed,) = self.config.recipe.corruption, self.config.classes, self.config.seeds
+        return None if name is None else build_corruption(name, seed, self.config.image_size, class_name)
+
+    @cached_property
     def features(self) -> FeatureCache:
         """The teacher's features of the training images, cached as the Config wants it."""
         return self.cache_features(self.train_images)
@@ -108,10 +114,10 @@ class Experiment:
 
     def cache_features(self, images: ImageSet) -> FeatureCache:
         """A cache over some of the normal images, filled anew."""
-        config, corruption = self.config, self.config.recipe.corruption
+        config = self.config
         policy = CachePolicy(config.cache, config.cache_gb, config.cache_dir)
-        corrupt = None if corruption is None else painter(corruption, config.seeds[0], config.image_size)
-        return FeatureCache(self.teacher, images, policy, config.training.batch_size, config.workers, corrupt)
+        batch_size, workers = config.training.batch_size, config.workers
+        return FeatureCache(self.teacher, images, policy, batch_size, workers, self.corruption)
 
     def detector(self) -> Detector:
         """The distiller in its present state, with what scoring needs to know of the training images."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dataset import ImageSet, image_batches
 from methods.pairs import TeacherFeatures
-from methods.synthetic_anomalies import Painter
+from methods.synthetic_anomalies import Corruption
 from model.teacher import Teacher
 from readers.base import file_stamp
 from scoring.anomaly_map import cosine_distance
@@ -76,7 +76,7 @@ class FeatureCache:
         policy: CachePolicy = CachePolicy(),
         batch_size: int = 16,
         workers: int = 0,
-        corrupt: Painter | None = None,
+        corrupt: Corruption | None = None,
     ) -> None:
         self.teacher, self.images, self.workers, self.corrupt = teacher, images, workers, corrupt
         self.device = teacher.device

@@ -12,7 +12,7 @@ import torch
 from dataset import ImageSet
 from feature_cache import KEY, CachePolicy, FeatureCache, stored_levels
 from flags import parse
-from methods.synthetic_anomalies import painter
+from methods.synthetic_anomalies import build_corruption
 from model import Distiller, Teacher, build_teacher
 
 
@@ -44,10 +44,10 @@ def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: Imag
 
 @pytest.mark.parametrize("cache", ["features", "images", "none"])
 def test_every_cache_gives_the_same_corrupted_view(distiller: Distiller, images: ImageSet, cache: str) -> None:
-    corrupt = painter("copy_paste", 0, 64)
+    corrupt = build_corruption("copy_paste", 0, 64)
     found = []
     for kind in (cache, "none"):
-        targets = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=corrupt)
+        cache = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=corrupt)
         torch.manual_seed(3)
         found.append(list(targets.batches([2, 0, 1], 2)))
     for ours, theirs in zip(*found, strict=True):
@@ -173,6 +173,7 @@ def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_
 
 
 def test_synthetic_anomalies_go_with_features_in_files(teacher: Teacher, images: ImageSet, tmp_path: Path) -> None:
-    targets = FeatureCache(teacher, images, CachePolicy("file", folder=tmp_path), corrupt=painter("copy_paste", 0, 64))
-    (features, *_) = targets.batches([0, 1, 2], 2)
+    corrupt = build_corruption("copy_paste", 0, 64)
+    cache = FeatureCache(teacher, images, CachePolicy("file", folder=tmp_path), corrupt=corrupt)
+    (features, *_) = cache.batches([0, 1, 2], 2)
     assert features.corrupted is not None and len(features.corrupted[0]) == 2
