@@ -47,9 +47,9 @@ def test_every_cache_gives_the_same_corrupted_view(distiller: Distiller, images:
     corrupt = build_corruption("copy_paste", 0, 64)
     found = []
     for kind in (cache, "none"):
-        cache = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=corrupt)
+        filled = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=corrupt)
         torch.manual_seed(3)
-        found.append(list(targets.batches([2, 0, 1], 2)))
+        found.append(list(filled.batches([2, 0, 1], 2)))
     for ours, theirs in zip(*found, strict=True):
         assert ours.corrupted is not None and theirs.corrupted is not None
         assert ours.corruption_map is not None and ours.corruption_map.shape[1:] == (1, 64, 64)
@@ -98,8 +98,8 @@ def counted(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return looked
 
 
-def levels_of(targets: FeatureCache) -> list[list[torch.Tensor]]:
-    return [features.clean for features in targets.batches([4, 0, 2, 1, 3], 2)]
+def levels_of(cache: FeatureCache) -> list[list[torch.Tensor]]:
+    return [features.clean for features in cache.batches([4, 0, 2, 1, 3], 2)]
 
 
 def test_features_in_files_are_those_in_memory_and_are_made_once(
