@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset import BENCHMARKS, Source
-from methods import SKIPS, VARIANTS, Recipe, Scoring, Term, Training
+from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
 from model import TEACHERS
 from model.precision import PRECISIONS
 from scoring.anomaly_map import MAP_MODES
@@ -40,7 +40,6 @@ DISTILLATION_LOSSES = {
     "mse": (("mse", 1.0),),
     "mse+cosine": (("mse", 0.5), ("cosine", 0.5)),
 }
-CONSISTENCY_RATE = 0.05  # the published default of --rate
 
 
 def field(
@@ -108,7 +107,7 @@ class Config:
         DISTILLATION_LOSSES,
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
-    rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_RATE})")
+    rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_WEIGHT})")
     train_levels: tuple[int, ...] = field((0, 1, 2), METHOD, "levels that the losses compare; 0 is the finest")
     scconv: bool | None = field(None, METHOD, "SCConv in the bottleneck (default: the variant's)")
     simam: bool | None = field(None, METHOD, "SimAM in the bottleneck (default: the variant's)")
@@ -301,7 +300,7 @@ class Config:
             distilling = [Term(name, weight, pairs) for name, weight in DISTILLATION_LOSSES[self.loss]]
             terms = [*distilling, *(term for term in terms if term.pairs != pairs)]
         if self.consistency:
-            term = consistency[0] if consistency else Term("consistency", CONSISTENCY_RATE, recipe.losses[0].pairs)
+            term = consistency[0] if consistency else Term("consistency", CONSISTENCY_WEIGHT, recipe.losses[0].pairs)
             terms.append(term if self.rate is None else term._replace(weight=self.rate))
         return tuple(terms)
 
