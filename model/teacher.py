@@ -175,6 +175,11 @@ class ResNetLevels(nn.Module):
         return [fine, middle, self.layer3(middle)]  # E1, E2, E3
 
 
+def is_resnet(name: str) -> bool:
+    """Whether `name` is one of the ResNets of `TEACHERS`, which the published methods use."""
+    return name in TEACHERS and TEACHERS[name].resnet is not None
+
+
 def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Teacher:
     """A teacher of `TEACHERS`, or `timm/NAME` for any timm model with levels at strides 4, 8 and 16.
 
