@@ -31,7 +31,9 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
 
     Files of RD4AD and SK-RD4AD have the same names and shapes: nothing in a file tells whether it was trained with
     skips. Layers that the published code never calls are dropped, and so are a bottleneck's "memory" keys, as RD4AD's
-    own test script does. Raises FileNotFoundError when there is no file, ValueError when it is no such checkpoint, was saved without its
+    own test script does.
+
+    Raises FileNotFoundError when there is no file, ValueError when it is no such checkpoint, was saved without its
     bottleneck, has a projection where `distiller` has none or the reverse, or is of another backbone or variant.
     """
     path = Path(path)
