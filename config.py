@@ -396,7 +396,7 @@ def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, 
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A plain JSON value as the field's type wants it."""
+    """A plain JSON value as a value of the field's type."""
     kind = kind_of(hint)
     if value is None:
         return None

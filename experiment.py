@@ -40,7 +40,7 @@ class Experiment:
 
     @cached_property
     def distiller(self) -> Distiller:
-        """Teacher, bottleneck and student as the recipe wants them, from a published checkpoint if one is given.
+        """Teacher, bottleneck and student as the recipe says, from a published checkpoint if one is given.
 
         The random state is set here, just before the parts are built: what was done before cannot change them.
         """
@@ -117,7 +117,7 @@ class Experiment:
 
     @cached_property
     def features(self) -> FeatureCache:
-        """The teacher's features of the training images, cached as the Config wants it."""
+        """The teacher's features of the training images, cached as --cache says."""
         return self.cache_features(self.train_images)
 
     @cached_property

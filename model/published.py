@@ -39,7 +39,7 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
     path = Path(path)
     content = read_torch_file(path, "--checkpoint")
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is no published checkpoint: it holds a {type(content).__name__}, not a table")
+        raise ValueError(f"{path} is no published checkpoint: it holds a {type(content).__name__}, not a dict")
     if distiller.teacher.resnet is None:
         raise ValueError(f"{path}: published checkpoints are of ResNets, not of --net {distiller.teacher.name}")
     if not isinstance(distiller.bottleneck.fusion, MFF) or distiller.student.generation:
