@@ -40,7 +40,7 @@ class Experiment:
 
     @cached_property
     def distiller(self) -> Distiller:
-        """Teacher, bottleneck and student as the recipe wants them, from a published checkpoint if one is given.
+        """Teacher, bottleneck and student as the recipe says, from a published checkpoint if one is given.
 
         The random state is set here, just before the parts are built: what was done before cannot change them.
         """
@@ -49,8 +49,21 @@ class Experiment:
         distiller = build_distiller(self.config.recipe, teacher)
         if self.config.checkpoint is not None:
             load_published(self.config.checkpoint, distiller)
+            print(f"{self.config.title}: {self._checkpoint_note()}")
         distiller = distiller.to(self.device)
         return distiller.use_fast_gradients() if self.config.fast else distiller
+
+    def _checkpoint_note(self) -> str:
+        """What was assumed of a published checkpoint: its names do not tell RD4AD from SK-RD4AD."""
+        config = self.config
+        skips = ", ".join(f"E{skip.source + 1}" for skip in config.recipe.skips) or "none"
+        other = "rd4ad" if config.recipe.skips else "sk_rd4ad"
+        note = f"{config.checkpoint} was read as --variant {config.variant} (skips: {skips})"
+        if config.recipe.projection:
+            return note
+        return (
+            f"{note}; files of RD4AD and SK-RD4AD have the same names: if it is the other kind, use --variant {other}"
+        )
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -104,7 +117,7 @@ class Experiment:
 
     @cached_property
     def features(self) -> FeatureCache:
-        """The teacher's features of the training images, cached as the Config wants it."""
+        """The teacher's features of the training images, cached as --cache says."""
         return self.cache_features(self.train_images)
 
     @cached_property

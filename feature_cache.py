@@ -36,7 +36,7 @@ KEY = "key.json"
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What of the training images is kept from epoch to epoch.
+    """What is cached of the training images from epoch to epoch.
 
     features  the teacher's features, in memory          images  the resized images, uint8, in memory
     file      the features in memory-mapped files        none    nothing

@@ -77,9 +77,9 @@ class Recipe:
     fmm             the student's features are partly hidden and generated anew before they are compared
     mask_rate       share of the cells that `fmm` hides; `mask_in_scoring`: not only while training
     projection      a trained projection between the teacher and the bottleneck
-    corruption      synthetic anomalies in a second view of the images, one of
+    corruption      synthetic anomalies on a second copy of the images, one of
                     `methods.synthetic_anomalies.CORRUPTIONS`, or None
-    feature_noise   standard deviation of Gaussian noise on the corrupted view's features
+    feature_noise   standard deviation of Gaussian noise on the corrupted images' features
     anomalib        the bottleneck's residual blocks as anomalib builds them: inner width 64 per 64 planes whatever the
                     teacher's, and two basic blocks for ResNet-34 too
     student_width   channels inside the three levels, finest first, of the student of a teacher that is not a ResNet;

@@ -168,7 +168,7 @@ def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_
     assert CachePolicy("auto", 4, tmp_path / "not" / "yet").choose(5 * gib, gib, True) == "file"
     assert CachePolicy("auto", 4, tmp_path).choose(2**60, gib, False) == "images"
     assert CachePolicy("auto", 4, tmp_path).choose(2**60, 5 * gib, False) == "none"
-    with pytest.raises(ValueError, match="--cache file: wants --cache_dir"):
+    with pytest.raises(ValueError, match="--cache file: needs --cache_dir"):
         parse(["--cache", "file"])
 
 
