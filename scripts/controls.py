@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = format_table(["control", "class", *TITLES], cells, markdown=True)
         text = f"{title}\n\n{table}\n\n{note(config, names, results)}"
         write_atomically(page, into_page(page, marker, text))
-    print(format_table(["control", "class", *TITLES], cells))
+    print(format_table(["control", "class", *METRICS], cells))
     return 0
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_docs import run_recipe
 from toys import TINY, MakeTree
 
 import main as main_command
@@ -17,6 +21,7 @@ import test as test_command
 from commandline import exit_code
 from methods import VARIANTS
 
+ROOT = Path(__file__).parent.parent
 Command = Callable[..., int]
 
 
@@ -142,8 +147,21 @@ def test_normalized_scores_are_written_with_their_threshold(
             assert judged[row["path"]]["predicted"] in ("0", "1")
 
 
-def test_a_new_loss_is_a_function_and_a_row(mvtec_tree: MakeTree, tmp_path: Path) -> None:
+def test_a_new_variant_is_a_row_and_a_part_as_the_recipe_shows(mvtec_tree: MakeTree, tmp_path: Path) -> None:
     """The lines of docs/methods.md, put where it says, in a copy of the project; then its own command."""
-    run = run_recipe("Add a loss", mvtec_tree(), tmp_path)
+    section = (ROOT / "docs/methods.md").read_text().partition("### Add a loss")[2].partition("\n### ")[0]
+    blocks = re.findall(r"```python\n# at the end of (\S+)\n(.*?)```", section, re.DOTALL)
+    assert [name for name, _ in blocks] == ["methods/losses.py", "methods/variants.py"]
+    (command,) = re.findall(r"```sh\npython (.*?)\n```", section, re.DOTALL)
+    copy = tmp_path / "project"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "data", "tests", "docs", "__pycache__"))
+    for name, lines in blocks:
+        with (copy / name).open("a") as file:
+            file.write("\n\n" + lines)
+    arguments = [*command.replace("D", str(mvtec_tree()), 1).split(), "--class", "bottle", "--epochs", "1", *TINY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = copy.glob("runs/mvtec/*/bottle/seed111")
     assert run.parent.parent.name not in VARIANTS
     assert "hardest" in (run / "train.csv").read_text().splitlines()[0]
