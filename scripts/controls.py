@@ -8,12 +8,14 @@ pixel z-score     how unusual each pixel's brightness is at its place among the 
 nearest neighbor  distance of each patch's teacher features to the nearest of the training images' patches: what the
                   teacher's features give without a student.
 
---beside adds the means of finished runs, such as those with a teacher of random weights. Metrics are fractions.
+--beside RUNS ...            also the means of finished runs, such as those of a teacher with random weights
+--into FILE --marker NAME    also write the table into FILE, between its lines <!-- table:NAME -->, <!-- /table:NAME -->
+
+Metrics are fractions.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,11 +30,11 @@ from commandline import Parser, exit_code
 from config import Config
 from dataset import BENCHMARKS, ImageSet, image_batches
 from experiment import experiments
-from flags import option
+from flags import parse_some
 from model import Teacher
 from report.rendering import count, into_page
-from report.results import METRIC_TITLES, Result, collect, name_of
-from report.tables import row_of
+from report.results import METRIC_TITLES, Result, collect
+from report.tables import summarize
 from scoring.metrics import compute_metrics
 from utils import code_revision, environment_info, format_table, prefetch_map, write_atomically
 
@@ -91,13 +93,13 @@ def metrics(test: ImageSet, maps: Iterator[np.ndarray]) -> list[float]:
 
 
 def rows_of_runs(results: Sequence[Result]) -> list[list[str]]:
-    """A row per name of finished runs: each metric's mean over the classes, with the spread of the seeds' own means."""
+    """The last row of the table of each name: its mean over the classes, with the spread of the seeds' own means."""
     rows = []
-    for name in dict.fromkeys(map(name_of, results)):
-        row = row_of("mean", [run for run in results if name_of(run) == name])
+    for table in summarize(results):
+        row = table.rows[-1]
         found = [row.metrics[metric] for metric in METRICS]
         cells = [cell(m.mean) + ("" if m.std is None else f" ± {m.std:.3f}") for m in found]
-        rows.append([f"{name}, {count(row.n, 'seed')}", row.label, *cells])
+        rows.append([f"{table.name}, {count(row.n, 'seed')}", row.label, *cells])
     return rows
 
 
@@ -122,28 +124,21 @@ def note(config: Config, classes: Sequence[str], results: Sequence[Result]) -> s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row per class and control, and their means; on request into a page."""
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog="python -m scripts.controls",
-        description=__doc__,
-        formatter_class=kind,
-        argument_default=argparse.SUPPRESS,
-    )
-    for name in ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers"):
-        option(parser, name)
-    parser.add_argument("--beside", metavar="RUNS", nargs="+", type=Path, help="finished runs to show as well")
-    parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown table into this file")
-    parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
-    given = vars(parser.parse_args(argv))
-    beside, page, marker = (given.pop(name, None) for name in ("beside", "into", "marker"))
+    parser = Parser(prog="python -m scripts.controls", add_help=False)
+    parser.add_argument("--beside", metavar="RUNS", nargs="+", type=Path, default=[])
+    parser.add_argument("--into", metavar="FILE", type=Path)
+    parser.add_argument("--marker")
+    given, others = parser.parse_known_args(argv)
+    flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
+    config = parse_some("python -m scripts.controls", __doc__, flags, others)
+    page, marker = given.into, given.marker
     if (page is None) != (marker is None):
         parser.error("--into and --marker go together: a file, and which of its tables to replace")
-    config = Config(**given)
     if page is not None:
         into_page(page, marker, "")  # the markers may be missing: better said now than after the work
-    results = collect(beside or [])
-    if others := sorted({run["benchmark"] for run in results} - {config.dataset}):
-        raise ValueError(f"--beside: runs of {', '.join(others)} beside controls of {config.dataset}")
+    results = collect(given.beside)
+    if foreign := sorted({run["benchmark"] for run in results} - {config.dataset}):
+        raise ValueError(f"--beside: runs of {', '.join(foreign)} beside controls of {config.dataset}")
 
     rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbor": []}
     names: list[str] = []
