@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.images < 1:
         raise ValueError(f"--images {given.images}: must be at least 1")
     if not 32 <= given.side <= HEIGHT:
-        raise ValueError(f"--side {given.side}: wants 32 to {HEIGHT} pixels")
+        raise ValueError(f"--side {given.side}: must be from 32 to {HEIGHT} pixels")
     moved = {} if given.data_path is None else {"data_path": given.data_path}
     groups = []
     for run in first_runs(given.runs):
