@@ -13,11 +13,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,23 @@ from utils import code_revision, environment_info, write_atomically
 
 CONFIG, TRAIN, EVALUATIONS = "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
+
+# How the published code of a variant chooses its epoch on the test set: by the mean of these metrics (DRD takes their
+# sum, which chooses the same epoch). SK-RD4AD has a script per benchmark, hence VARIANT/BENCHMARK. AUPRO is per image
+# in all of them.
+ORACLE_RULES: dict[str, tuple[str, ...]] = {
+    "sk_rd4ad": ("pixel_auroc", "aupro_per_image"),
+    "sk_rd4ad/visa": ("image_auroc", "pixel_auroc"),
+    "sk_rd4ad/vad": ("image_auroc",),
+    "rdpp": ("image_auroc", "pixel_auroc", "aupro_per_image"),
+    "drd": ("image_auroc", "pixel_auroc"),
+}
+DEFAULT_ORACLE_RULE = ("image_auroc", "pixel_auroc")  # for variants without a published rule
+
+
+def oracle_rule(variant: str, benchmark: str) -> tuple[str, ...]:
+    """The metrics whose mean chooses the oracle epoch of a variant on a benchmark."""
+    return ORACLE_RULES.get(f"{variant}/{benchmark}", ORACLE_RULES.get(variant, DEFAULT_ORACLE_RULE))
 
 
 @dataclass
@@ -59,19 +78,27 @@ class Progress:
         val_losses = [row["held_out"] for row in self.history if "held_out" in row]
         return bool(patience and val_losses) and len(val_losses) - 1 - val_losses.index(min(val_losses)) >= patience
 
-    def oracle(self) -> dict[str, dict[str, float]]:
-        """The best value of each metric over all evaluations with its epoch: chosen on test data, so never the result.
+    def oracle(self, rule: Sequence[str]) -> dict[str, Any]:
+        """The epoch with the highest mean of the metrics of `rule`: {"epoch", "rule" in words, "metrics" by name}.
 
-        Empty where only the last epoch was evaluated: then nothing was chosen.
+        It is chosen on test data, so it is never the result. Metrics of the rule that are undefined in some evaluation
+        are left out of the mean, and "rule" says so; where all are, image AUROC alone chooses. Of equal epochs the
+        first is taken. Undefined metrics are None in "metrics". Empty where fewer than two epochs were evaluated, or
+        where image AUROC is undefined as well.
         """
-        if len(self.evaluations) < 2:
+        defined = [name for name in rule if self._always_defined(name)]
+        chosen_by = defined or [name for name in ("image_auroc",) if self._always_defined(name)]
+        if len(self.evaluations) < 2 or not chosen_by:
             return {}
-        best: dict[str, dict[str, float]] = {}
-        for row in self.evaluations:
-            for name, value in row.items():
-                if name != "epoch" and value == value and value > best.get(name, {"value": -1.0})["value"]:
-                    best[name] = {"value": value, "epoch": row["epoch"]}
-        return best
+        best = max(self.evaluations, key=lambda row: fmean(row[name] for name in chosen_by))
+        text = ("mean of " if len(chosen_by) > 1 else "") + ", ".join(chosen_by)
+        if undefined := [name for name in rule if name not in defined]:
+            text += f" (undefined and left out: {', '.join(undefined)})"
+        metrics = {name: None if math.isnan(value) else value for name, value in best.items() if name != "epoch"}
+        return {"epoch": best["epoch"], "rule": text, "metrics": metrics}
+
+    def _always_defined(self, metric: str) -> bool:
+        return not any(math.isnan(row.get(metric, math.nan)) for row in self.evaluations)
 
 
 class Run:
@@ -219,7 +246,7 @@ class Run:
             "epochs_trained": progress.epoch,
             "metrics": report.defined(),
             "reasons": report.reasons,
-            "oracle": progress.oracle(),
+            "oracle": progress.oracle(oracle_rule(config.variant, config.dataset)),
             "train_seconds": round(progress.seconds, 2),
             **facts,
             "revision": code_revision(),

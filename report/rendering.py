@@ -84,10 +84,17 @@ def _beside(table: Table, markdown: bool) -> list[str]:
 
 
 def _oracle(table: Table, markdown: bool) -> list[str]:
-    metrics = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in table.rows)]
-    body = [[row.label, str(row.n), *(_chosen(row, metric) for metric in metrics)] for row in table.rows]
-    title = _title(table, "best on the test set, not a result (oracle), percent @ epoch", markdown)
-    return [title, format_table(["class", "n", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)]
+    """The metrics of each run's oracle epoch, and below the table the rules by which it was chosen."""
+    rows = [row for row in table.rows if row.oracle]
+    metrics = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in rows)]
+    body = []
+    for row in rows:
+        values = [cell(row.oracle[metric], row) if metric in row.oracle else "n/a" for metric in metrics]
+        body.append([row.label, str(row.n), _epochs(row), *values])
+    header = ["class", "n", "epoch", *(METRIC_TITLES[metric] for metric in metrics)]
+    title = _title(table, "epoch chosen on the test set, not a result (oracle), percent", markdown)
+    note = f"one epoch of each run, the one with the highest {' | '.join(table.facts['oracle_rules'])}"
+    return [title, format_table(header, body, markdown), notes_below([note], markdown)]
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
@@ -136,12 +143,9 @@ def partial(row: Row) -> bool:
     return any(0 < metric.classes < row.classes for metric in row.metrics.values())
 
 
-def _chosen(row: Row, metric: str) -> str:
-    """98.21 ± 0.30 @ 40–160: the epochs are the first and the last that some run chose."""
-    if metric not in row.oracle:
-        return "n/a"
-    epochs = row.oracle_epochs[metric]
-    return f"{cell(row.oracle[metric], row)} @ {'–'.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))}"
+def _epochs(row: Row) -> str:
+    """40–160: the first and the last oracle epoch of the row's runs, or 40 where all have the same."""
+    return "–".join(map(str, dict.fromkeys((row.oracle_epochs[0], row.oracle_epochs[-1]))))
 
 
 def count(number: int, noun: str) -> str:

@@ -22,7 +22,8 @@ METRIC_TITLES = {
     "aupro": "AUPRO",
     "aupro_per_image": "AUPRO per image",
 }
-NEEDED = ("benchmark", "variant", "class_name", "seed", "metrics")
+NEEDED = ("benchmark", "variant", "class_name", "seed", "metrics", "oracle")
+ORACLE_KEYS = ("epoch", "rule", "metrics")
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
@@ -68,15 +69,28 @@ def _read(path: Path) -> Result:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         metrics = {key: result[key] for key in NEEDED}["metrics"]
-        values = [*metrics.values(), *(best["value"] for best in (result.get("oracle") or {}).values())]
+        values = [*metrics.values(), *_oracle_metrics(result["oracle"]).values()]
         wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # NaN is wrong, too
     except ValueError as problem:  # no JSON, or not even text
         raise ValueError(f"{path}: not valid JSON ({problem}); remove it and run again") from None
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}") from None
+        raise ValueError(
+            f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}; oracle is {{}} or has "
+            f"{', '.join(ORACLE_KEYS)}"
+        ) from None
     if wrong:
         raise ValueError(f"{path}: metrics are fractions in 0..1 or null, found {wrong[0]}")
     return result
+
+
+def _oracle_metrics(oracle: dict[str, Any]) -> dict[str, float | None]:
+    """The metrics of the oracle epoch, none where none was chosen. Raises KeyError or TypeError on anything else."""
+    if oracle == {}:
+        return {}
+    epoch, rule, metrics = (oracle[key] for key in ORACLE_KEYS)
+    if not (isinstance(epoch, int) and isinstance(rule, str) and isinstance(metrics, dict)):
+        raise TypeError("oracle")
+    return metrics
 
 
 def one_line(metrics: Mapping[str, float]) -> str:

@@ -53,8 +53,8 @@ class Row:
     classes: int
     metrics: dict[str, Spread]
     published: dict[str, Published]
-    oracle: dict[str, Spread]  # of the epochs that did best on the test set
-    oracle_epochs: dict[str, list[int]]
+    oracle: dict[str, Spread]  # at one epoch of each run, chosen on the test set
+    oracle_epochs: list[int]  # those epochs, each once, in order
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Table:
     rows: list[Row]
     reasons: list[str]  # why metrics are n/a
     warnings: list[str]
-    facts: dict[str, Any]  # the SETTINGS, hardware and versions found, as lists; seeds, runs, total seconds
+    facts: dict[str, Any]  # see `facts_of`
 
     @property
     def variant(self) -> str:
@@ -117,12 +117,16 @@ def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
 
 
 def facts_of(runs: Sequence[Result]) -> dict[str, Any]:
-    """The SETTINGS, hardware, versions and seeds that occur, each sorted; number of runs, total seconds, own_epochs."""
+    """The SETTINGS, hardware, versions, oracle_rules and seeds that occur, each as a sorted list.
+
+    Also the number of `runs`, the total seconds, and whether all have the epochs of their class (`own_epochs`).
+    """
     facts: dict[str, Any] = {key: _distinct(run.get(key) for run in runs) for key in (*SETTINGS, "hardware")}
     # random teachers are named random:SEED and differ by run, which is what was asked for
     facts["teacher_weights"] = _distinct(re.sub(r"^random\b.*", "random", name) for name in facts["teacher_weights"])
     versions = [run.get("versions") or {} for run in runs]
     facts["versions"] = _distinct(", ".join(f"{name} {version}" for name, version in v.items()) for v in versions)
+    facts["oracle_rules"] = _distinct(run["oracle"].get("rule") for run in runs)
     facts |= {"seeds": _distinct(run["seed"] for run in runs), "runs": len(runs)}
     facts["own_epochs"] = all(run.get("epochs") == _own_epochs(run) for run in runs)
     return facts | {key: sum(run.get(key) or 0 for run in runs) for key in ("train_seconds", "score_seconds")}
@@ -143,23 +147,24 @@ def row_of(label: str, runs: Sequence[Result]) -> Row:
     seeds: dict[str, set[int]] = {}
     for run in runs:
         seeds.setdefault(run["class_name"], set()).add(run["seed"])
-    row = Row(label, len(set.intersection(*seeds.values())), len(seeds), {}, {}, {}, {})
+    chosen = [run for run in runs if run["oracle"]]
+    epochs = _distinct(run["oracle"]["epoch"] for run in chosen)
+    row = Row(label, len(set.intersection(*seeds.values())), len(seeds), {}, {}, {}, epochs)
     for metric in METRIC_TITLES:
-        values: Values = {c: {} for c in seeds}
-        best: Values = {c: {} for c in seeds}
-        epochs = set()
-        for run in runs:
-            if (value := run["metrics"].get(metric)) is not None:
-                values[run["class_name"]][run["seed"]] = value
-            oracle = (run.get("oracle") or {}).get(metric) or {}
-            if oracle.get("value") is not None:
-                best[run["class_name"]][run["seed"]] = oracle["value"]
-                epochs.add(oracle["epoch"])
-        row.metrics[metric] = spread(values)
-        if epochs:
-            row.oracle[metric] = spread(best)
-            row.oracle_epochs[metric] = sorted(epochs)
+        row.metrics[metric] = spread(_values((run, run["metrics"].get(metric)) for run in runs))
+        best = spread(_values((run, run["oracle"]["metrics"].get(metric)) for run in chosen))
+        if best.mean is not None:
+            row.oracle[metric] = best
     return row
+
+
+def _values(pairs: Iterable[tuple[Result, float | None]]) -> Values:
+    """Pairs of a run and its metric, or None -> {class: {seed: metric}} of the runs that have the metric."""
+    values: Values = {}
+    for run, value in pairs:
+        if value is not None:
+            values.setdefault(run["class_name"], {})[run["seed"]] = value
+    return values
 
 
 def _own_epochs(run: Result) -> int | None:

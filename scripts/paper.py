@@ -28,7 +28,7 @@ OURS = (
     "ours: mean ± sample standard deviation over n seeds, of the last epoch; no test image chooses anything. AUPRO "
     "pools the regions of the whole test set; AUPRO per image is computed as in the published code of the family"
 )
-BEST = "best on test: ours too, but of the epoch that did best on the test set (oracle); not a result"
+ORACLE = "best on test: ours too, but at the epoch chosen on the test set (oracle), by the highest {}; not a result"
 # What is said elsewhere, or follows from the rest, or changes no metric of the last epoch.
 NO_DEPARTURE = {"classes", "seeds", "net", "seg", "normalize", "deterministic"}
 
@@ -90,7 +90,8 @@ def _said(value: object) -> str:
 
 def notes_of(table: PaperTable, plans: Sequence[Plan], results: Sequence[list[Result]], lines: list[Line]) -> list[str]:
     """Which protocol each side follows, where the published metrics stand, and why some cannot be compared."""
-    notes = [OURS, *([BEST] if any(line.ours.oracle for line in lines) else [])]
+    rules = sorted({run["oracle"]["rule"] for runs in results for run in runs if run["oracle"]})
+    notes = [OURS, *([ORACLE.format(" | ".join(rules))] if rules else [])]
     notes.append(f"published: {METHODS[table.follows].protocol}")
     known = [
         published_of(x.setting.method, table.benchmark, x.class_name, name) for x in lines for name in METRIC_TITLES
