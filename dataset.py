@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 from readers.base import Reader, Sample, Source, discover_classes, find_class_folder, list_folders, looks_like_class
 from readers.cifar10 import CIFAR10_CLASSES, prepare_cifar10, read_cifar10
 from readers.demo import DEMO_CLASSES, prepare_demo
-from readers.elpv import default_root, read_elpv
+from readers.elpv import ELPV_CLASSES, default_root, read_elpv
 from readers.folder import name_class, read_folder
 from readers.image_io import read_mask_of, read_rgb
 from readers.mvtec import read_mvtec
@@ -73,16 +72,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mpdd": Benchmark("MPDD", tuple(MPDD_CLASSES.split()), read_mvtec),
     "elpv": Benchmark(
         "ELPV solar cells, blocks of 30 cells: two thirds train, one third tests",
-        ("mono", "poly"),
+        ELPV_CLASSES,
         read_elpv,
-        find=None,
-        class_folder=None,
-        default_root=default_root,
-    ),
-    "elpv_dev": Benchmark(
-        "ELPV, development split inside the training blocks, on which the recipe for narrow teachers was chosen",
-        ("mono", "poly"),
-        partial(read_elpv, train_parts=(0,), test_parts=(1,)),
         find=None,
         class_folder=None,
         default_root=default_root,

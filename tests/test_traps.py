@@ -605,8 +605,8 @@ def test_mpdd_classes(tmp_path: Path) -> None:
     assert len(benchmark.read(source, "tubes", "test")) == 4
 
 
-def elpv(name: str, class_name: str, split: str) -> list[Sample]:
-    benchmark = BENCHMARKS[name]
+def elpv(class_name: str, split: str) -> list[Sample]:
+    benchmark = BENCHMARKS["elpv"]
     return benchmark.read(locate(benchmark, Source(None)), class_name, split)
 
 
@@ -616,22 +616,17 @@ def blocks(samples: list[Sample]) -> set[int]:
 
 
 @pytest.mark.parametrize("class_name", ["mono", "poly"])
-def test_elpv_blocks_of_train_and_test_are_disjoint_and_the_dev_split_stays_inside_train(class_name: str) -> None:
-    train, test = (elpv("elpv", class_name, split) for split in ("train", "test"))
+def test_elpv_blocks_of_train_and_test_are_disjoint(class_name: str) -> None:
+    train, test = (elpv(class_name, split) for split in ("train", "test"))
     assert {block % 3 for block in blocks(train)} == {0, 1}
     assert {block % 3 for block in blocks(test)} == {2}
     assert not any(s.anomalous for s in train)
     assert {s.anomalous for s in test} == {True, False}
     assert all(s.mask is None for s in test)
-    dev_train, dev_test = (elpv("elpv_dev", class_name, split) for split in ("train", "test"))
-    assert dev_train and {s.anomalous for s in dev_test} == {True, False}
-    assert not blocks(dev_train) & blocks(dev_test)
-    assert not (blocks(dev_train) | blocks(dev_test)) & blocks(test)
-    assert {s.image for s in dev_train} <= {s.image for s in train}
 
 
 def test_elpv_leaves_out_what_is_unsure() -> None:
-    samples = [s for name in ("mono", "poly") for split in ("train", "test") for s in elpv("elpv", name, split)]
+    samples = [s for name in ("mono", "poly") for split in ("train", "test") for s in elpv(name, split)]
     labels = {}
     for line in (samples[0].image.parent.parent / "labels.csv").read_text().splitlines():
         path, probability, kind = line.split()
