@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from commandline import Parser, exit_code
+from commandline import exit_code
 from dataset import BENCHMARKS
 from report.papers import PAPERS, PaperTable, Setting
 from report.published import METHODS, published_of
 from report.rendering import PARTIAL, benchmark_title, cell, heading, notes_below, partial, percent
 from report.results import METRIC_TITLES, Result
 from report.tables import Row, differing, facts_of, random_teacher, row_of
-from scripts.sweep import Plan, pick, plan, run, words_and_flags
+from scripts.sweep import Plan, parse_words, pick, plan, run
 from utils import format_table, write_atomically
 
 PRESET = "--save_path runs/papers --net wide_res50 --image_size 256"  # what all of them were published with
@@ -145,21 +145,17 @@ def render_paper(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
-    words, more = words_and_flags(argv)
-    known = "; ".join(f"{name}: {', '.join(tables)}" for name, tables in PAPERS.items())
-    parser = Parser(prog="scripts.paper", usage="python -m scripts.paper PAPER [TABLE ...] [flags of main.py]")
-    parser.add_argument("paper", choices=PAPERS)
-    parser.add_argument("tables", nargs="*", help=known)
-    given = parser.parse_args(words)
-    names = list(dict.fromkeys(given.tables)) or list(PAPERS[given.paper])[:1]
-    tables = pick(PAPERS[given.paper], names, "table")
+    known = {name: list(tables) for name, tables in PAPERS.items()}
+    paper, chosen, more = parse_words("paper", "table", known, "scripts.paper", argv)
+    names = list(dict.fromkeys(chosen)) or known[paper][:1]
+    tables = pick(PAPERS[paper], names, "table")
     if len(benchmarks := {table.benchmark for table in tables}) > 1:
         raise ValueError(f"tables of {', '.join(sorted(benchmarks))} at once: run the command once per benchmark")
     work = [(name, table, plans_of(table, more)) for name, table in zip(names, tables, strict=True)]
 
     done = [(name, table, plans, run(plans)) for name, table, plans in work]
     for name, table, plans, results in done:
-        page = plans[0].config.save_path / table.benchmark / f"paper_{given.paper}_{name}.md"
+        page = plans[0].config.save_path / table.benchmark / f"paper_{paper}_{name}.md"
         write_atomically(page, render_paper(table, plans, results, markdown=True) + "\n")
         print(f"\n{render_paper(table, plans, results)}\n\nthis table: {page}")
     return 0

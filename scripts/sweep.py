@@ -124,11 +124,26 @@ def must_differ(plans: Sequence[Plan]) -> None:
         seen[identity] = label
 
 
-def words_and_flags(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The arguments up to the first flag, a call for help among them, and those from it on: main.py's."""
+def parse_words(
+    kind: str, part: str, known: Mapping[str, Sequence[str]], prog: str, argv: Sequence[str] | None
+) -> tuple[str, list[str], list[str]]:
+    """The command line `NAME [PART ...] [flags of main.py]` -> the name, the parts of it that are named, the flags.
+
+    `known` lists the parts of every name; `kind` and `part` say what they are. A name that is missing or unknown exits
+    with one line that lists the names, and code 2.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     words = list(takewhile(lambda word: not word.startswith("-") or word in ("-h", "--help"), given))
-    return words, given[len(words) :]
+    usage = f"python -m {prog} {kind.upper()} [{part.upper()} ...] [flags of main.py]"
+    parser = Parser(prog=prog, usage=usage)
+    parser.add_argument("name", metavar=kind.upper(), nargs="?", help=", ".join(known))
+    rows = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in known.items())
+    parser.add_argument("parts", metavar=part.upper(), nargs="*", help=rows)
+    found = parser.parse_args(words)
+    if found.name not in known:
+        wrong = f"{kind} {found.name!r} is unknown" if found.name else f"name the {kind} first"
+        parser.error(f"{wrong}: choose from {', '.join(known)}")
+    return found.name, found.parts, given[len(words) :]
 
 
 def pick(known: Mapping[str, Row], wanted: Sequence[str], kind: str) -> list[Row]:
@@ -141,23 +156,19 @@ def pick(known: Mapping[str, Row], wanted: Sequence[str], kind: str) -> list[Row
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
-    words, more = words_and_flags(argv)
-    rows = "; ".join(f"{name}: {', '.join(s.label for s in row.settings)}" for name, row in ABLATIONS.items())
-    parser = Parser(prog="scripts.sweep", usage="python -m scripts.sweep ABLATION [SETTING ...] [flags of main.py]")
-    parser.add_argument("ablation", choices=ABLATIONS)
-    parser.add_argument("settings", nargs="*", help=rows)
-    given = parser.parse_args(words)
-    ablation = ABLATIONS[given.ablation]
-    known = {setting.label: setting for setting in ablation.settings}
+    labels = {name: [setting.label for setting in row.settings] for name, row in ABLATIONS.items()}
+    name, chosen, more = parse_words("ablation", "setting", labels, "scripts.sweep", argv)
+    ablation = ABLATIONS[name]
+    settings = {setting.label: setting for setting in ablation.settings}
     flags = f"--save_path runs/ablations {ablation.flags}"
-    plans = [plan(flags, setting, more) for setting in pick(known, given.settings or list(known), "setting")]
+    plans = [plan(flags, setting, more) for setting in pick(settings, chosen or labels[name], "setting")]
     must_differ(plans)
 
     results = run(plans)
     groups = {one.setting.label: runs for one, runs in zip(plans, results, strict=True)}
     config = plans[0].config
     tables = [compare_settings(config.dataset, groups, ablation.swept)]
-    page = config.save_path / config.dataset / f"ablation_{given.ablation}.md"
+    page = config.save_path / config.dataset / f"ablation_{name}.md"
     write_atomically(page, f"{ablation.title}\n\n{render_comparison(tables, markdown=True)}\n")
     print(f"\n== {ablation.title}\n\n{render_comparison(tables)}\n\nthis table: {page}")
     return 0
