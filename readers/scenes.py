@@ -162,12 +162,6 @@ def gear_scene(rng: np.random.Generator, split: str) -> Gear:
     return Gear(redraw(whole_wheel), whole_wheel(radius, direction + turn) > 0.99, redraw)
 
 
-def blank_wheel(radius: Plane, angle: Plane) -> Plane:
-    """Coverage of a wheel with teeth and bore, not drilled yet."""
-    profile = np.clip(1.6 * np.cos(TEETH * angle), -1, 1)
-    return np.clip(0.5 + OUTER + TOOTH / 2 * profile - radius, 0, 1) * np.clip(0.5 + radius - BORE, 0, 1)
-
-
 def whole_wheel(radius: Plane, angle: Plane) -> Plane:
     """Coverage of the wheel as it should be: teeth, bore, drilled holes."""
     sector = 2 * np.pi / DRILLS
