@@ -423,7 +423,7 @@ def test_the_command_prints_saves_and_fills_in(tmp_path: Path, capsys: pytest.Ca
     code, out, err = command(capsys, runs, "--out", tmp_path / "tables", "--into", page, "--marker", "demo")
     assert code == 0
     assert "carpet" in out and "|" not in out
-    assert "unfinished: " in err and "grid" in err
+    assert "unfinished and left out: " in err and "grid" in err
     saved = (tmp_path / "tables/summary.md").read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8") == f"top\n<!-- table:demo -->\n\n{saved}\n<!-- /table:demo -->\nend\n"
 
@@ -455,7 +455,7 @@ def test_the_command_explains_bad_input_in_one_line(tmp_path: Path, capsys: pyte
     cases: dict[str, list[object]] = {
         "nowhere: no such folder": [tmp_path / "nowhere"],
         "no finished run": [tmp_path / "empty"],
-        "page.md: wants the line <!-- table:demo -->": [runs, "--into", page, "--marker", "demo"],
+        "page.md: must have the line <!-- table:demo -->": [runs, "--into", page, "--marker", "demo"],
         "none.md: no such file": [runs, "--into", tmp_path / "none.md", "--marker", "demo"],
     }
     for said, arguments in cases.items():

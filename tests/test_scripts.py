@@ -158,7 +158,7 @@ def test_sk_rd4ad_on_mvtec_with_the_best_epoch_beside_the_last(mvtec: Path, run:
     assert line(table, "bottle", "image").endswith(" not published –")
     text = " ".join(table.split())
     assert "best on test: ours too" in text
-    assert "--rate 0.005: the published loop over all classes" in text
+    assert "the published loop over all classes sets the consistency weight to 0.005" in text
     assert "the best of 200 epochs on the test set (oracle)" in text
 
 
@@ -222,4 +222,4 @@ def test_icck_on_cifar10(mvtec_tree: MakeTree, run: Run, monkeypatch: pytest.Mon
     assert rows(table) == ["cat", "mean"]
     assert line(table, "cat", "image").endswith(" not published –")
     assert line(table, "mean (1 of 10)", "image").endswith(" 90.90 –")
-    assert "only the mean is sure" in " ".join(table.split())
+    assert "only the mean is certain" in " ".join(table.split())
