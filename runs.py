@@ -85,9 +85,9 @@ class Progress:
         """The epoch with the highest mean of the metrics of `rule`: {"epoch", "rule" in words, "metrics" by name}.
 
         It is chosen on test data, so it is never the result. Metrics of the rule that are undefined in some evaluation
-        are left out of the mean, and "rule" says so; where all are, image AUROC alone chooses. Of equal epochs the
-        first is taken. Undefined metrics are None in "metrics". Empty where fewer than two epochs were evaluated, or
-        where image AUROC is undefined as well.
+        are left out of the mean, which "rule" notes; if all are undefined, image AUROC alone is used. The first of
+        equal epochs is taken. Undefined metrics are None in "metrics". The result is empty for fewer than two
+        evaluations, and where image AUROC is undefined as well.
         """
         defined = [name for name in rule if self._always_defined(name)]
         chosen_by = defined or [name for name in ("image_auroc",) if self._always_defined(name)]

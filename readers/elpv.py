@@ -45,7 +45,9 @@ def default_root() -> Path:
 
 
 def read_elpv(source: Source, class_name: str, split: str) -> list[Sample]:
-    """Cells of one kind (mono, poly): the normal ones of the training blocks, or all labeled ones of the test blocks.
+    """Cells of one kind (mono, poly): the normal ones of the training blocks, or all certain ones of the test blocks.
+
+    Those with a probability of 0 or 1 are certain; see `select_cells`.
 
     Raises FileNotFoundError without labels.csv, ValueError for an unknown class or a line that is no label.
     """
@@ -79,9 +81,9 @@ def read_cells(root: Path) -> list[Cell]:
 
 
 def select_cells(cells: Iterable[Cell], kind: str, split: str, parts: Collection[int]) -> list[Sample]:
-    """The cells of one kind in these parts of the blocks, sorted by file name: for training only normal ones.
+    """The cells of one kind in these parts of the blocks, sorted by file name; only normal ones for training.
 
-    A cell is normal with probability 0 of a defect and anomalous with 1; others are left out.
+    A cell is normal if its probability of a defect is 0 and anomalous if it is 1; others are left out.
     """
     probabilities = (0,) if split == "train" else (0, 1)
     chosen = [c for c in cells if c.kind == kind and c.probability in probabilities and c.part in parts]

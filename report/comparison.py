@@ -46,13 +46,13 @@ def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swe
     warnings = differing_settings(facts, "these rows", {"variant", *swept}) + _unequal(groups)
     if len(facts["hardware"]) > 1:
         warnings.append(f"trained on different hardware, so times do not compare: {' | '.join(facts['hardware'])}")
-    said = {key: ", ".join(map(str, facts[key])) or "unknown" for key in ("epochs", "net", "image_size", "revision")}
-    teacher = said["net"] + (" with random weights" if has_random_teacher(facts) else "")
+    texts = {key: ", ".join(map(str, facts[key])) or "unknown" for key in ("epochs", "net", "image_size", "revision")}
+    teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
     classes = list(dict.fromkeys(run["class_name"] for run in all_runs))
     named = ", ".join(classes[:4]) + (f" and {len(classes) - 4} more" if len(classes) > 4 else "")
     notes = [
-        f"{count(facts['runs'], 'run')} of {named}, epochs {said['epochs']}, teacher {teacher}, {said['image_size']} "
-        f"pixels, revision {said['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
+        f"{count(facts['runs'], 'run')} of {named}, epochs {texts['epochs']}, teacher {teacher}, {texts['image_size']} "
+        f"pixels, revision {texts['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
     ]
     rows = [make_row(label, runs) for label, runs in groups.items()]
     seconds = [fmean(run.get("train_seconds") or 0 for run in runs) for runs in groups.values()]

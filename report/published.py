@@ -1,4 +1,4 @@
-"""Published metrics, looked up in published_results.csv by the names of this project; gaps stay gaps."""
+"""Published metrics, looked up in published_results.csv by the names of this project; gaps are not filled."""
 
 from __future__ import annotations
 

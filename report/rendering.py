@@ -48,13 +48,13 @@ def _results(table: Table, markdown: bool) -> list[str]:
     if markdown and len(body) > 1:  # the mean row
         body[-1] = [f"**{text}**" for text in body[-1]]
     facts = table.facts
-    said = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
-    teacher = said["net"] + (" with random weights" if has_random_teacher(facts) else "")
+    texts = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
+    teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
     notes = [
         *(f"warning: {warning}" for warning in table.warnings),
         *table.reasons,
-        f"{count(facts['runs'], 'run')}, {count(len(facts['seeds']), 'seed')} ({said['seeds']}), "
-        f"epochs {said['epochs']}, teacher {teacher}, {said['image_size']} pixels, revision {said['revision']}",
+        f"{count(facts['runs'], 'run')}, {count(len(facts['seeds']), 'seed')} ({texts['seeds']}), "
+        f"epochs {texts['epochs']}, teacher {teacher}, {texts['image_size']} pixels, revision {texts['revision']}",
         f"training {duration(facts['train_seconds'])}, scoring {duration(facts['score_seconds'])} over all runs, on "
         f"{' | '.join(facts['hardware']) or 'unknown hardware'}; {' | '.join(facts['versions']) or 'versions unknown'}",
     ]

@@ -19,14 +19,8 @@ from report.results import METRIC_TITLES, Result, run_name
 
 Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
-SETTINGS = (
-    "variant",
-    "epochs",
-    "net",
-    "teacher_weights",
-    "image_size",
-    "revision",
-)  # equal in all runs of a table, or it warns
+# These should be equal in all runs of a table; else the table has a warning.
+SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "revision")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose_classes(
-    benchmark: Benchmark, source: Source, asked: tuple[str, ...]
+    benchmark: Benchmark, source: Source, requested: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[Finding]]:
     """The classes to check, and an error for each class of the benchmark that the folder lacks."""
     try:
@@ -118,11 +118,11 @@ def choose_classes(
         if not benchmark.classes:  # the user's own images: no class can be missing
             raise
         there = ()
-    wanted = benchmark.classes if asked == ("all",) else asked
+    wanted = benchmark.classes if requested == ("all",) else requested
     if benchmark.find is None or not wanted:
         return wanted or there, []
     found = tuple(name for name in wanted if name in there)
-    if there and not found and asked == ("all",):
+    if there and not found and requested == ("all",):
         text = f"none of the classes of {benchmark.title}: checking {', '.join(there)}, without published counts"
         return there, [Finding("warning", "all", source.root, text)]
     missing = f"the class is missing: no folder with train/good under {source.root}"
