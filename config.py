@@ -1,15 +1,15 @@
 """Every choice of a run: one frozen dataclass, from which flags.py makes the command line.
 
-The fields are the truth. A field's help text, group, choices and further names stand beside it.
-`affects_results=False` marks what may change between two parts of one run without changing its numbers: where things
-lie, how many threads read them, what is printed. (Weights and checkpoints are files: the run folder compares their
-contents by hash, not their places.) None where a field may be None means "the variant's": `recipe`, `training` and
-`scoring` have what holds.
+The fields are the truth. A field's help text, group, choices and further names stand beside it. A `runtime_field` may
+change between two parts of one run without changing its numbers: where things lie, how many threads read them, what is
+printed. (Weights and checkpoints are files: the run folder compares their contents by hash, not their places.) A field
+that is None stands for the variant's setting: `recipe`, `training` and `scoring` have the value that holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import types
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset import BENCHMARKS, Source
-from methods import SKIPS, VARIANTS, Recipe, Scoring, Term, Training
-from model import TEACHERS
+from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
+from model import TEACHERS, is_resnet
 from model.precision import PRECISIONS
 from scoring.anomaly_map import MAP_MODES
 
@@ -40,7 +40,6 @@ DISTILLATION_LOSSES = {
     "mse": (("mse", 1.0),),
     "mse+cosine": (("mse", 0.5), ("cosine", 0.5)),
 }
-CONSISTENCY_RATE = 0.05  # the published default of --rate
 
 
 def field(
@@ -62,6 +61,9 @@ def field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+runtime_field = functools.partial(field, affects_results=False)
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything a user can choose. Defaults reproduce SK-RD4AD's published protocol; ranges are checked on creation.
@@ -71,30 +73,24 @@ class Config:
 
     dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS)
     classes: tuple[str, ...] = field(("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"))
-    data_path: Path | None = field(
-        None,
-        DATA,
-        "the benchmark's root, one folder per class (demo and elpv know their own place)",
-        affects_results=False,
+    data_path: Path | None = runtime_field(
+        None, DATA, "the benchmark's root, one folder per class (demo and elpv have a default)"
     )
-    train_dir: Path | None = field(None, DATA, "--dataset folder: normal images to learn from", affects_results=False)
-    test_dir: Path | None = field(
-        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", affects_results=False
+    train_dir: Path | None = runtime_field(None, DATA, "--dataset folder: normal images to learn from")
+    test_dir: Path | None = runtime_field(
+        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect"
     )
-    mask_dir: Path | None = field(
-        None, DATA, "--dataset folder: masks, laid out as --test_dir is", affects_results=False
-    )
+    mask_dir: Path | None = runtime_field(None, DATA, "--dataset folder: masks, laid out as --test_dir is")
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
 
     variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS)
     net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME")
-    weights: str = field(
-        "auto",
-        METHOD,
-        "the teacher's weights: auto (cache or download), random, or a file's path",
-        affects_results=False,
+    weights: str = runtime_field(
+        "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path"
     )
-    skips: str | None = field(None, METHOD, "which teacher levels skip to the student (default: the variant's)", SKIPS)
+    skips: str | None = field(
+        None, METHOD, "teacher levels that are added to the student's (default: the variant's)", SKIPS
+    )
     student_width: tuple[int, ...] | None = field(
         None, METHOD, "widths inside the student, finest level first, for teachers other than ResNets"
     )
@@ -108,17 +104,16 @@ class Config:
         DISTILLATION_LOSSES,
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
-    rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_RATE})")
+    rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_WEIGHT})")
     train_levels: tuple[int, ...] = field((0, 1, 2), METHOD, "levels that the losses compare; 0 is the finest")
     scconv: bool | None = field(None, METHOD, "SCConv in the bottleneck (default: the variant's)")
     simam: bool | None = field(None, METHOD, "SimAM in the bottleneck (default: the variant's)")
-    fmm: bool | None = field(None, METHOD, "hide features, generate them anew (default: the variant's)")
+    fmm: bool | None = field(
+        None, METHOD, "hide a share of the features and generate them anew (default: the variant's)"
+    )
     mask_rate: float | None = field(None, METHOD, "share of the cells that --fmm hides (default: 0.2)")
-    checkpoint: Path | None = field(
-        None,
-        METHOD,
-        "start from a published checkpoint {'bn', 'decoder'}; with --epochs 0 score it as it is",
-        affects_results=False,
+    checkpoint: Path | None = runtime_field(
+        None, METHOD, "start from a published checkpoint {'bn', 'decoder'}; --epochs 0 scores it without training"
     )
 
     epochs: int | None = field(
@@ -130,7 +125,7 @@ class Config:
     learning_rate: float | None = field(
         None, TRAINING, "Adam's step size (default: the variant's; masked 0.001, others 0.005)", names=("lr",)
     )
-    weight_decay: float | None = field(None, TRAINING, "L2 regularization by Adam (default: the variant's)")
+    weight_decay: float | None = field(None, TRAINING, "L2 penalty added to the gradient (default: the variant's)")
     patience: int | None = field(
         None,
         TRAINING,
@@ -138,61 +133,47 @@ class Config:
     )
     holdout: float = field(0.1, TRAINING, "share of the training images that --patience holds out")
     seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",))
-    deterministic: bool = field(False, TRAINING, "only operations that repeat to the bit (slower on a GPU)")
+    deterministic: bool = field(False, TRAINING, "use only operations that repeat to the bit (slower on a GPU)")
 
     levels: tuple[int, ...] = field((0, 1, 2), SCORING, "levels that make the anomaly map; 0 is the finest")
     anomaly_map: str | None = field(
         None,
         SCORING,
-        "how the levels' maps are joined; standardized: in units of their spread over training images, added "
-        "(default: the variant's; drd mean, others add)",
+        "how the levels' maps are combined; standardized: each in units of its spread over the training images, then "
+        "added (default: the variant's with a ResNet, standardized with any other teacher)",
         choices=MAP_MODES,
     )
     refine: bool | None = field(
-        None, SCORING, "raise image scores by DRD's factor of the steadiest level (default: the variant's)"
+        None, SCORING, "multiply image scores by DRD's refinement factor (default: the variant's)"
     )
     normalize: bool = field(
         False, SCORING, "also write scores in 0..1 and decisions by the F1-optimal threshold, as anomalib does"
     )
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
     seg: bool = field(True, SCORING, "1: pixel metrics and AUPRO beside the image metrics; 0: image metrics only")
-    print_epoch: int = field(
-        0,
-        SCORING,
-        "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only",
-        affects_results=False,
+    print_epoch: int = runtime_field(
+        0, SCORING, "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only"
     )
 
-    save_path: Path = field(Path("runs"), OUTPUT, "root of the run folders", affects_results=False)
-    name: str | None = field(
-        None, OUTPUT, "folder name in place of the variant's, for ablations", affects_results=False
+    save_path: Path = runtime_field(Path("runs"), OUTPUT, "root of the run folders")
+    name: str | None = runtime_field(None, OUTPUT, "folder name in place of the variant's, for ablations")
+    resume: bool = runtime_field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1")
+    fresh: bool = runtime_field(False, OUTPUT, "discard these runs, finished or not, and run them again")
+    vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image")
+    img_path: Path | None = runtime_field(None, OUTPUT, "where overlays go (default: the run folder)")
+    print_loss: bool = runtime_field(True, OUTPUT, "print a line per epoch")
+    print_scores: bool = runtime_field(
+        False, OUTPUT, "print every test image's label and score", names=("print_canshu",)
     )
-    resume: bool = field(
-        True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1", affects_results=False
-    )
-    fresh: bool = field(
-        False, OUTPUT, "discard what these runs have, finished or not, and run again", affects_results=False
-    )
-    vis: bool = field(False, OUTPUT, "save an overlay of every test image", affects_results=False)
-    img_path: Path | None = field(None, OUTPUT, "where overlays go (default: the run folder)", affects_results=False)
-    print_loss: bool = field(True, OUTPUT, "print a line per epoch", affects_results=False)
-    print_scores: bool = field(
-        False, OUTPUT, "print every test image's label and score", names=("print_canshu",), affects_results=False
-    )
-    print_max: bool = field(
-        False,
-        OUTPUT,
-        "also print the best metrics over the epochs (`oracle`: chosen on test data)",
-        affects_results=False,
+    print_max: bool = runtime_field(
+        False, OUTPUT, "also print the metrics of the epoch that is best on the test set (`oracle`: not a result)"
     )
 
-    device: str = field(
-        "auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", affects_results=False
-    )
+    device: str = runtime_field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps")
     precision: str = field(
         "fp32",
         MACHINE,
-        "what the networks compute with; auto: bf16 where processor or GPU is made for it",
+        "what the networks compute with; auto: bf16 where processor or GPU has it in hardware",
         choices=PRECISIONS,
     )
     fast: bool = field(
@@ -202,25 +183,19 @@ class Config:
         "freed memory; results are equal up to rounding",
     )
     compile: bool = field(False, MACHINE, "compile the network that scores, which takes a minute or two once")
-    workers: int = field(
-        min(8, os.cpu_count() or 1), MACHINE, "threads that read and resize images ahead", affects_results=False
-    )
-    cache: str = field(
+    workers: int = runtime_field(min(8, os.cpu_count() or 1), MACHINE, "threads that read and resize images ahead")
+    cache: str = runtime_field(
         "auto",
         MACHINE,
         "kept across epochs: the teacher's features in memory or in files of --cache_dir, the images, or nothing",
         choices=("auto", "features", "file", "images", "none"),
-        affects_results=False,
     )
-    cache_gb: float = field(4.0, MACHINE, "most memory for --cache auto, in GiB", affects_results=False)
-    cache_dir: Path | None = field(
-        None,
-        MACHINE,
-        "folder of features in files, shared by runs with the same images and teacher",
-        affects_results=False,
+    cache_gb: float = runtime_field(4.0, MACHINE, "most memory for --cache auto, in GiB")
+    cache_dir: Path | None = runtime_field(
+        None, MACHINE, "folder of features in files, shared by runs with the same images and teacher"
     )
-    checkpoint_seconds: float = field(
-        60.0, MACHINE, "least time between two resume points; 0 = one after every epoch", affects_results=False
+    checkpoint_seconds: float = runtime_field(
+        60.0, MACHINE, "least time between two resume points; 0 = one after every epoch"
     )
 
     def __post_init__(self) -> None:
@@ -253,26 +228,26 @@ class Config:
         for name in ("seeds", "classes", "levels"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                problems.append(f"--{name} {' '.join(map(str, values))}: wants one or more, each once")
+                problems.append(f"--{name} {' '.join(map(str, values))}: give one or more, each once")
         if self.student_width is not None and (len(self.student_width) != 3 or min(self.student_width) < 1):
-            problems.append(f"--student_width {self.student_width}: wants three widths, finest level first")
+            problems.append(f"--student_width {self.student_width}: give three widths, finest level first")
         if self.student_blocks is not None and self.student_blocks < 1:
             problems.append(f"--student_blocks {self.student_blocks}: must be at least 1")
         for flag in ("train_dir", "test_dir", "mask_dir"):
             if getattr(self, flag) is not None and self.dataset != "folder":
                 problems.append(f"--{flag}: belongs to --dataset folder, found --dataset {self.dataset}")
         if self.dataset == "folder" and self.train_dir is None and self.data_path is None:
-            problems.append("--dataset folder: wants --train_dir, a folder of normal images (or --data_path)")
+            problems.append("--dataset folder: needs --train_dir, a folder of normal images (or --data_path)")
         if self.cache == "file" and self.cache_dir is None:
-            problems.append("--cache file: wants --cache_dir, the folder for the teacher's features")
+            problems.append("--cache file: needs --cache_dir, the folder for the teacher's features")
         if self.name is not None and (not self.name or Path(self.name).name != self.name):
-            problems.append(f"--name {self.name!r}: wants a plain folder name")
+            problems.append(f"--name {self.name!r}: must be a plain folder name")
         if self.variant in VARIANTS and self.rate is not None and not self.consistency:
             problems.append("--rate: weighs the consistency loss, which is off here; add --layerloss 1")
         if not problems:
             recipe = self.recipe  # raises what cannot be
             if self.mask_rate is not None and not recipe.fmm:
-                problems.append("--mask_rate: nothing is hidden here; add --fmm 1")
+                problems.append("--mask_rate: no features are hidden here; add --fmm 1")
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -301,7 +276,7 @@ class Config:
             distilling = [Term(name, weight, pairs) for name, weight in DISTILLATION_LOSSES[self.loss]]
             terms = [*distilling, *(term for term in terms if term.pairs != pairs)]
         if self.consistency:
-            term = consistency[0] if consistency else Term("consistency", CONSISTENCY_RATE, recipe.losses[0].pairs)
+            term = consistency[0] if consistency else Term("consistency", CONSISTENCY_WEIGHT, recipe.losses[0].pairs)
             terms.append(term if self.rate is None else term._replace(weight=self.rate))
         return tuple(terms)
 
@@ -315,9 +290,14 @@ class Config:
 
     @property
     def scoring(self) -> Scoring:
-        """How this run is scored: the variant's settings with this run's changes."""
-        changes = self._given("levels", "anomaly_map", "score_num", "refine")
-        return replace(VARIANTS[self.variant].scoring, **changes)
+        """How this run is scored: the variant's settings with this run's changes.
+
+        Teachers other than ResNets have the standardized map as their default.
+        """
+        scoring = VARIANTS[self.variant].scoring
+        if not is_resnet(self.net):  # signed features of few channels; measured in docs/results.md
+            scoring = replace(scoring, anomaly_map="standardized")
+        return replace(scoring, **self._given("levels", "anomaly_map", "score_num", "refine"))
 
     def _given(self, *names: str) -> dict[str, Any]:
         """The fields of these names that are not None."""
@@ -416,7 +396,7 @@ def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, 
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A plain JSON value as the field's type wants it."""
+    """A plain JSON value as a value of the field's type."""
     kind = kind_of(hint)
     if value is None:
         return None

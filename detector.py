@@ -99,7 +99,7 @@ class Detector:
 
     @functools.cached_property
     def network(self) -> Distiller:
-        """The network for inference: a copy with its batch norms folded, compiled where the Config wants that."""
+        """The network for inference: a copy with its batch norms folded, compiled with --compile."""
         network = self.distiller.to_inference()
         if self.config.compile:
             from torch._inductor import config as inductor_config  # slow to import
@@ -135,9 +135,9 @@ class Detector:
             yield scores.cpu().numpy(), maps.cpu().numpy()
 
     def evaluate(self, images: ImageSet, keep_maps: bool = False) -> Evaluation:
-        """Score a test set once: image metrics always, pixel metrics where there are masks and --seg wants them.
+        """Score a test set once: image metrics always, pixel metrics where there are masks and --seg is on.
 
-        Maps are held until the pixel metrics are computed, and kept where asked; 10,000 of 256 pixels are 2.6 GB.
+        Maps are held until the pixel metrics are computed, and kept on request; 10,000 of 256 pixels are 2.6 GB.
         """
         with_pixels = self.config.seg and images.has_masks
         scores = np.empty(len(images), np.float32)

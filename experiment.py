@@ -16,7 +16,7 @@ from dataset import BENCHMARKS, ImageSet, find_classes, locate
 from detector import Detector, Evaluation, frozen_teacher
 from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
-from methods.synthetic_anomalies import painter
+from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
 from report.overlays import OverlayWriter
 from runs import Progress, Run
@@ -40,7 +40,7 @@ class Experiment:
 
     @cached_property
     def distiller(self) -> Distiller:
-        """Teacher, bottleneck and student as the recipe wants them, from a published checkpoint if one is given.
+        """Teacher, bottleneck and student as the recipe says, from a published checkpoint if one is given.
 
         The random state is set here, just before the parts are built: what was done before cannot change them.
         """
@@ -49,8 +49,21 @@ class Experiment:
         distiller = build_distiller(self.config.recipe, teacher)
         if self.config.checkpoint is not None:
             load_published(self.config.checkpoint, distiller)
+            print(f"{self.config.title}: {self._checkpoint_note()}")
         distiller = distiller.to(self.device)
         return distiller.use_fast_gradients() if self.config.fast else distiller
+
+    def _checkpoint_note(self) -> str:
+        """What was assumed of a published checkpoint: its names do not tell RD4AD from SK-RD4AD."""
+        config = self.config
+        skips = ", ".join(f"E{skip.source + 1}" for skip in config.recipe.skips) or "none"
+        other = "rd4ad" if config.recipe.skips else "sk_rd4ad"
+        note = f"{config.checkpoint} was read as --variant {config.variant} (skips: {skips})"
+        if config.recipe.projection:
+            return note
+        return (
+            f"{note}; files of RD4AD and SK-RD4AD have the same names: if it is the other kind, use --variant {other}"
+        )
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -97,8 +110,14 @@ class Experiment:
         return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
 
     @cached_property
+    def corruption(self) -> Corruption | None:
+        """What paints synthetic anomalies on training images, where the recipe has any."""
+        name, (class_name,), (seed,) = self.config.recipe.corruption, self.config.classes, self.config.seeds
+        return None if name is None else build_corruption(name, seed, self.config.image_size, class_name)
+
+    @cached_property
     def features(self) -> FeatureCache:
-        """The teacher's features of the training images, cached as the Config wants it."""
+        """The teacher's features of the training images, cached as --cache says."""
         return self.cache_features(self.train_images)
 
     @cached_property
@@ -108,10 +127,10 @@ class Experiment:
 
     def cache_features(self, images: ImageSet) -> FeatureCache:
         """A cache over some of the normal images, filled anew."""
-        config, corruption = self.config, self.config.recipe.corruption
+        config = self.config
         policy = CachePolicy(config.cache, config.cache_gb, config.cache_dir)
-        corrupt = None if corruption is None else painter(corruption, config.seeds[0], config.image_size)
-        return FeatureCache(self.teacher, images, policy, config.training.batch_size, config.workers, corrupt)
+        batch_size, workers = config.training.batch_size, config.workers
+        return FeatureCache(self.teacher, images, policy, batch_size, workers, self.corruption)
 
     def detector(self) -> Detector:
         """The distiller in its present state, with what scoring needs to know of the training images."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dataset import ImageSet, image_batches
 from methods.pairs import TeacherFeatures
-from methods.synthetic_anomalies import Painter
+from methods.synthetic_anomalies import Corruption
 from model.teacher import Teacher
 from readers.base import file_stamp
 from scoring.anomaly_map import cosine_distance
@@ -36,7 +36,7 @@ KEY = "key.json"
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What of the training images is kept from epoch to epoch.
+    """What is cached of the training images from epoch to epoch.
 
     features  the teacher's features, in memory          images  the resized images, uint8, in memory
     file      the features in memory-mapped files        none    nothing
@@ -76,7 +76,7 @@ class FeatureCache:
         policy: CachePolicy = CachePolicy(),
         batch_size: int = 16,
         workers: int = 0,
-        corrupt: Painter | None = None,
+        corrupt: Corruption | None = None,
     ) -> None:
         self.teacher, self.images, self.workers, self.corrupt = teacher, images, workers, corrupt
         self.device = teacher.device

@@ -24,7 +24,7 @@ from torchvision import transforms
 
 from dataset import Sample
 
-RATE = 0.05  # weight of the consistency loss
+RATE = 0.005  # weight of the consistency loss
 TEACHERS = {
     "wide_res50": torchvision.models.wide_resnet50_2,
     "res50": torchvision.models.resnet50,

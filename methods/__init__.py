@@ -3,9 +3,10 @@
 from methods.build import build_distiller
 from methods.pairs import StepFeatures, TeacherFeatures
 from methods.recipe import Recipe, Scoring, Term, Training
-from methods.variants import SKIPS, VARIANTS
+from methods.variants import CONSISTENCY_WEIGHT, SKIPS, VARIANTS
 
 __all__ = [
+    "CONSISTENCY_WEIGHT",
     "SKIPS",
     "VARIANTS",
     "Recipe",

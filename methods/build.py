@@ -16,7 +16,7 @@ from model.teacher import Teacher
 
 
 def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
-    """The parts that `recipe` asks for around `teacher`.
+    """A network of the recipe's parts around `teacher`.
 
     A ResNet's bottleneck and student mirror it, as published; another teacher's are of plain residual blocks, whose
     widths and counts the recipe gives. Raises ValueError when the recipe gives them for a ResNet.

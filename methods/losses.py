@@ -1,7 +1,7 @@
 """The losses by name, each a pure function of pairs -> a scalar >= 0.
 
 A pair is (target, prediction), both of one shape (B, ...); pairs come finest level first. Half-precision features are
-computed with in fp32, also under autocast.
+converted to fp32 first, also under autocast.
 """
 
 from __future__ import annotations

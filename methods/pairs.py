@@ -18,7 +18,7 @@ from scoring.anomaly_map import Pair, anomaly_map
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """The teacher's features of a batch of normal images, and of the same images corrupted where a variant wants that.
+    """The teacher's features of a batch of normal images, and of the same images corrupted, where a variant uses them.
 
     clean, corrupted  E1, E2, E3: three levels, finest first, (B, C, H, W) each
     corruption_map    (B, 1, S, S) in [0, 2]: how far each pixel was changed; 0 where it was not
@@ -30,7 +30,7 @@ class TeacherFeatures:
 
 
 class StepFeatures:
-    """All features of one training step, each computed when a pair set first asks for it.
+    """All features of one training step, each computed on first use.
 
     levels  the levels that the losses compare; 0 is the finest
     noise   standard deviation of the Gaussian noise on the corrupted features
@@ -48,7 +48,7 @@ class StepFeatures:
 
     @cached_property
     def corrupted(self) -> list[Tensor]:
-        """The teacher's features of the corrupted images, with noise where the recipe wants some.
+        """The teacher's features of the corrupted images, with the recipe's noise.
 
         DRD's code adds the noise in place, so its segmentation compares with the noisy features as well.
         """

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from methods.losses import LOSSES
 from methods.pairs import PAIRS
-from methods.synthetic_anomalies import DAMAGES
+from methods.synthetic_anomalies import CORRUPTIONS
 from model.bottleneck import FUSIONS
 from model.student import Skip
 
@@ -77,9 +77,9 @@ class Recipe:
     fmm             the student's features are partly hidden and generated anew before they are compared
     mask_rate       share of the cells that `fmm` hides; `mask_in_scoring`: not only while training
     projection      a trained projection between the teacher and the bottleneck
-    corruption      synthetic anomalies in a second view of the images, one of
-                    `methods.synthetic_anomalies.DAMAGES`, or None
-    feature_noise   standard deviation of Gaussian noise on the corrupted view's features
+    corruption      synthetic anomalies on a second copy of the images, one of
+                    `methods.synthetic_anomalies.CORRUPTIONS`, or None
+    feature_noise   standard deviation of Gaussian noise on the corrupted images' features
     anomalib        the bottleneck's residual blocks as anomalib builds them: inner width 64 per 64 planes whatever the
                     teacher's, and two basic blocks for ResNet-34 too
     student_width   channels inside the three levels, finest first, of the student of a teacher that is not a ResNet;
@@ -119,12 +119,12 @@ class Recipe:
             needed = PAIRS[term.pairs]
             if needed.needs_corruption and self.corruption is None:
                 raise ValueError(
-                    f"the loss {term.label} needs corrupted images: corruption is one of {', '.join(DAMAGES)}"
+                    f"the loss {term.label} needs corrupted images: corruption is one of {', '.join(CORRUPTIONS)}"
                 )
             if needed.needs_projection and not self.projection:
                 raise ValueError(f"the loss {term.label} needs a projection, which this variant does not have")
-        if self.corruption not in (None, *DAMAGES):
-            raise ValueError(f"unknown corruption {self.corruption!r}: choose from {', '.join(DAMAGES)}")
+        if self.corruption not in (None, *CORRUPTIONS):
+            raise ValueError(f"unknown corruption {self.corruption!r}: choose from {', '.join(CORRUPTIONS)}")
         if self.fusion not in FUSIONS:
             raise ValueError(f"unknown fusion {self.fusion!r}: choose from {', '.join(FUSIONS)}")
         levels = self.train_levels

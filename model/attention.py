@@ -1,4 +1,4 @@
-"""Attention of ICCK's bottleneck: SCConv (thins out redundant positions, then channels) and SimAM (no parameters).
+"""Attention of ICCK's bottleneck: SCConv (reduces redundant positions, then channels) and SimAM (no parameters).
 
 Sources: ICCK, masked reverse distillation (DOI 10.62762/CJIF.2024.734267), whose formulas could not be read; SCConv
 (CVPR 2023) and SimAM (ICML 2021) by their published code, settings included.

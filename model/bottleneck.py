@@ -1,4 +1,4 @@
-"""The bottleneck: three levels of the teacher fused, attended to, and squeezed into one embedding."""
+"""The bottleneck: the teacher's three levels are fused and compressed into one embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading files of weights, with errors that fit on a line."""
+"""Reading weight files and loading states, with errors of one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_torch_file(path: Path, flag: str) -> Any:
         raise FileNotFoundError(f"no file {path}: {flag} must name a file written by torch.save")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the file makes the unpickler stumble over
+    except Exception as error:  # the unpickler raises many kinds
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
         raise ValueError(f"cannot read {path}, which {flag} names, as tensors ({reason})") from error
 

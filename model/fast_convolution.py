@@ -1,4 +1,4 @@
-"""Convolutions whose weights' gradient is a handful of matrix products: on a processor faster than torch's own way."""
+"""Convolutions whose weight gradients are matrix products: on a processor faster than torch's own algorithm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def use_fast_gradients(network: nn.Module) -> None:
-    """Put `Conv2d` and `ConvTranspose2d` of this module in the place of torch's, with the very same parameters.
+    """Replace torch's `Conv2d` and `ConvTranspose2d` by those of this module, with the same parameters.
 
     Convolutions with a bias, groups, dilation or another padding than zeros stay as they are.
     """
@@ -30,7 +30,7 @@ def _is_plain(convolution: Any) -> bool:
 
 
 class _FastGradientMixin:
-    """What both classes share."""
+    """What the two classes below share."""
 
     @classmethod
     def of(cls, other: Any) -> Any:
@@ -42,13 +42,13 @@ class _FastGradientMixin:
         return made.train(other.training)  # type: ignore[attr-defined]
 
     def _use_fast_gradient(self, x: Tensor) -> bool:
-        """Not on a GPU, and not in half precision, where torch's own way has not been measured against this one."""
+        """False on a GPU and in half precision, where the two algorithms have not been measured against each other."""
         plain = self.bias is None and torch.is_grad_enabled()  # type: ignore[attr-defined]
         return plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 class Conv2d(_FastGradientMixin, nn.Conv2d):
-    """As torch's, on a processor in fp32 or float64 with another way to the same gradient."""
+    """As torch's, on a processor in fp32 or float64 with another algorithm for the same gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._use_fast_gradient(x):
@@ -57,7 +57,7 @@ class Conv2d(_FastGradientMixin, nn.Conv2d):
 
 
 class ConvTranspose2d(_FastGradientMixin, nn.ConvTranspose2d):
-    """As torch's, on a processor in fp32 or float64 with another way to the same gradient."""
+    """As torch's, on a processor in fp32 or float64 with another algorithm for the same gradient."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None or not self._use_fast_gradient(x):
@@ -92,10 +92,10 @@ class _Convolution(torch.autograd.Function):
 def weight_gradient(x: Tensor, gradient: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """Input (B, C, H, W) and output gradient (B, D, h, w) of a convolution -> its weights' gradient (D, C, k, k).
 
-    Of a transposed convolution the two change places. Both are laid out as matrices of a row per pixel; the input once
+    For a transposed convolution the two change places. Both are laid out as matrices of a row per pixel; the input once
     for each remainder of rows and columns by the stride. At each of the k x k places of the kernel the gradient is then
     one product of the two, shifted against each other by whole rows of the matrix: rows and columns of zeros between
-    lines and images keep what is not neighbored apart. Fastest for tensors laid out channels last.
+    lines and images separate what is not adjacent. Fastest for tensors laid out channels last.
     """
     height, width = gradient.shape[-2:]
     shifts = [divmod(place - padding, stride) for place in range(kernel)]  # (pixels, remainder)

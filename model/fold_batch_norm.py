@@ -1,4 +1,4 @@
-"""Batch norms that no longer change, put into the convolutions before them: the same function in fewer passes."""
+"""Frozen batch norms folded into the convolutions before them: the same function in fewer passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ICCK's feature masking: hide cells of a student level, and let two convolutions rebuild them from what is visible."""
+"""ICCK's feature masking: cells of a student level are hidden and generated anew from the visible ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RD++'s projection between the teacher and the bottleneck: normal features pass, damage is to be left behind."""
+"""RD++'s projection between the teacher and the bottleneck: it passes normal features and suppresses others."""
 
 from __future__ import annotations
 

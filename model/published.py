@@ -23,11 +23,15 @@ BOTTLENECK_NAMES = {
 }
 PROJECTION_NAMES = {"proj_a.proj": "levels.0", "proj_b.proj": "levels.1", "proj_c.proj": "levels.2"}
 STUDENT_NAMES = {"layer1": "stages.2", "layer2": "stages.1", "layer3": "stages.0"}  # layer1 makes the coarsest level
-NEVER_CALLED = ("conv4.", "bn4.")
+NEVER_CALLED = ("conv4.", "bn4.")  # built by the published code and never called
 
 
 def load_published(path: Path | str, distiller: Distiller) -> None:
-    """Put a published checkpoint's weights into `distiller`, of the same backbone, with or without skips.
+    """Load a published checkpoint's weights into `distiller`, of the same backbone, with or without skips.
+
+    Files of RD4AD and SK-RD4AD have the same names and shapes: nothing in a file tells whether it was trained with
+    skips. Layers that the published code never calls are dropped, and so are a bottleneck's "memory" keys, as RD4AD's
+    own test script does.
 
     Raises FileNotFoundError when there is no file, ValueError when it is no such checkpoint, was saved without its
     bottleneck, has a projection where `distiller` has none or the reverse, or is of another backbone or variant.
@@ -35,7 +39,7 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
     path = Path(path)
     content = read_torch_file(path, "--checkpoint")
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} is no published checkpoint: it holds a {type(content).__name__}, not a table")
+        raise ValueError(f"{path} is no published checkpoint: it holds a {type(content).__name__}, not a dict")
     if distiller.teacher.resnet is None:
         raise ValueError(f"{path}: published checkpoints are of ResNets, not of --net {distiller.teacher.name}")
     if not isinstance(distiller.bottleneck.fusion, MFF) or distiller.student.generation:
@@ -54,7 +58,9 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
         raise ValueError(f"{path} is no published checkpoint: wanted the parts bn and decoder, found {found}")
     kind = f"as a checkpoint of {distiller.teacher.name}"
     bottleneck, student = _plain(content["bn"]), _plain(content["decoder"])
-    bottleneck = {name: value for name, value in bottleneck.items() if not name.startswith(NEVER_CALLED)}
+    dropped = [name for name in bottleneck if name.startswith(NEVER_CALLED) or "memory" in name]
+    for name in dropped:
+        del bottleneck[name]
     load_checked(distiller.bottleneck, _renamed(bottleneck, BOTTLENECK_NAMES), f"the bottleneck of {path} {kind}")
     load_checked(distiller.student, _renamed(student, STUDENT_NAMES), f"the decoder of {path} {kind}")
     if distiller.projection is not None:

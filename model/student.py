@@ -1,4 +1,4 @@
-"""The student: rebuilds the teacher's levels from the embedding, coarsest to finest."""
+"""The student: reconstructs the teacher's levels from the embedding, coarsest to finest."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Skip:
     """The teacher's level `source` is added to the student's before the stage that makes level `into` reads it.
 
     Levels count from 0, the finest. A stage reads the level one coarser than the one it makes, so `into` is
-    `source - 1`: the teacher never helps with the level that it is compared on. Raises ValueError otherwise.
-    Source: SK-RD4AD's non-corresponding skips (E3 helps to rebuild E2, E2 to rebuild E1).
+    `source - 1`: no level is helped by the teacher level that it is compared with. Raises ValueError otherwise.
+    Source: SK-RD4AD's non-corresponding skips (E3 enters the stage that makes D2, E2 the one that makes D1).
     """
 
     source: int

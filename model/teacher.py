@@ -22,7 +22,7 @@ from utils import file_sha256
 Triple = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-COARSEST = 32  # the embedding's stride: one pixel of it sees this many image pixels a side
+COARSEST = 32  # the embedding's stride: one of its pixels spans this many image pixels a side
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,11 @@ class ResNetLevels(nn.Module):
         return [fine, middle, self.layer3(middle)]  # E1, E2, E3
 
 
+def is_resnet(name: str) -> bool:
+    """Whether `name` is one of the ResNets of `TEACHERS`, which the published methods use."""
+    return name in TEACHERS and TEACHERS[name].resnet is not None
+
+
 def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Teacher:
     """A teacher of `TEACHERS`, or `timm/NAME` for any timm model with levels at strides 4, 8 and 16.
 
@@ -183,7 +188,7 @@ def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Tea
              otherwise a file; one that fits but is not the row's own is taken with a warning
 
     The global random state is left as it was. Raises ValueError for an unknown name or a file that is not what it
-    should be, FileNotFoundError for one that cannot be had.
+    should be, FileNotFoundError for one that is not available.
     """
     # Whatever the weights: what comes after the teacher draws the same numbers.
     with torch.random.fork_rng(devices=[]):
@@ -209,7 +214,7 @@ def _load_weights(net: nn.Module, name: str, row: TeacherSpec, weights: str | Pa
     digest = file_sha256(path) if path.is_file() else ""
     found = f"its SHA-256 begins with {digest[:8]}, not {row.sha256}"
     if weights == "auto" and not digest.startswith(row.sha256):
-        raise ValueError(f"{path} is damaged or another file: {found}; delete it, or name a file by --weights FILE")
+        raise ValueError(f"{path} is corrupt or another file: {found}; delete it, or name a file by --weights FILE")
     state = read_torch_file(path, "--weights")
     load_checked(net, row.rename(state) if isinstance(state, dict) else state, f"{path} as weights of {name}")
     if not digest.startswith(row.sha256):

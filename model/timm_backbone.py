@@ -28,10 +28,10 @@ def cut_timm(model: str, name: str, **options: Any) -> tuple[nn.Module, tuple[in
         info = timm.create_model(model, features_only=True, pretrained=False).feature_info
         found = dict(zip(info.reduction(), info.out_indices, strict=True))  # the deepest level of each stride
     except (RuntimeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"--net {name} cannot serve: timm gives no levels of it ({first_line(error)})") from error
+        raise ValueError(f"--net {name} cannot be used: timm gives no levels of it ({first_line(error)})") from error
     if not set(STRIDES) <= set(found):
         strides = ", ".join(map(str, found))
-        raise ValueError(f"--net {name} cannot serve: its levels have strides {strides}, but 4, 8, 16 are needed")
+        raise ValueError(f"--net {name} cannot be used: its levels have strides {strides}, but 4, 8, 16 are needed")
     indices = tuple(found[stride] for stride in STRIDES)
     net = timm.create_model(model, features_only=True, out_indices=indices, **options)
     # timm cuts most models after the last level asked for, but not those that it builds of `blocks`.
@@ -45,14 +45,14 @@ def build_timm(name: str, weights: str | Path, seed: int) -> tuple[Any, tuple[in
     """The model `timm/NAME`, its levels' channels, and where its weights come from.
 
     Raises ValueError as `cut_timm` does, for a model whose levels have another layout and for a file that does not fit;
-    FileNotFoundError for weights that cannot be had.
+    FileNotFoundError for weights that are not available.
     """
     model = name.removeprefix("timm/")
     if weights == "random":
         net, channels = cut_timm(model, name)
         origin = f"random:{seed}"
     elif weights == "auto":
-        cut_timm(model, name)  # so that below nothing is wrong but the weights
+        cut_timm(model, name)  # so that an error below is one of the weights
         try:
             net, channels = cut_timm(model, name, pretrained=True)
         except Exception as error:  # the hub's library, the network and the disk each have their own kinds
@@ -86,9 +86,11 @@ def _check_levels(net: nn.Module, channels: tuple[int, int, int], name: str) -> 
         with torch.no_grad():
             found = [tuple(level.shape) for level in net.eval()(torch.zeros(1, 3, side, side))]
     except (RuntimeError, AssertionError) as error:  # a model for one image size
-        raise ValueError(f"--net {name} cannot serve: it takes no {side}x{side} image ({first_line(error)})") from error
+        raise ValueError(
+            f"--net {name} cannot be used: it rejects {side}x{side} images ({first_line(error)})"
+        ) from error
     if found != wanted:
-        raise ValueError(f"--net {name} cannot serve: its levels have shapes {found}, not {wanted}")
+        raise ValueError(f"--net {name} cannot be used: its levels have shapes {found}, not {wanted}")
 
 
 def _import_timm(name: str) -> Any:

@@ -26,7 +26,7 @@ LITE0_INVERTED = {
 def hub_file(name: str, file: str, sha256: str) -> Path:
     """The path of `file` in torch.hub's folder, downloaded from PyTorch where it is not there yet.
 
-    Raises FileNotFoundError when it cannot be had.
+    Raises FileNotFoundError when it is not available.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():

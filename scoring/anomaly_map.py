@@ -1,7 +1,7 @@
 """Where teacher and student disagree: distances, anomaly maps and image scores. Pure functions of tensors.
 
 A pair is (teacher, student), both (B, C, H, W); pairs come finest level first. Half-precision features are
-computed with in fp32, also under autocast.
+converted to fp32 first, also under autocast.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def level_maps(pairs: Sequence[Pair], size: int, sigma: float = 4.0) -> Tensor:
 
 @dataclass(frozen=True)
 class MapStatistics:
-    """What each level's map looks like on normal images: its mean and spread at each place, (levels, S, S) both.
+    """The mean and spread of each level's map over normal images, at each place: (levels, S, S) both.
 
     The spread is the standard deviation at that place plus that of the whole level: where normal images hardly differ,
     a small difference does not become a large one.
@@ -100,7 +100,7 @@ def image_score(maps: Tensor, top: int = 1) -> Tensor:
 
 
 def score_refinement_factor(pairs: Sequence[Pair], size: int) -> Tensor:
-    """Pairs -> (B,), at least 1: the factor by which DRD raises an image score.
+    """Pairs -> (B,), at least 1: DRD's factor on an image score.
 
     1 + the largest value of one level's distances before upsampling: of the level whose upsampled map varies least over
     the image. Source: the published DRD code.

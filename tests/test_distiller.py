@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from engine import compute_losses
 from methods import SKIPS, VARIANTS, Recipe, TeacherFeatures, Term, build_distiller
-from methods.synthetic_anomalies import painter
+from methods.synthetic_anomalies import build_corruption
 from model import TEACHERS, Skip, build_teacher
 from model.projection import Projection
 from scoring.anomaly_map import cosine_distance
@@ -48,7 +48,7 @@ def look(distiller, recipe, images):
     clean = distiller.teacher(images)
     if recipe.corruption is None:
         return TeacherFeatures(clean)
-    painted = painter(recipe.corruption, 0, images.shape[-1])(images, np.random.default_rng(0))
+    painted = build_corruption(recipe.corruption, 0, images.shape[-1])(images, np.random.default_rng(0))
     damage = cosine_distance(distiller.teacher.normalize(painted), distiller.teacher.normalize(images))
     return TeacherFeatures(clean, distiller.teacher(painted), damage[:, None])
 

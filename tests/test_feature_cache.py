@@ -12,7 +12,7 @@ import torch
 from dataset import ImageSet
 from feature_cache import KEY, CachePolicy, FeatureCache, stored_levels
 from flags import parse
-from methods.synthetic_anomalies import painter
+from methods.synthetic_anomalies import build_corruption
 from model import Distiller, Teacher, build_teacher
 
 
@@ -44,12 +44,12 @@ def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: Imag
 
 @pytest.mark.parametrize("cache", ["features", "images", "none"])
 def test_every_cache_gives_the_same_corrupted_view(distiller: Distiller, images: ImageSet, cache: str) -> None:
-    corrupt = painter("copy_paste", 0, 64)
+    corrupt = build_corruption("copy_paste", 0, 64)
     found = []
     for kind in (cache, "none"):
-        targets = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=corrupt)
+        filled = FeatureCache(distiller.teacher, images, CachePolicy(kind), corrupt=corrupt)
         torch.manual_seed(3)
-        found.append(list(targets.batches([2, 0, 1], 2)))
+        found.append(list(filled.batches([2, 0, 1], 2)))
     for ours, theirs in zip(*found, strict=True):
         assert ours.corrupted is not None and theirs.corrupted is not None
         assert ours.corruption_map is not None and ours.corruption_map.shape[1:] == (1, 64, 64)
@@ -98,8 +98,8 @@ def counted(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return looked
 
 
-def levels_of(targets: FeatureCache) -> list[list[torch.Tensor]]:
-    return [features.clean for features in targets.batches([4, 0, 2, 1, 3], 2)]
+def levels_of(cache: FeatureCache) -> list[list[torch.Tensor]]:
+    return [features.clean for features in cache.batches([4, 0, 2, 1, 3], 2)]
 
 
 def test_features_in_files_are_those_in_memory_and_are_made_once(
@@ -168,11 +168,12 @@ def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_
     assert CachePolicy("auto", 4, tmp_path / "not" / "yet").choose(5 * gib, gib, True) == "file"
     assert CachePolicy("auto", 4, tmp_path).choose(2**60, gib, False) == "images"
     assert CachePolicy("auto", 4, tmp_path).choose(2**60, 5 * gib, False) == "none"
-    with pytest.raises(ValueError, match="--cache file: wants --cache_dir"):
+    with pytest.raises(ValueError, match="--cache file: needs --cache_dir"):
         parse(["--cache", "file"])
 
 
 def test_synthetic_anomalies_go_with_features_in_files(teacher: Teacher, images: ImageSet, tmp_path: Path) -> None:
-    targets = FeatureCache(teacher, images, CachePolicy("file", folder=tmp_path), corrupt=painter("copy_paste", 0, 64))
-    (features, *_) = targets.batches([0, 1, 2], 2)
+    corrupt = build_corruption("copy_paste", 0, 64)
+    cache = FeatureCache(teacher, images, CachePolicy("file", folder=tmp_path), corrupt=corrupt)
+    (features, *_) = cache.batches([0, 1, 2], 2)
     assert features.corrupted is not None and len(features.corrupted[0]) == 2

@@ -241,6 +241,27 @@ def test_a_published_checkpoint_is_scored_as_it_is(
     assert scored[0] != scored[1]
 
 
+@pytest.mark.parametrize(
+    ("variant", "skips", "other"), [("rd4ad", "none", "sk_rd4ad"), ("sk_rd4ad", "E3, E2", "rd4ad")]
+)
+def test_a_checkpoint_is_never_read_silently_without_its_skips(
+    variant: str,
+    skips: str,
+    other: str,
+    mvtec_tree: MakeTree,
+    tmp_path: Path,
+    train_command: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """RD4AD's and SK-RD4AD's files have the same names: the variant that was assumed is said."""
+    torch.save(published_state("res18"), tmp_path / "published.pth")
+    flags = ["--data_path", mvtec_tree(), "--net", "res18", "--weights", "random", "--epochs", 0, "--variant", variant]
+    flags += ["--save_path", tmp_path / "runs", "--checkpoint", tmp_path / "published.pth"]
+    assert train_command(*flags) == 0
+    said = capsys.readouterr().out
+    assert f"read as --variant {variant} (skips: {skips})" in said and f"use --variant {other}" in said
+
+
 def test_a_class_result_does_not_depend_on_the_classes_before_it(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
 ) -> None:

@@ -169,6 +169,21 @@ def test_a_published_checkpoint_computes_here_what_it_computed_there(net, varian
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
+def test_memory_keys_in_a_bottleneck_are_dropped_as_rd4ad_s_test_does(tmp_path):
+    state, distiller = published_state("res18"), build_distiller(VARIANTS["rd4ad"], build_teacher("res18", "random"))
+    torch.save(state, tmp_path / "plain.pth")
+    load_published(tmp_path / "plain.pth", distiller)
+    plain = {name: value.clone() for name, value in distiller.bottleneck.state_dict().items()}
+    state["bn"] |= {"memory0.keys": torch.ones(3, 3), "bn_layer.memory": torch.ones(2)}
+    torch.save(state, tmp_path / "memory.pth")
+    load_published(tmp_path / "memory.pth", distiller)
+    assert all(torch.equal(value, plain[name]) for name, value in distiller.bottleneck.state_dict().items())
+    state["bn"]["other"] = torch.ones(2)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="has the unknown other"):
+        load_published(tmp_path / "other.pth", distiller)
+
+
 @pytest.mark.parametrize(
     ("net", "bottleneck", "student"),
     [

@@ -1,4 +1,4 @@
-"""Painted damage: where it is, how large, and what it is made of, read back from images of coordinates."""
+"""Synthetic anomalies: where they are, how large, and of what, read back from images of coordinates."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 from opensimplex import OpenSimplex
+from scipy.ndimage import median_filter
 
-from methods.synthetic_anomalies import DAMAGES, copy_paste, painter, simplex_field, simplex_noise, swap_patches
+from config import Config
+from dataset import BENCHMARKS
+from experiment import Experiment
+from methods.mrkd_patches import MIDDLE, PATCH_SETTINGS, object_mask, swap_patches
+from methods.synthetic_anomalies import CORRUPTIONS, build_corruption, copy_paste, simplex_field, simplex_noise
 
 
 def coordinates(batch, size):
@@ -32,10 +37,10 @@ def extent(window):
     return window[0].stop - window[0].start, window[1].stop - window[1].start
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("size", [32, 64, 256])
-def test_a_synthetic_anomaly_corrupts_every_image_of_a_copy_and_repeats_with_its_seed(name, size):
-    paint, images = painter(name, 5, size), photographs(size=size)
+def test_a_corruption_changes_every_image_of_a_copy_and_repeats_with_its_seed(name, size):
+    paint, images = build_corruption(name, 5, size), photographs(size=size)
     untouched = images.clone()
     first, second, other = (paint(images, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(images, untouched)
@@ -90,28 +95,179 @@ def test_copy_paste_adds_a_fifth_of_what_lies_under_the_patch(size):
 
 
 def displacements(image, images):
-    """The changed pixels of a swapped image, one (S, S) bool for each way (rows, columns) that they moved."""
+    """The changed pixels of an image with moved patches, one (S, S) bool for each way (rows, columns) they moved."""
     rows, columns, _ = image - images[0]
     shift = 1000 * rows + columns
     return [shift == value for value in shift.unique() if value]
 
 
-@pytest.mark.parametrize("size, batch", [(32, 1500), (256, 200)])
-def test_swap_patches_moves_one_to_four_rectangles(size, batch):
-    rng, images = np.random.default_rng(2), coordinates(batch, size)
-    counts, sides = [], []
-    for image in swap_patches(images, rng):
+def noise(size=256):
+    """(1, 3, S, S), noise between 51 and 128 gray levels: object everywhere, whatever the class's background."""
+    return 0.2 + 0.3 * torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def shares_changed(images, count, class_name):
+    """The changed share of each of `count` copies of one image."""
+    rng, shares = np.random.default_rng(4), []
+    for batch in images.expand(count, -1, -1, -1).split(50):
+        shares.append((swap_patches(batch, rng, class_name) != batch).any(dim=1).double().mean(dim=(1, 2)))
+    return torch.cat(shares)
+
+
+@pytest.mark.parametrize(
+    "class_name, share, tolerance",  # shares: the published code over 200 images; tolerance: three standard errors
+    [
+        ("carpet", 0.146, 0.020),
+        ("leather", 0.146, 0.020),
+        ("bottle", 0.112, 0.019),
+        ("tile", 0.043, 0.004),
+        ("wood", 0.006, 0.0005),  # here and below: half a digit
+        ("screw", 0.010, 0.0005),
+        ("capsule", 0.010, 0.0005),
+    ],
+)
+def test_swap_patches_changes_the_share_of_pixels_that_mrkd_changes(class_name, share, tolerance):
+    shares = shares_changed(noise(), 300, class_name)
+    assert shares.min() > 0
+    assert shares.mean().item() == pytest.approx(share, abs=tolerance)
+
+
+def test_patch_sizes_scale_with_the_image():
+    small, large = (shares_changed(noise(size), 300, "carpet").mean().item() for size in (64, 256))
+    assert small == pytest.approx(large, abs=0.02)
+    assert shares_changed(noise(), 20, "toothbrush").tolist() == [6 * 6 / 256**2] * 20
+    assert shares_changed(noise(128), 20, "toothbrush").tolist() == [2 * 2 / 128**2] * 20
+    assert shares_changed(noise(32), 20, "toothbrush").tolist() == [2 * 2 / 32**2] * 20
+
+
+@pytest.mark.parametrize(
+    "class_name, counts",
+    [("grid", {1: 1 / 8, 2: 3 / 8, 3: 3 / 8, 4: 1 / 8}), ("cable", {1: 1 / 4, 2: 1 / 2, 3: 1 / 4})],
+)
+def test_after_the_first_patch_each_further_one_is_a_coin_flip(class_name, counts):
+    images = coordinates(200, 256)
+    painted = swap_patches(images, np.random.default_rng(2), class_name)
+    found = [len(displacements(image, images)) for image in painted]
+    assert set(found) == set(counts)
+    for count, share in counts.items():
+        assert found.count(count) / 200 == pytest.approx(share, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "class_name, mean_sides, largest", [("carpet", (64, 64), (204, 204)), ("wood", (25, 6), (26, 6))]
+)
+def test_patches_are_rectangles_of_the_same_image_off_its_border(class_name, mean_sides, largest):
+    images, sides = coordinates(50, 256), []
+    rng = np.random.default_rng(3)
+    for image in torch.cat([swap_patches(images, rng, class_name) for _ in range(6)]):
         moved = displacements(image, images)
-        counts.append(len(moved))
         assert (image[2] == 1).all()
+        # never more shifts than patches: each was copied from the untouched image
+        assert 1 <= len(moved) <= 4
+        for shifted in moved:
+            rows, columns = np.nonzero(shifted.numpy())
+            assert rows.min() >= 1 and columns.min() >= 1 and rows.max() <= 254 and columns.max() <= 254
         if len(moved) == 1:
-            sides += extent(rectangle(moved[0]))
-    # never more shifts than patches: each was copied from the untouched image
-    assert set(counts) == {1, 2, 3, 4}
-    np.testing.assert_allclose([counts.count(n) / batch for n in (1, 2, 3, 4)], 0.25, atol=0.1)
-    fractions = np.array(sides) / size
-    assert round(0.03 * size) <= min(sides) and max(sides) <= round(0.4 * size)
-    assert fractions.mean() == pytest.approx(0.13, abs=0.02) and fractions.std() == pytest.approx(0.07, abs=0.015)
+            sides.append(extent(rectangle(moved[0])))
+    np.testing.assert_allclose(np.mean(sides, axis=0), mean_sides, rtol=0.25)
+    assert (np.max(sides, axis=0) <= largest).all()
+
+
+def test_the_settings_are_those_of_mvtec_s_classes_and_their_middle():
+    assert set(PATCH_SETTINGS) == set(BENCHMARKS["mvtec"].classes)
+    for name in ("heights", "widths", "most"):
+        of_classes = [getattr(settings, name) for settings in PATCH_SETTINGS.values()]
+        assert getattr(MIDDLE, name) == pytest.approx(np.median(of_classes, axis=0))
+    assert MIDDLE.background is None and PATCH_SETTINGS["cable"] == MIDDLE
+    # what is object is asked only where there is a background
+    assert all((settings.background is None) == (settings.object_share == 0) for settings in PATCH_SETTINGS.values())
+
+
+def test_a_corruption_depends_on_the_class_and_an_unknown_one_gets_the_middle():
+    images = photographs(size=64)
+
+    def paint(*class_name):
+        return build_corruption("swap_patches", 0, 64, *class_name)(images, np.random.default_rng(1))
+
+    middle = paint()
+    assert torch.equal(middle, paint("cable")) and torch.equal(middle, paint("pcb1"))
+    assert torch.equal(paint("carpet"), swap_patches(images, np.random.default_rng(1), "carpet"))
+    assert not torch.equal(middle, paint("carpet"))
+    # a run gives its own class
+    for class_name in ("carpet", "cable"):
+        of_run = Experiment(
+            Config(variant="mrkd", classes=(class_name,), image_size=64), torch.device("cpu")
+        ).corruption
+        assert of_run is not None
+        assert torch.equal(of_run(images, np.random.default_rng(1)), paint(class_name))
+
+
+@pytest.mark.parametrize("size, side", [(32, 1), (64, 3), (256, 7)])
+@pytest.mark.parametrize("brightness, tolerance", [(200, 60), (20, 20)])
+def test_the_object_mask_is_what_differs_from_the_background_less_grain(size, side, brightness, tolerance):
+    rng = np.random.default_rng(5)
+    levels = rng.integers(0, 256, (4, 3, size, size))
+    levels[1:] = np.clip(brightness + rng.normal(0, tolerance, (3, 1, size, size)), 0, 255)
+    levels[2:, :, : size // 2] = 90  # an object with a straight edge, in noise
+    into_range = 1 if brightness < 128 else -1
+    levels[3] = brightness + into_range * tolerance  # background still, one level from being object
+    levels[3, :, :, size // 2 :] += into_range
+    differs = np.abs(levels.mean(axis=1) - brightness) > tolerance
+    expected = np.stack([median_filter(mask, side, mode="nearest") for mask in differs])
+    found = object_mask(torch.from_numpy(levels).float() / 255, brightness, tolerance)
+    assert found.shape == (4, size, size) and found.dtype == torch.bool
+    assert np.array_equal(found.numpy(), expected)
+    assert found[3, :, size // 2 :].all() and not found[3, :, : size // 2].any()
+
+
+def background_of(class_name):
+    background = PATCH_SETTINGS[class_name].background
+    assert background is not None
+    return background
+
+
+def scene(batch, size, brightness):
+    """(B, 3, S, S) float64 and (S, S) bool: a disk on a background; red and green tell row and column."""
+    rows, columns, _ = coordinates(1, size)[0]
+    disk = (rows - 0.45 * size) ** 2 + (columns - 0.55 * size) ** 2 < (0.3 * size) ** 2
+    levels = torch.where(disk, 100.0, float(brightness)).repeat(3, 1, 1)
+    levels[0] += rows / size
+    levels[1] += columns / size
+    return (levels / 255).repeat(batch, 1, 1, 1), disk
+
+
+@pytest.mark.parametrize("class_name", ["screw", "capsule", "pill", "toothbrush", "zipper", "metal_nut"])
+def test_patches_come_from_the_object_land_on_it_and_change_it_alone(class_name):
+    size, batch = 128, 150
+    brightness, tolerance = background_of(class_name)
+    images, disk = scene(batch, size, brightness)
+    objects = object_mask(images[:1], brightness, tolerance)[0]
+    assert (objects != disk).double().mean() < 0.005
+    level = torch.where(disk, 100.0, float(brightness))
+    shares, overlaps, least = [], [], PATCH_SETTINGS[class_name].object_share
+    for image in swap_patches(images, np.random.default_rng(6), class_name):
+        changed = (image != images[0]).any(dim=0)
+        red, green, blue = image * 255
+        base = torch.where((blue - 100).abs() < 1, 100.0, float(brightness))
+        rows, columns = (torch.round((channel - base) * size).long() for channel in (red, green))
+        assert torch.equal(level[rows, columns], base)  # each pixel is one of the same image
+        away = torch.stack([rows, columns]) - torch.stack([*coordinates(1, size)[0, :2]]).long()
+        (shift,) = away[:, changed].T.unique(dim=0)  # one patch, moved as a whole
+        spots = changed.nonzero()
+        window = tuple(slice(low, high + 1) for low, high in zip(spots.amin(0), spots.amax(0), strict=True))
+        source = tuple(slice(w.start + s, w.stop + s) for w, s in zip(window, shift, strict=True))
+        held, beneath = objects[source], objects[window]
+        assert torch.equal(changed[window], held | beneath)
+        shares.append(held.double().mean().item())
+        overlaps.append(((held & beneath).sum() / held.sum()).item())
+    # the limits hold, and some patches come near them
+    assert least < min(shares) < least + 0.3 and 0.25 < min(overlaps) < 0.6
+
+
+@pytest.mark.parametrize("class_name", ["bottle", "pill"])
+def test_an_image_without_an_object_stays_as_it_is(class_name):
+    images = torch.full((2, 3, 64, 64), background_of(class_name)[0] / 255)
+    assert torch.equal(swap_patches(images, np.random.default_rng(0), class_name), images)
 
 
 @pytest.mark.parametrize("size, smallest, largest", [(32, 2, 3), (64, 2, 7), (256, 10, 31), (288, 11, 35)])
@@ -143,9 +299,9 @@ def test_the_field_is_a_sum_of_six_octaves():
     assert not np.array_equal(simplex_field(12, side=9), field[:, :9, :9])
 
 
-def test_a_simplex_painter_keeps_one_field_for_the_whole_run():
+def test_a_simplex_corruption_keeps_one_field_for_the_whole_run():
     images = photographs()
-    paint, again, other = (painter("simplex", seed, 64) for seed in (4, 4, 5))
+    paint, again, other = (build_corruption("simplex", seed, 64) for seed in (4, 4, 5))
     painted = [p(images, np.random.default_rng(0)) for p in (paint, again, other)]
     expected = simplex_noise(images, np.random.default_rng(0), simplex_field(4, side=7))
     assert torch.equal(painted[0], expected) and torch.equal(painted[1], expected)
@@ -153,9 +309,9 @@ def test_a_simplex_painter_keeps_one_field_for_the_whole_run():
 
 
 def test_what_cannot_be_painted_is_refused():
-    with pytest.raises(ValueError, match="unknown damage 'scratch': choose from copy_paste, swap_patches, simplex"):
-        painter("scratch", 0, 64)
+    with pytest.raises(ValueError, match="unknown corruption 'scratch': choose from copy_paste, swap_patches, simplex"):
+        build_corruption("scratch", 0, 64)
     with pytest.raises(ValueError, match="--image_size 16: .* at least 32 pixels"):
-        painter("copy_paste", 0, 16)
+        build_corruption("copy_paste", 0, 16)
     with pytest.raises(ValueError, match="images of 256 pixels need sides of at least 31"):
         simplex_noise(photographs(size=256), np.random.default_rng(0), np.zeros((3, 7, 7)))
