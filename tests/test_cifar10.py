@@ -32,7 +32,7 @@ from readers import cifar10
 from readers.base import Sample, file_stamp
 from readers.image_io import open_image, read_orientation, read_rgb, read_size
 from report.overlays import overlay_names
-from scripts import check_data
+from scripts import validate_data
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 TRAIN_FILES, TEST_FILE, META = [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "batches.meta"
@@ -460,10 +460,10 @@ def test_other_benchmarks_do_not_wait_for_torchvision() -> None:
 
 def test_the_data_doctor_finds_nothing_wrong(cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--dataset", "cifar10", "--data_path", str(cifar), "--class", "cat", "--workers", "2"]
-    assert check_data.main(arguments) == 0
-    assert capsys.readouterr().out == "errors: 0, warnings: 0; looked at 30 images of 1 classes\n"
+    assert validate_data.main(arguments) == 0
+    assert capsys.readouterr().out == "errors: 0, warnings: 0; checked 30 images of 1 classes\n"
     (cifar / "cifar-10-images/test/cat" / os.listdir(cifar / "cifar-10-images/test/cat")[0]).write_bytes(b"")
-    assert check_data.main(arguments) == 1
+    assert validate_data.main(arguments) == 1
     assert "is empty (0 bytes)" in capsys.readouterr().out
 
 

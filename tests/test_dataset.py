@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate, resize_mask
-from scripts.check_data import PUBLISHED
+from scripts.validate_data import PUBLISHED
 
 
 def make_classes(root: Path, *names: str) -> Path:

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
 from readers import demo, scenes
-from readers.demo_defects import Mask, RGBImage, blended_patch
+from readers.demo_defects import Mask, RGBImage, draw_patch
 from scripts.controls import z_score_maps
 
 DEMO = BENCHMARKS["demo"]
@@ -96,7 +96,7 @@ def test_masks_are_exact(class_name: str, kind: str) -> None:
 def test_the_camera_keeps_masks_exact() -> None:
     """It acts pixel by pixel, so what was equal before it is equal after it."""
     before, after, mask = painted("denim", "hole", 0)
-    one, other = (scenes.camera(p, np.random.default_rng(5), exposure=0.2) for p in (before, after))
+    one, other = (scenes.apply_camera(p, np.random.default_rng(5), exposure=0.2) for p in (before, after))
     assert not (one != other).any(axis=-1)[~mask].any()
     assert (one != other).any(axis=-1)[mask].mean() > 0.9
     assert (one != before).any()
@@ -108,7 +108,7 @@ def test_a_patch_that_fits_is_passed_over() -> None:
     donor = image.copy()
     donor[:, :64] = 200
     for seed in range(20):
-        after, mask = blended_patch(image, np.random.default_rng(seed), np.ones((128, 128), bool), 8, donor)
+        after, mask = draw_patch(image, np.random.default_rng(seed), np.ones((128, 128), bool), 8, donor)
         assert (after[mask] > 100).any()
 
 
