@@ -16,7 +16,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from benchmarks import plain, run, sections, sweep, tables
 from benchmarks.data import CLASS_NAME, write_images
 from benchmarks.implementations import Settings, ThisProject, published
-from benchmarks.timing import Quartiles, alternate, counted
+from benchmarks.timing import Quartiles, alternate, count_gflop
 from commandline import exit_code
 from engine import train_one_epoch
 from feature_cache import CachePolicy, FeatureCache
@@ -36,25 +36,25 @@ def in_float64() -> Iterator[None]:
 
 @pytest.fixture
 def res10(monkeypatch: pytest.MonkeyPatch) -> str:
-    """ResNet-18 with every other block left out, for float64, whose convolutions are slow."""
+    """ResNet-18 without every other block, since convolutions in float64 are slow."""
     monkeypatch.setitem(TEACHERS, "res10", TeacherSpec("", "", ResNetSpec(BasicBlock, (1, 1, 1, 1))))
     monkeypatch.setitem(plain.TEACHERS, "res10", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
     return "res10"
 
 
-def both_sides(root: Path, net: str = "res18") -> tuple[plain.Plain, ThisProject]:
+def both_implementations(root: Path, net: str = "res18") -> tuple[plain.Plain, ThisProject]:
     write_images(root / CLASS_NAME, (IMAGES, IMAGES // 2, IMAGES // 2), 2 * SIZE)
     torch.save(plain.random_teacher(net).state_dict(), root / "teacher.pth")
     settings = Settings(net, SIZE, 4, IMAGES, 1, CPU, root)
     return published(settings)[0], ThisProject(settings)
 
 
-def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res10: str) -> None:
-    plain_side, ours = both_sides(tmp_path, res10)
+def test_both_implementations_take_the_same_20_steps(tmp_path: Path, in_float64: None, res10: str) -> None:
+    network, ours = both_implementations(tmp_path, res10)
     start = copy.deepcopy(ours.distiller.student.state_dict())
-    optimizer, samples = plain.build_optimizer(plain_side), ours.train_images.samples
+    optimizer, samples = plain.build_optimizer(network), ours.train_images.samples
     order = [index % IMAGES for index in range(20 * 2)]
-    expected = plain.train(plain_side, optimizer, samples, order, SIZE, 2)
+    expected = plain.train(network, optimizer, samples, order, SIZE, 2)
 
     features = FeatureCache(ours.teacher, ours.train_images, CachePolicy("none"))
     recipe = ours.config.recipe
@@ -64,39 +64,39 @@ def test_both_sides_take_the_same_20_steps(tmp_path: Path, in_float64: None, res
     assert len(found) == 20
     assert found[-1] < 0.8 * found[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
-    for name, value in plain_side.student.state_dict().items():
+    for name, value in network.student.state_dict().items():
         assert torch.allclose(value, ours.distiller.student.state_dict()[name], atol=1e-6), name
         assert not value.is_floating_point() or not torch.equal(value, start[name])
 
 
 def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four terms where two are used, a teacher in the graph whose last stage serves nothing, and no frozen weight."""
-    plain_side, ours = both_sides(tmp_path)
-    optimizer = plain.build_optimizer(plain_side)
+    """Four terms of which two are used, a teacher in the graph, its last stage unused, and no frozen weight."""
+    network, ours = both_implementations(tmp_path)
+    optimizer = plain.build_optimizer(network)
     (images,) = plain.decoded_batches(ours.train_images.samples, range(4), SIZE, 4)
-    plain_side.train()
-    before = plain_side.teacher.conv1.weight.clone()
+    network.train()
+    before = network.teacher.conv1.weight.clone()
     calls: list[int] = []
-    losses_of = plain.losses_of
+    compute_losses = plain.compute_losses
 
     def counted(*levels: Any) -> Any:
         calls.append(1)
-        return losses_of(*levels)
+        return compute_losses(*levels)
 
-    monkeypatch.setattr(plain, "losses_of", counted)
-    losses = [plain.train_step(plain_side, optimizer, images) for _ in range(2)]
+    monkeypatch.setattr(plain, "compute_losses", counted)
+    losses = [plain.train_step(network, optimizer, images) for _ in range(2)]
     assert len(calls) == 4
     assert losses[1] != losses[0]
-    assert plain_side.teacher.conv1.weight.grad is not None
-    assert torch.equal(plain_side.teacher.conv1.weight, before)
-    assert all(parameter.grad is None for parameter in plain_side.teacher.layer4.parameters())
+    assert network.teacher.conv1.weight.grad is not None
+    assert torch.equal(network.teacher.conv1.weight, before)
+    assert all(parameter.grad is None for parameter in network.teacher.layer4.parameters())
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert trained == {id(p) for part in (plain_side.bottleneck, plain_side.student) for p in part.parameters()}
+    assert trained == {id(p) for part in (network.bottleneck, network.student) for p in part.parameters()}
 
 
-def test_both_sides_find_the_same_metrics(tmp_path: Path) -> None:
-    plain_side, ours = both_sides(tmp_path)
-    expected = plain.evaluate(plain_side, ours.test_images.samples, SIZE, ours.device)
+def test_both_implementations_find_the_same_metrics(tmp_path: Path) -> None:
+    network, ours = both_implementations(tmp_path)
+    expected = plain.evaluate(network, ours.test_images.samples, SIZE, ours.device)
     result = ours.detector().evaluate(ours.test_images, keep_maps=True)
     found = result.report.values
     assert set(expected) == {"image_auroc", "pixel_auroc", "aupro_per_image"}
@@ -112,7 +112,7 @@ def test_both_sides_find_the_same_metrics(tmp_path: Path) -> None:
 
 
 def test_the_plain_aupro_of_a_map_that_is_the_mask_counts_regions_alike() -> None:
-    """Two regions, of 1 and 8 pixels, the first found at all thresholds, the second at none that leaves FPR < 0.3."""
+    """Two regions of 1 and 8 pixels: every threshold finds the first, none with FPR < 0.3 finds the second."""
     mask = np.zeros((1, 8, 8), bool)
     mask[0, 0, 0] = mask[0, 6, :] = True
     scores = np.linspace(0.5, 0.9, 64).reshape(1, 8, 8)
@@ -122,9 +122,9 @@ def test_the_plain_aupro_of_a_map_that_is_the_mask_counts_regions_alike() -> Non
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the rows that compile, which takes a minute each."""
-    kinds = sections.kinds
-    monkeypatch.setattr(sections, "kinds", lambda settings, compiled=False: kinds(settings))
+    """Leave out the rows that compile, which takes a minute each."""
+    configurations = sections.configurations
+    monkeypatch.setattr(sections, "configurations", lambda settings, compiled=False: configurations(settings))
 
 
 def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str], uncompiled: None) -> None:
@@ -139,7 +139,7 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     assert record["settings"]["image_size"] == 64
     for row in record["rows"]:
         assert f"{row['section']}: {row['name']}" in printed
-        assert row["peak_gib"] is None, "one process has one peak"
+        assert row["peak_gib"] is None, "in one process, no peak is an implementation's own"
         assert row["seconds"]["low"] == row["seconds"]["median"] == row["seconds"]["high"] > 0
         assert (row["gflop"] is None) == (row["of_peak"] is None)
         assert (row["ratio"] is None) == (row["against"] == "")
@@ -150,7 +150,7 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     assert step["difference"] < 1e-5, "the same first loss"
     assert rows["evaluation", "ours fp32"]["difference"] < 1e-2, "200 thresholds, and few pixels at this size"
     assert rows["inference", "ours fp32, 2 images"]["difference"] < 1e-4
-    page = tmp_path / "page.md"
+    page = tmp_path / "speed.md"
     page.write_text("before\n<!-- table:speed -->\n<!-- /table:speed -->\nafter\n")
     assert tables.main([str(out), "--into", str(page)]) == 0
     lines = page.read_text().splitlines()
@@ -162,7 +162,7 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     assert known - optional <= set(rows), "every floor has its row"
 
 
-def test_sides_in_processes_of_their_own_tell_their_memory(tmp_path: Path) -> None:
+def test_implementations_in_processes_of_their_own_measure_their_memory(tmp_path: Path) -> None:
     out = tmp_path / "speed.json"
     assert run.main([*TINY, "--sections", "step", "--out", str(out)]) == 0
     found, ours, *_ = json.loads(out.read_text())["rows"]  # bf16 too, where it is in hardware
@@ -224,19 +224,19 @@ def test_calls_alternate_and_arithmetic_is_counted() -> None:
     assert made == list("abbaab")
     assert {name: seconds.tolist() for name, seconds in taken.items()} == {"a": [1.0] * 3, "b": [2.0] * 3}
     assert Quartiles.of([4.0, 1.0, 2.0, 3.0, 5.0]) == Quartiles(2.0, 3.0, 4.0)
-    gflop, product = counted(lambda: torch.ones(10, 20) @ torch.ones(20, 30))
+    gflop, product = count_gflop(lambda: torch.ones(10, 20) @ torch.ones(20, 30))
     assert gflop == pytest.approx(2 * 10 * 20 * 30 / 1e9)
     assert product.shape == (10, 30)
 
 
-def test_sides_start_from_equal_weights(tmp_path: Path) -> None:
-    plain_side, ours = both_sides(tmp_path)
+def test_implementations_start_from_equal_weights(tmp_path: Path) -> None:
+    network, ours = both_implementations(tmp_path)
     for part in ("bottleneck", "student"):
-        wanted = getattr(plain_side, part).state_dict()
+        wanted = getattr(network, part).state_dict()
         state = getattr(ours.distiller, part).state_dict()
         assert wanted.keys() == state.keys()
         assert all(torch.equal(value, state[name]) for name, value in wanted.items())
-    layers = {type(module) for part in (plain_side.bottleneck, plain_side.student) for module in part.modules()}
+    layers = {type(module) for part in (network.bottleneck, network.student) for module in part.modules()}
     assert not any(layer.__module__ == "model.fast_convolution" for layer in layers), (
-        "the published loop has torch's own"
+        "the published loop uses torch's own"
     )
