@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +22,13 @@ from benchmarks.data import CLASS_NAME, anomaly_maps
 from benchmarks.timing import Call
 from config import Config
 from dataset import ImageSet, image_batches
+from detector import frozen_teacher
 from engine import train_one_epoch
 from experiment import Experiment
+from feature_cache import FeatureCache
 from methods import build_distiller
-from model import Distiller
+from model import Distiller, Teacher
+from model.fast_convolution import use_fast_gradients
 from scoring.metrics import compute_metrics
 from utils import seed_everything, to_device
 
@@ -85,6 +89,45 @@ class ThisProject(Experiment):
         return train_one_epoch(self.distiller, batches, self.optimizer, recipe, training.accumulate)
 
 
+class WithoutFastGradients(ThisProject):
+    """This project in channels-last layout, but with torch's own weight gradients."""
+
+    def __init__(self, settings: Settings, **changes: Any) -> None:
+        super().__init__(settings, **changes, fast=False)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """In channels-last layout."""
+        return frozen_teacher(replace(self.config, fast=True), self.device)
+
+    @cached_property
+    def distiller(self) -> Distiller:
+        """In channels-last layout, its convolutions torch's own."""
+        return super().distiller.to(memory_format=torch.channels_last)
+
+
+class WithoutChannelsLast(ThisProject):
+    """This project in torch's default layout, but with weight gradients by matrix products."""
+
+    def __init__(self, settings: Settings, **changes: Any) -> None:
+        super().__init__(settings, **changes, fast=False)
+
+    @cached_property
+    def distiller(self) -> Distiller:
+        """In the default layout, its weight gradients matrix products."""
+        distiller = super().distiller
+        for part in (distiller.bottleneck, distiller.student):
+            use_fast_gradients(part)
+        return distiller
+
+    def cache_features(self, images: ImageSet) -> FeatureCache:
+        """A cache in the default layout: one in channels-last layout would pass it on to the student."""
+        cache = super().cache_features(images)
+        if cache.levels is not None:
+            cache.levels = [level.contiguous() for level in cache.levels]
+        return cache
+
+
 def published(settings: Settings) -> tuple[plain.Plain, list[Any]]:
     """The published loop's network with this project's initial weights, and the training and test samples."""
     ours = ThisProject(settings)
@@ -104,9 +147,11 @@ def plain_training(settings: Settings, count: int) -> Call:
     return lambda: np.mean(plain.train(network, optimizer, *arguments))
 
 
-def our_training(settings: Settings, changes: dict[str, Any], count: int) -> Call:
+def our_training(
+    settings: Settings, changes: dict[str, Any], count: int, project: type[ThisProject] = ThisProject
+) -> Call:
     """A pass over `count` images after the cache is filled; its mean loss."""
-    ours, order = ThisProject(settings, **changes), settings.order(count)
+    ours, order = project(settings, **changes), settings.order(count)
     ours.features  # noqa: B018 - filled now
     return lambda: ours.train(order)["loss"]
 

@@ -139,6 +139,29 @@ def step(settings: Settings) -> list[Row]:
     return training("step", settings, settings.batch_size)
 
 
+def tricks(settings: Settings) -> list[Row]:
+    """One training step in fp32 against the same without each of the tricks of --fast, and without all of them."""
+    training_step = partial(implementations.our_training, settings, count=settings.batch_size)
+    complete = Implementation(partial(training_step, {}))
+    without = {
+        "ours fp32, --fast 0": Implementation(partial(training_step, {"fast": False}), keeps_memory=False),
+        "ours fp32, torch's weight gradients": Implementation(
+            partial(training_step, {}, project=implementations.WithoutFastGradients)
+        ),
+        "ours fp32, not channels last": Implementation(
+            partial(training_step, {}, project=implementations.WithoutChannelsLast)
+        ),
+    }
+    if settings.subprocesses:
+        without["ours fp32, default allocator"] = Implementation(partial(training_step, {}), keeps_memory=False)
+    else:
+        print("in one process everything keeps freed memory, so the row of the allocator is left out")
+    rows = []
+    for name, implementation in without.items():  # in pairs: five steps at once would need 20 GiB
+        rows += compare("tricks", {name: implementation, "ours fp32": complete}, settings)
+    return rows
+
+
 def epoch(settings: Settings) -> list[Row]:
     """One pass over all training images, from the second epoch on; and filling the cache, which happens once."""
     rows = training("epoch", settings, settings.images)
@@ -225,6 +248,7 @@ def memory(settings: Settings) -> list[Row]:
 
 SECTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "step": step,
+    "tricks": tricks,
     "epoch": epoch,
     "evaluation": evaluation,
     "metrics": metrics,

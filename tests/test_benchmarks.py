@@ -15,7 +15,13 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from benchmarks import plain, run, sections, sweep, tables
 from benchmarks.data import CLASS_NAME, write_images
-from benchmarks.implementations import Settings, ThisProject, published
+from benchmarks.implementations import (
+    Settings,
+    ThisProject,
+    WithoutChannelsLast,
+    WithoutFastGradients,
+    published,
+)
 from benchmarks.timing import Quartiles, alternate, count_gflop
 from commandline import exit_code
 from engine import train_one_epoch
@@ -145,6 +151,10 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
         assert (row["ratio"] is None) == (row["against"] == "")
     rows = {(row["section"], row["name"]): row for row in record["rows"]}
     step, published = rows["step", "ours fp32"], rows["step", "plain"]
+    for row in record["rows"]:
+        assert row["section"] != "tricks" or row["difference"] is None or row["difference"] < 1e-5, (
+            "the same first loss"
+        )
     assert step["ratio"]["median"] == pytest.approx(published["seconds"]["median"] / step["seconds"]["median"])
     assert 0 < step["gflop"] < published["gflop"]  # the teacher's features are cached: less is computed
     assert step["difference"] < 1e-5, "the same first loss"
@@ -168,6 +178,46 @@ def test_implementations_in_processes_of_their_own_measure_their_memory(tmp_path
     found, ours, *_ = json.loads(out.read_text())["rows"]  # bf16 too, where it is in hardware
     assert ours["difference"] < 1e-5
     assert 0.2 < ours["peak_gib"] < 3 and 0.2 < found["peak_gib"] < 3
+
+
+def test_the_tricks_of_fast_are_left_out_one_by_one(tmp_path: Path) -> None:
+    """Each implementation has the layout and the convolutions that its row names; all of them take the same step."""
+    write_images(tmp_path / CLASS_NAME, (4, 2, 2), 2 * SIZE)
+    torch.save(plain.random_teacher("res18").state_dict(), tmp_path / "teacher.pth")
+    settings = Settings("res18", SIZE, 4, 4, 1, CPU, tmp_path)
+    projects: dict[tuple[bool, bool], ThisProject] = {
+        (True, True): ThisProject(settings),
+        (False, True): WithoutFastGradients(settings),
+        (True, False): WithoutChannelsLast(settings),
+    }
+    losses = []
+    for (fast_gradients, channels_last), project in projects.items():
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        features = next(project.features.batches(range(4), 4)).clean
+        for level in (*features, *project.distiller.student_features(features)):
+            assert level.is_contiguous(memory_format=layout)
+        parts = (project.distiller.bottleneck, project.distiller.student)
+        layers = {type(module).__module__ for part in parts for module in part.modules()}
+        assert ("model.fast_convolution" in layers) == fast_gradients
+        losses.append([project.train(range(4))["loss"] for _ in range(2)])
+    np.testing.assert_allclose(losses, losses[:1] * 3, rtol=1e-4)
+
+
+def test_the_tricks_are_timed_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs: list[dict[str, sections.Implementation]] = []
+
+    def compare(section: str, compared: dict[str, sections.Implementation], settings: Settings) -> list[sections.Row]:
+        pairs.append(compared)
+        return []
+
+    monkeypatch.setattr(sections, "compare", compare)
+    sections.tricks(Settings("res18", SIZE, 2, 2, 1, CPU, Path()))
+    keeps_memory = {name: implementation.keeps_memory for pair in pairs for name, implementation in pair.items()}
+    assert all(list(pair)[1:] == ["ours fp32"] for pair in pairs) and len(pairs) == 4
+    assert [name for name, keeps in keeps_memory.items() if not keeps] == [
+        "ours fp32, --fast 0",
+        "ours fp32, default allocator",
+    ]
 
 
 def test_an_error_in_a_process_of_its_own_comes_back(tmp_path: Path) -> None:
