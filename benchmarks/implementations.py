@@ -1,4 +1,4 @@
-"""What is timed: this project as main.py builds it, the published loop as benchmarks/plain.py restates it, and adeval.
+"""What is timed: this project as main.py builds it, the published loop as benchmarks/plain.py restates it, packages.
 
 The functions that return a Call build an implementation; a process of its own can call them.
 """
@@ -33,6 +33,7 @@ from scoring.metrics import compute_metrics
 from utils import seed_everything, to_device
 
 PUBLISHED_METRICS = ("image_auroc", "pixel_auroc", "aupro_per_image")  # those that the published loop computes
+TIMM_NAMES = {"wide_res50": "wide_resnet50_2", "res50": "resnet50", "res34": "resnet34", "res18": "resnet18"}
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,53 @@ def adeval_metrics(count: int, size: int) -> Call:
         accumulator.add_anomap_batch(maps, integer_masks)
         accumulator.add_image(scores, labels)
         accumulator.summary()
+
+    return call
+
+
+def anomalib_network(settings: Settings) -> Any:
+    """anomalib's ReverseDistillation network with random weights; nothing is downloaded."""
+    package = "anomalib.models.image.reverse_distillation"
+    network = import_module(f"{package}.torch_model").ReverseDistillationModel(
+        backbone=TIMM_NAMES[settings.net],
+        input_size=(settings.image_size, settings.image_size),
+        layers=("layer1", "layer2", "layer3"),
+        anomaly_map_mode=import_module(f"{package}.anomaly_map").AnomalyMapGenerationMode.ADD,
+        pre_trained=False,
+    )
+    return network.to(settings.device)
+
+
+def anomalib_training(settings: Settings) -> Call:
+    """A training step on a decoded batch, with the loss and the optimizer of anomalib's Lightning module."""
+    network = anomalib_network(settings).train()
+    compute_loss = import_module("anomalib.models.image.reverse_distillation.loss").ReverseDistillationLoss()
+    trained = [*network.decoder.parameters(), *network.bottleneck.parameters()]
+    optimizer = torch.optim.Adam(trained, lr=0.005, betas=(0.5, 0.99))
+    samples = Experiment(settings.config(), settings.device).train_images.samples
+    order, count = settings.order(settings.batch_size), settings.batch_size
+    images = next(plain.decoded_batches(samples, order, settings.image_size, count)).to(settings.device)
+
+    def call() -> None:
+        loss = compute_loss(*network(images))
+        loss.item()  # the Lightning module logs it
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return call
+
+
+def anomalib_inference(settings: Settings, count: int) -> Call:
+    """A batch of `count` decoded images to anomaly maps and image scores."""
+    network = anomalib_network(settings).eval()
+    samples = Experiment(settings.config(), settings.device).test_images.samples
+    images = next(plain.decoded_batches(samples, range(count), settings.image_size, count)).to(settings.device)
+
+    @torch.no_grad()
+    def call() -> None:
+        predictions = network(images)
+        predictions.anomaly_map.cpu(), predictions.pred_score.cpu()
 
     return call
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from utils import (
 )
 
 PACKAGES = ("torchvision", "scipy", "scikit-learn", "scikit-image", "pillow", "opencv-python-headless")
+COMPARED = ("adeval", "anomalib")  # packages that a section compares with where they are installed
 # The least median speed-up that --check accepts, by section, row and reference; set for these sizes alone.
 SIZES = {"net": "wide_res50", "image_size": 256, "batch_size": 16, "images": 32, "device": "cpu"}
 FLOORS = {
@@ -79,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     environment: dict[str, Any] = {"revision": code_revision(), "load": os.getloadavg(), **environment_info()}
-    environment["versions"] |= {name: metadata.version(name) for name in PACKAGES}
+    installed = [name for name in COMPARED if find_spec(name) is not None]
+    environment["versions"] |= {name: metadata.version(name) for name in (*PACKAGES, *installed)}
     print(f"{environment['hardware']}; load {environment['load'][0]:.1f}; revision {environment['revision']}")
     print(", ".join(f"{name} {version}" for name, version in environment["versions"].items()))
 
@@ -100,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.save(plain.random_teacher(settings.net).state_dict(), settings.root / "teacher.pth")
         for name in given.sections:
             found = SECTIONS[name](settings)
-            print(f"\n{table(found, peaks)}", flush=True)
+            if found:
+                print(f"\n{table(found, peaks)}", flush=True)
             rows += found
     if given.out is not None:
         lines = [{**asdict(row), "of_peak": row.share_of(peaks), "floor": FLOORS.get(row.key)} for row in rows]

@@ -221,6 +221,34 @@ def inference(settings: Settings) -> list[Row]:
     return rows
 
 
+def anomalib(settings: Settings) -> list[Row]:
+    """anomalib's ReverseDistillation beside this project's rd4ad, the same network and loss, both in fp32.
+
+    A training step on decoded images, with the teacher's features cached and without; then inference, for one image
+    and for a batch. Their random weights differ, so results are not compared.
+    """
+    if find_spec("anomalib") is None:
+        print("anomalib is not installed, so its section is left out: pip install 'anomalib==2.7.*'")
+        return []
+    count = settings.batch_size
+    training = {
+        "step, anomalib": Implementation(partial(implementations.anomalib_training, settings), keeps_memory=False)
+    }
+    for name, cache in (("features cached", "features"), ("no features cached", "images")):
+        changes = {"variant": "rd4ad", "cache": cache}
+        training[f"step, ours fp32, {name}"] = Implementation(
+            partial(implementations.our_training, settings, changes, count)
+        )
+    rows = compare("anomalib", training, settings)
+    for count in (1, settings.batch_size):
+        suffix = f", {count} images" if count > 1 else ""
+        theirs = Implementation(partial(implementations.anomalib_inference, settings, count), keeps_memory=False)
+        ours = Implementation(partial(implementations.our_inference, settings, {"variant": "rd4ad"}, count))
+        compared = {f"inference, anomalib{suffix}": theirs, f"inference, ours fp32{suffix}": ours}
+        rows += [replace(row, difference=None) for row in compare("anomalib", compared, settings)]
+    return rows
+
+
 def growth(settings: Settings) -> list[Row]:
     """This project's runs (caching, an epoch, scoring) with fewer and more images, larger ones, and more classes."""
     half, quarter = (replace(settings, images=settings.images // divisor) for divisor in (2, 4))
@@ -253,6 +281,7 @@ SECTIONS: dict[str, Callable[[Settings], list[Row]]] = {
     "evaluation": evaluation,
     "metrics": metrics,
     "inference": inference,
+    "anomalib": anomalib,
     "growth": growth,
     "memory": memory,
 }

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import HEADER, cells
+from benchmarks.run import COMPARED, HEADER, cells
 from benchmarks.sections import Row
 from benchmarks.timing import Quartiles
 from commandline import Parser, exit_code
@@ -74,7 +74,14 @@ def conditions(record: dict[str, Any]) -> str:
     """The sizes, hardware, versions and revision of a record."""
     settings = record["settings"]
     peaks = [f"{name} {max(rates.values()):.0f} GFLOP/s" for name, rates in record["peaks"].items()]
-    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("python", "torch", "numpy"))
+    names = " ".join(row["name"] for row in record["rows"])
+    packages = (
+        "python",
+        "torch",
+        "numpy",
+        *(name for name in COMPARED if name in names and name in record["versions"]),
+    )
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in packages)
     sizes = f"{settings['net']}, {settings['image_size']} pixels, batch {settings['batch_size']}"
     return (
         f"{sizes}, {settings['images']} images, {settings['repeats']} rounds, {record['hardware']}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run.main(command) == 0
     printed = capsys.readouterr().out
     record = json.loads(out.read_text())
-    assert {row["section"] for row in record["rows"]} == set(sections.SECTIONS)
+    left_out = set() if find_spec("anomalib") else {"anomalib"}
+    assert {row["section"] for row in record["rows"]} == set(sections.SECTIONS) - left_out
     assert {"torch", "numpy", "torchvision"} <= set(record["versions"])
     assert set(record["peaks"]["fp32"]) == {"matrix product", "convolution"}
     assert record["settings"]["image_size"] == 64
@@ -218,6 +220,28 @@ def test_the_tricks_are_timed_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
         "ours fp32, --fast 0",
         "ours fp32, default allocator",
     ]
+
+
+def test_without_anomalib_its_section_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sections, "find_spec", lambda name: None)
+    assert run.main([*TINY, "--sections", "anomalib"]) == 0
+    printed = capsys.readouterr().out
+    assert "pip install 'anomalib==2.7.*'" in printed and "speed-up" not in printed
+
+
+@pytest.mark.skipif(find_spec("anomalib") is None, reason="anomalib is not installed")
+def test_anomalib_does_the_same_work(tmp_path: Path) -> None:
+    """The same network: without a feature cache, a step and a forward pass of ours cost what anomalib's do."""
+    out = tmp_path / "speed.json"
+    assert run.main([*TINY, "--sections", "anomalib", "--one_process", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    gflop = {row["name"]: row["gflop"] for row in record["rows"]}
+    assert gflop["step, ours fp32, no features cached"] == pytest.approx(gflop["step, anomalib"], rel=0.2)
+    assert gflop["step, ours fp32, features cached"] < gflop["step, anomalib"]
+    assert gflop["inference, ours fp32"] == pytest.approx(gflop["inference, anomalib"], rel=0.02)
+    assert record["versions"]["anomalib"] in tables.conditions(record)
 
 
 def test_an_error_in_a_process_of_its_own_comes_back(tmp_path: Path) -> None:
