@@ -1,4 +1,4 @@
-"""The controls: both see a bright disc that no training image has, and neither sees anything where there is nothing."""
+"""The controls against their definitions, and the table that the command prints of them."""
 
 from __future__ import annotations
 

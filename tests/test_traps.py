@@ -236,7 +236,7 @@ def test_a_mask_of_another_size_than_its_image_covers_the_same_part(tmp_path: Pa
     np.testing.assert_array_equal(one, other)
 
 
-def palette_picture() -> Image.Image:
+def palette_image() -> Image.Image:
     indexed = Image.new("P", WIDE, 3)
     indexed.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 10, 200, 30])
     return indexed
@@ -248,7 +248,7 @@ def palette_picture() -> Image.Image:
         (Image.new("L", WIDE, 100), (100, 100, 100)),
         (Image.new("LA", WIDE, (100, 255)), (100, 100, 100)),
         (Image.new("1", WIDE, 1), (255, 255, 255)),
-        (palette_picture(), (10, 200, 30)),
+        (palette_image(), (10, 200, 30)),
         (Image.new("RGB", WIDE, (10, 200, 30)), (10, 200, 30)),
         (Image.new("RGBA", WIDE, (10, 200, 30, 255)), (10, 200, 30)),
         (Image.new("RGBA", WIDE, (10, 200, 30, 0)), (0, 0, 0)),  # cut away: black, whatever is stored under it
@@ -309,7 +309,7 @@ def test_a_mask_that_fits_only_the_exif_turned_image_is_turned_back(
     np.testing.assert_array_equal(mask, BLOCK)
 
 
-def test_what_systems_and_archivers_leave_behind_is_not_seen(tmp_path: Path) -> None:
+def test_what_systems_and_archivers_leave_behind_is_ignored(tmp_path: Path) -> None:
     """Trap 9: hidden files, Thumbs.db, __MACOSX, licence texts, at every level."""
     folder = small_class(tmp_path / "nut")
     classes = find_classes(BENCHMARKS["folder"], Source(tmp_path))
@@ -441,7 +441,7 @@ def test_an_all_black_mask_of_a_bad_image_stays_empty_and_the_image_stays_bad(tm
 
 
 def test_a_mask_file_of_no_bytes_is_an_error_not_an_empty_mask(tmp_path: Path) -> None:
-    """Trap 15: zero size is damage."""
+    """Trap 15: an empty file is a damaged one."""
     (tmp_path / "000_mask.png").write_bytes(b"")
     sample = Sample(draw_image(tmp_path / "000.png"), True, "cut", tmp_path / "000_mask.png")
     with pytest.raises(ValueError, match=r"000_mask\.png: is empty \(0 bytes\)"):
@@ -665,7 +665,7 @@ def test_elpv_beside_the_package_and_its_errors(tmp_path: Path) -> None:
 
 
 def test_folder_reads_own_folders(tmp_path: Path) -> None:
-    train, test, masks = tmp_path / "pump/train", tmp_path / "seen", tmp_path / "drawn"
+    train, test, masks = tmp_path / "pump/train", tmp_path / "taken", tmp_path / "drawn"
     for path in (train / "a.png", train / "b.JPG", train / "rejects/c.png", test / "ok/d.png", test / "crack/e.png"):
         draw_image(path)
     drawn_mask(masks / "crack/e_mask.png")
