@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -281,8 +282,7 @@ def test_lite0_without_its_packages_says_what_to_install(monkeypatch):
 def test_a_timm_model_takes_a_file_of_its_whole_network(name, places, tmp_path):
     import timm
 
-    whole = timm.create_model(name, pretrained=False)
-    randomize_batch_norms(whole)
+    whole: Any = randomize_batch_norms(timm.create_model(name, pretrained=False))
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     teacher = build_teacher(f"timm/{name}", weights=tmp_path / "whole.pth")
     assert teacher.weights == f"sha256:{file_sha256(tmp_path / 'whole.pth')}" and teacher.signed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import main as main_command
 import test as test_command
 from commandline import exit_code
 
@@ -27,7 +28,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def paint(path: Path, rng: np.random.Generator, defect: bool, size: int = 64) -> np.ndarray:
-    """A noisy stripe pattern, with a bright disc if `defect`; returns the mask that was painted, (size, size) bool."""
+    """A noisy stripe pattern, with a bright disc if `defect`; returns its mask, (size, size) bool."""
     rows, columns = np.mgrid[:size, :size]
     image = 120 + 40 * np.sin(columns / 3 + rng.uniform(0, 0.5)) + rng.normal(0, 6, (size, size))
     mask = np.zeros((size, size), bool)
@@ -38,6 +39,28 @@ def paint(path: Path, rng: np.random.Generator, defect: bool, size: int = 64) ->
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).convert("RGB").save(path)
     return mask
+
+
+def make_mvtec(root: Path, classes: Sequence[str] = ("bottle",), train: int = 8, good: int = 3, bad: int = 3) -> Path:
+    """Classes in the MVTec layout, with masks; the number of a class sets its images. Returns the root."""
+    for number, name in enumerate(classes):
+        rng = np.random.default_rng(number)
+        folder = root / name
+        for i in range(train):
+            paint(folder / f"train/good/{i:03}.png", rng, defect=False)
+        for i in range(good):
+            paint(folder / f"test/good/{i:03}.png", rng, defect=False)
+        for i in range(bad):
+            mask = paint(folder / f"test/disc/{i:03}.png", rng, defect=True)
+            target = folder / f"ground_truth/disc/{i:03}_mask.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(target)
+    return root
+
+
+def train(*arguments: object) -> int:
+    """main.py in-process with the tiny settings; returns the exit code."""
+    return exit_code(lambda: main_command.main([*TINY, *map(str, arguments)]))
 
 
 def score_again(*arguments: object) -> int:
