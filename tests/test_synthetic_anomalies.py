@@ -274,7 +274,7 @@ def test_an_image_without_an_object_stays_as_it_is(class_name):
 def test_simplex_noise_adds_a_fifth_of_the_fields_corner(size, smallest, largest):
     field = np.random.default_rng(0).uniform(0.5, 1, (3, largest, largest))
     rng, images = np.random.default_rng(3), torch.full((8, 3, size, size), 0.25, dtype=torch.float64)
-    extents = []
+    extents, places = [], []
     for _ in range(25):
         for image in simplex_noise(images, rng, field):
             window = rows, columns = rectangle((image != 0.25).all(dim=0))
@@ -284,6 +284,12 @@ def test_simplex_noise_adds_a_fifth_of_the_fields_corner(size, smallest, largest
             assert torch.equal(image, expected)
             assert min(rows.start, columns.start) >= 1 and max(rows.stop, columns.stop) < size
             extents.append((height, width))
+            # how far between the first place that is possible, 0, and the last, 1
+            places.append([(rows.start - 1) / (size - height - 2), (columns.start - 1) / (size - width - 2)])
+    for starts in zip(*places, strict=True):  # 200 uniform draws: the standard error of their mean is 0.02
+        assert min(starts) < 0.05 and max(starts) > 0.95
+        assert np.mean(starts) == pytest.approx(0.5, abs=0.08)
+    assert abs(np.corrcoef(np.array(places).T)[0, 1]) < 0.3, "rows and columns are drawn separately"
     for sides in zip(*extents, strict=True):
         assert smallest <= min(sides) <= smallest + 1 and largest - 1 <= max(sides) <= largest
         assert np.mean(sides) == pytest.approx((smallest + largest) / 2, abs=0.08 * largest)

@@ -25,7 +25,7 @@ from dataset import (
 )
 from readers.folder import read_folder
 from readers.image_io import open_image, read_mask, read_mask_of, read_rgb
-from readers.mvtec import read_mvtec
+from readers.mvtec import read_mvtec, read_normals
 from readers.vad import read_vad
 from readers.visa import read_visa
 from scripts.check_data import main as check_data
@@ -357,6 +357,33 @@ def test_bad_training_images_are_never_learnt_as_normal(tmp_path: Path, benchmar
     assert below(train, folder) == ["train/good/000.png", "train/good/001.png"]
     own = read_folder(Source(None, train_dir=folder / "train"), "vad", "train")
     assert below(own, folder) == ["train/good/000.png", "train/good/001.png"]
+
+
+def own_train_dir(root: Path, split: str) -> list[Sample]:
+    return read_folder(Source(None, train_dir=root / "nut/train"), "nut", split)
+
+
+LAYOUTS: dict[str, Callable[[Path, str], list[Sample]]] = {
+    **{
+        name: lambda root, split, name=name: BENCHMARKS[name].read(Source(root), "nut", split)  # type: ignore[misc]
+        for name in ("mvtec", "btad", "mpdd", "visa", "vad", "folder")
+    },
+    "read_normals": lambda root, split: read_normals(root / "nut" / split),
+    "--train_dir": own_train_dir,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("normal", ["good", "ok", "OK", "Normal"])
+def test_of_the_folders_under_train_only_normal_ones_are_read(tmp_path: Path, layout: str, normal: str) -> None:
+    """Trap 10, for every layout that has a folder train/: whatever else lies there is no normal image."""
+    folder = small_class(tmp_path / "nut", good=normal)
+    for other in ("bad", "anomaly", "ng", "not_good", "goods", "abnormal", "rejects", "test", "ground_truth"):
+        draw_image(folder / "train" / other / "000.png")
+        draw_image(folder / "train" / other / normal / "000.png")
+    train = LAYOUTS[layout](tmp_path, "train")
+    assert below(train, folder) == [f"train/{normal}/000.png", f"train/{normal}/001.png"]
+    assert {(sample.anomalous, sample.defect) for sample in train} == {(False, "good")}
 
 
 def test_equal_file_names_in_several_folders_keep_their_own_masks(tmp_path: Path) -> None:
