@@ -1,1 +1,1 @@
-"""How fast the project is: ours against a plain restatement of the published loop, in one process."""
+"""How fast this project is, compared with a plain restatement of the published loop and with other packages."""

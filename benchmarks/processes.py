@@ -1,4 +1,4 @@
-"""A implementation in a process of its own: with its own memory, and the C library's own ways of handing memory out."""
+"""Where an implementation runs: in this process, or in one of its own with its own memory and allocator."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import Call, counted, seconds_of
+from benchmarks.timing import Call, count_gflop, time_call
 from utils import keep_freed_memory, set_determinism
 
 Make = Callable[[], Call]
 
 
 class InProcess:
-    """A implementation in this process: made at once, told nothing about its memory."""
+    """An implementation in this process, built at once; its memory cannot be told from that of others."""
 
     def __init__(self, make: Make, device: torch.device) -> None:
         self.call, self.device = make(), device
 
     def first(self) -> tuple[float, Any]:
-        """(GFLOP, answer) of a call, which also warms up; products and convolutions are counted."""
-        return counted(self.call)
+        """(GFLOP, result) of a call, which also warms up."""
+        return count_gflop(self.call)
 
     def seconds(self) -> float:
         """Wall-clock seconds of a call."""
-        return seconds_of(self.call, self.device)
+        return time_call(self.call, self.device)
 
     def peak_gib(self) -> float | None:
-        """The most memory that was taken so far: of the process, or of the GPU where that is the device."""
+        """The peak memory so far, of the process or of the GPU; None where it is not known."""
         return None
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Free what it holds."""
         del self.call
 
 
 class Subprocess(InProcess):
-    """A implementation in a process of its own, which waits while others are timed.
+    """An implementation in a process of its own, which is idle while others are timed.
 
-    `tuned` processes keep freed memory, as main.py and test.py do; others have it as Python finds it. `make` is
-    called in the process, so it must be a module's function, or a partial of one.
+    `keeps_memory`: the process keeps freed memory, as main.py and test.py do with --fast 1; otherwise its allocator
+    is as Python starts it. `make` is called in the process, so it must be a function of a module, or a partial of one.
     """
 
-    def __init__(self, make: Make, device: torch.device, tuned: bool) -> None:
+    def __init__(self, make: Make, device: torch.device, keeps_memory: bool) -> None:
         context = multiprocessing.get_context("spawn")
-        begun = (make, device, tuned, torch.get_num_threads())
-        self.process = ProcessPoolExecutor(1, context, initializer=_begin, initargs=begun)
+        arguments = (make, device, keeps_memory, torch.get_num_threads())
+        self.process = ProcessPoolExecutor(1, context, initializer=_initialize, initargs=arguments)
 
     def first(self) -> tuple[float, Any]:
         return self.process.submit(_first).result()
@@ -65,33 +65,33 @@ class Subprocess(InProcess):
         self.process.shutdown()
 
 
-_own: dict[str, Any] = {}  # what the process was begun with, and its one implementation once it was asked for
+_state: dict[str, Any] = {}  # of the subprocess: its arguments, then also its implementation
 
 
-def _begin(make: Make, device: torch.device, tuned: bool, threads: int) -> None:
+def _initialize(make: Make, device: torch.device, keeps_memory: bool, threads: int) -> None:
     torch.set_num_threads(threads)
     set_determinism(False)
-    if tuned:
+    if keeps_memory:
         keep_freed_memory()
-    _own.update(make=make, device=device)
+    _state.update(make=make, device=device)
 
 
-def _here() -> InProcess:
-    if "here" not in _own:  # made here and not in _begin, whose errors the executor does not hand on
-        _own["here"] = InProcess(_own["make"], _own["device"])
-    return _own["here"]
+def _implementation() -> InProcess:
+    if "implementation" not in _state:  # not built in _initialize: the executor does not pass on its errors
+        _state["implementation"] = InProcess(_state["make"], _state["device"])
+    return _state["implementation"]
 
 
 def _first() -> tuple[float, Any]:
-    return _here().first()
+    return _implementation().first()
 
 
 def _seconds() -> float:
-    return _here().seconds()
+    return _implementation().seconds()
 
 
 def _peak_gib() -> float:
-    if _own["device"].type == "cuda":
-        return torch.cuda.max_memory_allocated(_own["device"]) / 2**30
+    if _state["device"].type == "cuda":
+        return torch.cuda.max_memory_allocated(_state["device"]) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,4 +1,7 @@
-"""The table of a page from what benchmarks.run has written: python -m benchmarks.tables FILE [FILE ...] --into PAGE"""
+"""A Markdown table of the files that benchmarks.run wrote: python -m benchmarks.tables docs/speed/*.json
+
+With --into docs/speed.md it goes between that page's lines <!-- table:speed --> and <!-- /table:speed -->.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,33 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import HEADER, cells
+from benchmarks.run import COMPARED, HEADER, cells
 from benchmarks.sections import Row
 from benchmarks.timing import Quartiles
 from commandline import Parser, exit_code
 from report.rendering import into_page
 from utils import format_table, write_atomically
 
-COLUMNS = """Seconds are medians of the rounds (metrics has half as many, growth and memory one); ratios are those of
-each round, with their quartiles.
-GFLOP: products and convolutions done. GiB: the most memory that its process held, libraries included.
-Off by: the largest difference of the first answer from the one it is against: of losses and metrics as a share of the
-number, of maps as a share of their range."""
+COLUMNS = """Seconds: the median of the rounds (the section metrics has half as many, growth and memory one). Speed-up:
+the median of the ratios of each round, with their quartiles.
+GFLOP: matrix products and convolutions. % of peak: of the fastest rate that the machine reached in a large matrix
+product or convolution. GiB: the peak memory of the process, libraries included.
+Max relative error: of the first result against the reference's; losses and metrics relative to the number, anomaly
+maps relative to their range."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
-    parser = Parser(prog="benchmarks.tables", description="Markdown of files that benchmarks.run --out has written")
+    """The command; returns its exit code. Raises ValueError or FileNotFoundError on user errors."""
+    parser = Parser(prog="benchmarks.tables", description="Markdown table of files written by benchmarks.run")
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="written by benchmarks.run --out")
-    parser.add_argument("--into", metavar="PAGE", type=Path, help="write the table into this file")
-    parser.add_argument("--marker", default="speed", help="between its lines <!-- table:MARKER --> (speed)")
+    parser.add_argument(
+        "--into", metavar="PAGE", type=Path, help="also write the table into this page, such as docs/speed.md"
+    )
+    parser.add_argument(
+        "--marker",
+        default="speed",
+        help="between the page's lines <!-- table:MARKER --> and <!-- /table:MARKER --> (speed)",
+    )
     given = parser.parse_args(argv)
     markdown = render([read(path) for path in given.files])
     if given.into is not None:
@@ -38,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's record. Raises FileNotFoundError, ValueError naming the file."""
+    """The record in a file. Raises FileNotFoundError or ValueError, naming the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; python -m benchmarks.run --out {path} makes it")
+        raise FileNotFoundError(f"{path}: no such file; python -m benchmarks.run --out {path} writes it")
     record = json.loads(path.read_text())
     if not {"rows", "peaks", "settings"} <= set(record):
         raise ValueError(f"{path}: not written by benchmarks.run --out")
@@ -48,32 +58,39 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def render(records: Sequence[dict[str, Any]]) -> str:
-    """One table over all files, and a line about each of them."""
+    """One table of all records, then a line on how each of them was measured."""
     lines, notes = [], []
     for record in records:
-        rows = [row_of(saved) for saved in record["rows"]]
-        alone = " (one process)" if record["settings"].get("one_process") else ""
+        rows = [parse_row(saved) for saved in record["rows"]]
+        suffix = " (one process)" if record["settings"].get("one_process") else ""
         for row in rows:
             title, *rest = cells(row, record["peaks"])
-            lines.append([title + alone, *rest])
-        notes.append(f"- {', '.join(dict.fromkeys(row.section for row in rows))}{alone}: {about(record)}")
+            lines.append([title + suffix, *rest])
+        notes.append(f"- {', '.join(dict.fromkeys(row.section for row in rows))}{suffix}: {conditions(record)}")
     return format_table(HEADER, lines, markdown=True) + f"\n\n{COLUMNS}\n\n" + "\n".join(notes)
 
 
-def about(record: dict[str, Any]) -> str:
-    """What the metrics were taken with."""
-    used = record["settings"]
+def conditions(record: dict[str, Any]) -> str:
+    """The sizes, hardware, versions and revision of a record."""
+    settings = record["settings"]
     peaks = [f"{name} {max(rates.values()):.0f} GFLOP/s" for name, rates in record["peaks"].items()]
-    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("python", "torch", "numpy"))
-    sizes = f"{used['net']}, {used['image_size']} pixels, batch {used['batch_size']}, {used['images']} images"
+    names = " ".join(row["name"] for row in record["rows"])
+    packages = (
+        "python",
+        "torch",
+        "numpy",
+        *(name for name in COMPARED if name in names and name in record["versions"]),
+    )
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in packages)
+    sizes = f"{settings['net']}, {settings['image_size']} pixels, batch {settings['batch_size']}"
     return (
-        f"{sizes}, {used['repeats']} rounds, {record['hardware']}, peak {', '.join(peaks)}, {versions}, "
-        f"revision {record['revision']}"
+        f"{sizes}, {settings['images']} images, {settings['repeats']} rounds, {record['hardware']}, "
+        f"peak {', '.join(peaks)}, {versions}, revision {record['revision']}"
     )
 
 
-def row_of(saved: dict[str, Any]) -> Row:
-    """A row of the file."""
+def parse_row(saved: dict[str, Any]) -> Row:
+    """A row as `dataclasses.asdict` wrote it."""
     values = {field.name: saved[field.name] for field in fields(Row)}
     for name in ("seconds", "ratio"):
         values[name] = None if values[name] is None else Quartiles(**values[name])

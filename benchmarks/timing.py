@@ -1,4 +1,4 @@
-"""Times taken in turn, their ratios, counted arithmetic, and the fastest this machine gets."""
+"""Alternating timings, their quartiles, counted floating-point operations, and the peak rates of this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Quartiles:
-    """The middle of some numbers, and the quarter below and above it."""
+    """The median of some numbers, and their lower and upper quartile."""
 
     low: float
     median: float
@@ -26,57 +26,60 @@ class Quartiles:
 
     @classmethod
     def of(cls, numbers: np.ndarray | list[float]) -> Quartiles:
-        """Linear interpolation between the numbers; a single one is all three."""
+        """Interpolates linearly between the numbers; a single number is all three."""
         return cls(*map(float, np.quantile(numbers, (0.25, 0.5, 0.75))))
 
 
-def seconds_of(call: Call, device: torch.device) -> float:
-    """Wall-clock seconds of one call; a GPU has finished its work before and after."""
-    wait_for(device)
+def time_call(call: Call, device: torch.device) -> float:
+    """Wall-clock seconds of one call, including all the work that it gives to a GPU."""
+    synchronize(device)
     started = time.perf_counter()
     call()
-    wait_for(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def alternate(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
-    """What each call says it took (repeats,), by name: in turn, every other round backwards: drift hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+def alternate(timed: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, np.ndarray]:
+    """Call each function in turn; what each returned (repeats,), by name.
+
+    Every other round runs backwards, so that a drift of the machine's speed affects all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(repeats):
-        for name in list(calls)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(calls[name]())
-    return {name: np.array(taken) for name, taken in seconds.items()}
+        for name in list(timed)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(timed[name]())
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
-def counted(call: Call) -> tuple[float, Any]:
-    """(floating-point operations of a call, forward and backward, in 1e9, its result): products and convolutions."""
+def count_gflop(call: Call) -> tuple[float, Any]:
+    """(1e9 floating-point operations of a call, its result): matrix products and convolutions, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         result = call()
     return counter.get_total_flops() / 1e9, result
 
 
-def peaks(precision: str, device: torch.device, image_size: int, rounds: int = 3) -> dict[str, float]:
-    """GFLOP/s of a large matrix product and of a large convolution (channels last), the best of some rounds.
+def measure_peaks(precision: str, device: torch.device, image_size: int, rounds: int = 3) -> dict[str, float]:
+    """GFLOP/s of a large matrix product and of a large channels-last convolution: the best of some rounds.
 
-    Their sizes grow with the images, 2048 and 64x64 at 256 pixels: large where the networks' own are. A GPU is given
-    products of four times that side.
+    Their sizes grow with the images, as the networks' own do: 2048 and 64x64 at 256 pixels. A GPU multiplies
+    matrices of four times that size.
     """
     draw = partial(torch.randn, device=device, dtype=DTYPES[precision])
-    side = 8 * image_size * (4 if device.type == "cuda" else 1)
-    left, right = draw(side, side), draw(side, side)
+    size = 8 * image_size * (4 if device.type == "cuda" else 1)
+    left, right = draw(size, size), draw(size, size)
     images = draw(8, 256, image_size // 4, image_size // 4).contiguous(memory_format=torch.channels_last)
     weights = draw(256, 256, 3, 3).contiguous(memory_format=torch.channels_last)
     calls: dict[str, Call] = {
         "matrix product": lambda: left @ right,
         "convolution": lambda: torch.conv2d(images, weights, padding=1),
     }
-    work = {name: counted(call)[0] for name, call in calls.items()}  # a first round, which warms up
-    timed = {name: partial(seconds_of, call, device) for name, call in calls.items()}
+    gflop = {name: count_gflop(call)[0] for name, call in calls.items()}  # this first call also warms up
+    timed = {name: partial(time_call, call, device) for name, call in calls.items()}
     fastest = {name: seconds.min() for name, seconds in alternate(timed, rounds).items()}
-    return {name: work[name] / fastest[name] for name in calls}
+    return {name: gflop[name] / fastest[name] for name in calls}

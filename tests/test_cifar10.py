@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
+from toys import files_below
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate
 from readers import cifar10
@@ -87,10 +88,6 @@ def read(root: Path, class_name: str, split: str) -> list[Sample]:
     """The samples as the commands get them: unpacked first where that is not done."""
     benchmark = BENCHMARKS["cifar10"]
     return benchmark.read(locate(benchmark, Source(root)), class_name, split)
-
-
-def files_below(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture

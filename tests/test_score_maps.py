@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toys import ROOT
 
 from commandline import exit_code
 from scoring.metrics import METRIC_NAMES, compute_metrics, pixel_metrics
 from scripts.score_maps import main
 
-ROOT = Path(__file__).parents[1]
 EXACT = METRIC_NAMES[:7]
 
 

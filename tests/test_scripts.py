@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import MakeTree, paint
+from toys import ROOT, MakeTree, line_beginning, paint
 
 from commandline import exit_code
 from dataset import BENCHMARKS
@@ -26,7 +26,6 @@ from report.papers import PAPERS
 from scripts.sweep import ABLATIONS
 
 Run = Callable[..., str]
-ROOT = Path(__file__).parent.parent
 SCRIPTS = {"ablation.sh": list(ABLATIONS), "paper.sh": list(PAPERS)}
 QUICK = "--net efficientnet_lite0 --image_size 64 --batch_size 4 --workers 0 --device cpu --epochs 1".split()
 
@@ -68,12 +67,6 @@ def rows(table: str) -> list[str]:
     """The first words of the table's lines, below its dashes, each once."""
     below = table.partition("\n---")[2].partition("\n\n")[0].splitlines()[1:]
     return list(dict.fromkeys(line.split()[0] for line in below))
-
-
-def line(table: str, *beginning: str) -> str:
-    lines = [" ".join(line.split()) for line in table.splitlines()]
-    (found,) = (line for line in lines if line.startswith(f"{' '.join(beginning)} "))
-    return found
 
 
 def check_quick_settings_are_owned_up_to(table: str) -> None:
@@ -127,10 +120,10 @@ def test_rd4ad_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
     table = done.stdout[done.stdout.rindex("tables and runs: ") :]
     assert rows(table) == ["bottle", "mean"]
     # RD4AD on bottle: image AUROC 100, pixel AUROC 98.7, AUPRO 96.6
-    assert line(table, "bottle", "image", "AUROC").endswith(" 100.00 –")
-    assert line(table, "bottle", "pixel", "AUROC").endswith(" 98.70 –")
-    assert line(table, "bottle", "AUPRO", "per", "image").endswith(" 96.60 –")
-    assert line(table, "bottle", "AUPRO", "1").endswith(" not published –")
+    assert line_beginning(table, "bottle", "image", "AUROC").endswith(" 100.00 –")
+    assert line_beginning(table, "bottle", "pixel", "AUROC").endswith(" 98.70 –")
+    assert line_beginning(table, "bottle", "AUPRO", "per", "image").endswith(" 96.60 –")
+    assert line_beginning(table, "bottle", "AUPRO", "1").endswith(" not published –")
     check_quick_settings_are_owned_up_to(table)
 
 
@@ -147,15 +140,15 @@ def test_a_methods_own_table(name: str, published: dict[str, str], mvtec: Path, 
     table = run("paper.sh", name, "--data_path", mvtec, "--class", "all")
     assert rows(table) == ["bottle", "mean"]
     for metric, value in published.items():
-        assert line(table, "mean (1 of 15)", metric).endswith(f" {value} –")
+        assert line_beginning(table, "mean (1 of 15)", metric).endswith(f" {value} –")
     check_quick_settings_are_owned_up_to(table)
 
 
 def test_sk_rd4ad_on_mvtec_with_the_best_epoch_beside_the_last(mvtec: Path, run: Run) -> None:
     table = run("paper.sh", "sk_rd4ad", "--data_path", mvtec, "--epochs", 2, "--print_epoch", 1)
-    *_, last, best, published, _ = line(table, "mean (1 of 15)", "pixel").split()
+    *_, last, best, published, _ = line_beginning(table, "mean (1 of 15)", "pixel").split()
     assert float(best) >= float(last) and published == "98.06"
-    assert line(table, "bottle", "image").endswith(" not published –")
+    assert line_beginning(table, "bottle", "image").endswith(" not published –")
     text = " ".join(table.split())
     assert "best on test: ours too" in text
     assert "the published loop over all classes sets the consistency weight to 0.005" in text
@@ -179,18 +172,18 @@ def test_sk_rd4ad_on_visa_and_vad(tmp_path: Path, run: Run) -> None:
     fill(tmp_path / "visa/1cls/pcb1", tmp_path / "visa/1cls/pcb1/ground_truth/bad")
     table = run("paper.sh", "sk_rd4ad", "visa", "--data_path", tmp_path / "visa")
     assert rows(table) == ["pcb1", "mean"]
-    assert line(table, "pcb1", "AUPRO", "per", "image").endswith(" 93.70 –")
-    assert line(table, "mean (1 of 12)", "pixel").endswith(" 98.50 –")
+    assert line_beginning(table, "pcb1", "AUPRO", "per", "image").endswith(" 93.70 –")
+    assert line_beginning(table, "mean (1 of 12)", "pixel").endswith(" 98.50 –")
     fill(tmp_path / "vad")
     table = run("paper.sh", "sk_rd4ad", "vad", "--data_path", tmp_path / "vad")
     assert rows(table) == ["vad"]
-    assert line(table, "vad", "image", "AUROC").endswith(" 87.00 –")
+    assert line_beginning(table, "vad", "image", "AUROC").endswith(" 87.00 –")
     check_quick_settings_are_owned_up_to(table)
 
 
 def test_rdpp_on_btad(tmp_path: Path, mvtec_tree: MakeTree, run: Run) -> None:
     table = run("paper.sh", "rdpp", "btad", "--data_path", mvtec_tree(["01"], train=4, good=2, bad=2, root="btad"))
-    assert line(table, "mean (1 of 3)", "image").endswith(" 95.63 –")
+    assert line_beginning(table, "mean (1 of 3)", "image").endswith(" 95.63 –")
 
 
 def test_the_tables_of_icck(mvtec: Path, run: Run, tmp_path: Path) -> None:
@@ -201,15 +194,15 @@ def test_the_tables_of_icck(mvtec: Path, run: Run, tmp_path: Path) -> None:
         found[part[0]] = part
         check_quick_settings_are_owned_up_to(part)
     assert list(found) == ["1", "3", "4", "5", "6", "7"]
-    assert line(found["1"], "bottle", "image").endswith(" 100.00 –")
-    assert line(found["3"], "mean (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
+    assert line_beginning(found["1"], "bottle", "image").endswith(" 100.00 –")
+    assert line_beginning(found["3"], "mean (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
     assert rows(found["4"]) == ["res18", "res50", "wide_res50"]
-    assert line(found["4"], "res18 (1 of 15)", "image").endswith(" 98.20 –")
-    assert line(found["5"], "without_fmm (1 of 15)", "pixel").endswith(" 98.10 –")
+    assert line_beginning(found["4"], "res18 (1 of 15)", "image").endswith(" 98.20 –")
+    assert line_beginning(found["5"], "without_fmm (1 of 15)", "pixel").endswith(" 98.10 –")
     assert rows(found["6"]) == ["baseline", "simam", "scconv", "both"]
-    assert line(found["6"], "scconv (1 of 15)", "image").endswith(" 99.10? –")
+    assert line_beginning(found["6"], "scconv (1 of 15)", "image").endswith(" 99.10? –")
     assert rows(found["7"]) == ["0", "1", "2", "0+1", "0+2", "1+2", "0+1+2"]
-    assert line(found["7"], "0+1+2 (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
+    assert line_beginning(found["7"], "0+1+2 (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
     folders = [folder.name for folder in (tmp_path / "runs/mvtec").iterdir() if folder.is_dir()]
     assert len(folders) == 1 + 2 + 1 + 3 + 6  # the full model, then 4, 5, 6 and 7 without it
 
@@ -220,6 +213,6 @@ def test_icck_on_cifar10(mvtec_tree: MakeTree, run: Run, monkeypatch: pytest.Mon
     monkeypatch.setitem(BENCHMARKS, "cifar10", stand_in)
     table = run("paper.sh", "icck", 2, "--data_path", mvtec_tree(["cat"], train=4, good=2, bad=2))
     assert rows(table) == ["cat", "mean"]
-    assert line(table, "cat", "image").endswith(" not published –")
-    assert line(table, "mean (1 of 10)", "image").endswith(" 90.90 –")
+    assert line_beginning(table, "cat", "image").endswith(" not published –")
+    assert line_beginning(table, "mean (1 of 10)", "image").endswith(" 90.90 –")
     assert "only the mean is certain" in " ".join(table.split())

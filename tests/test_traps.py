@@ -25,7 +25,7 @@ from dataset import (
 )
 from readers.folder import read_folder
 from readers.image_io import open_image, read_mask, read_oriented_mask, read_rgb
-from readers.mvtec import read_mvtec
+from readers.mvtec import read_mvtec, read_normals
 from readers.vad import read_vad
 from readers.visa import read_visa
 from scripts.validate_data import main as validate_data
@@ -236,7 +236,7 @@ def test_a_mask_of_another_size_than_its_image_covers_the_same_part(tmp_path: Pa
     np.testing.assert_array_equal(one, other)
 
 
-def palette_picture() -> Image.Image:
+def palette_image() -> Image.Image:
     indexed = Image.new("P", WIDE, 3)
     indexed.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 10, 200, 30])
     return indexed
@@ -248,7 +248,7 @@ def palette_picture() -> Image.Image:
         (Image.new("L", WIDE, 100), (100, 100, 100)),
         (Image.new("LA", WIDE, (100, 255)), (100, 100, 100)),
         (Image.new("1", WIDE, 1), (255, 255, 255)),
-        (palette_picture(), (10, 200, 30)),
+        (palette_image(), (10, 200, 30)),
         (Image.new("RGB", WIDE, (10, 200, 30)), (10, 200, 30)),
         (Image.new("RGBA", WIDE, (10, 200, 30, 255)), (10, 200, 30)),
         (Image.new("RGBA", WIDE, (10, 200, 30, 0)), (0, 0, 0)),  # cut away: black, whatever is stored under it
@@ -309,7 +309,7 @@ def test_a_mask_that_fits_only_the_exif_turned_image_is_turned_back(
     np.testing.assert_array_equal(mask, BLOCK)
 
 
-def test_what_systems_and_archivers_leave_behind_is_not_seen(tmp_path: Path) -> None:
+def test_what_systems_and_archivers_leave_behind_is_ignored(tmp_path: Path) -> None:
     """Trap 9: hidden files, Thumbs.db, __MACOSX, licence texts, at every level."""
     folder = small_class(tmp_path / "nut")
     classes = find_classes(BENCHMARKS["folder"], Source(tmp_path))
@@ -357,6 +357,33 @@ def test_bad_training_images_are_never_learnt_as_normal(tmp_path: Path, benchmar
     assert below(train, folder) == ["train/good/000.png", "train/good/001.png"]
     own = read_folder(Source(None, train_dir=folder / "train"), "vad", "train")
     assert below(own, folder) == ["train/good/000.png", "train/good/001.png"]
+
+
+def own_train_dir(root: Path, split: str) -> list[Sample]:
+    return read_folder(Source(None, train_dir=root / "nut/train"), "nut", split)
+
+
+LAYOUTS: dict[str, Callable[[Path, str], list[Sample]]] = {
+    **{
+        name: lambda root, split, name=name: BENCHMARKS[name].read(Source(root), "nut", split)  # type: ignore[misc]
+        for name in ("mvtec", "btad", "mpdd", "visa", "vad", "folder")
+    },
+    "read_normals": lambda root, split: read_normals(root / "nut" / split),
+    "--train_dir": own_train_dir,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("normal", ["good", "ok", "OK", "Normal"])
+def test_of_the_folders_under_train_only_normal_ones_are_read(tmp_path: Path, layout: str, normal: str) -> None:
+    """Trap 10, for every layout that has a folder train/: whatever else lies there is no normal image."""
+    folder = small_class(tmp_path / "nut", good=normal)
+    for other in ("bad", "anomaly", "ng", "not_good", "goods", "abnormal", "rejects", "test", "ground_truth"):
+        draw_image(folder / "train" / other / "000.png")
+        draw_image(folder / "train" / other / normal / "000.png")
+    train = LAYOUTS[layout](tmp_path, "train")
+    assert below(train, folder) == [f"train/{normal}/000.png", f"train/{normal}/001.png"]
+    assert {(sample.anomalous, sample.defect) for sample in train} == {(False, "good")}
 
 
 def test_equal_file_names_in_several_folders_keep_their_own_masks(tmp_path: Path) -> None:
@@ -441,7 +468,7 @@ def test_an_all_black_mask_of_a_bad_image_stays_empty_and_the_image_stays_bad(tm
 
 
 def test_a_mask_file_of_no_bytes_is_an_error_not_an_empty_mask(tmp_path: Path) -> None:
-    """Trap 15: zero size is damage."""
+    """Trap 15: an empty file is a damaged one."""
     (tmp_path / "000_mask.png").write_bytes(b"")
     sample = Sample(draw_image(tmp_path / "000.png"), True, "cut", tmp_path / "000_mask.png")
     with pytest.raises(ValueError, match=r"000_mask\.png: is empty \(0 bytes\)"):
@@ -662,7 +689,7 @@ def test_elpv_beside_the_package_and_its_errors(tmp_path: Path) -> None:
 
 
 def test_folder_reads_own_folders(tmp_path: Path) -> None:
-    train, test, masks = tmp_path / "pump/train", tmp_path / "seen", tmp_path / "drawn"
+    train, test, masks = tmp_path / "pump/train", tmp_path / "taken", tmp_path / "drawn"
     for path in (train / "a.png", train / "b.JPG", train / "rejects/c.png", test / "ok/d.png", test / "crack/e.png"):
         draw_image(path)
     drawn_mask(masks / "crack/e_mask.png")
