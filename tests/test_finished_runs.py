@@ -74,7 +74,6 @@ def trained_parts(run: Path) -> dict[str, torch.Tensor]:
 # --- another anomaly map ---
 
 
-@pytest.mark.slow
 def test_a_run_scored_with_another_map_is_the_run_that_training_with_it_gives(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +101,6 @@ def test_a_run_scored_with_another_map_is_the_run_that_training_with_it_gives(
     assert files_below(made / "overlays") == files_below(scratch / "overlays") != files_below(trained.run / "overlays")
 
 
-@pytest.mark.slow
 def test_a_run_scored_with_another_map_is_complete_and_is_made_once(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

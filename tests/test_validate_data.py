@@ -335,7 +335,7 @@ def test_dashes_and_underscores_are_alike(nut: Path, check: Check) -> None:
         (["--dataset", "mvtec"], "needs --data_path"),
         (["--dataset", "mvtec", "--data_path", "D"], "--data_path D: no such folder"),
         (["--dataset", "mvtec", "--train_dir", "D"], "belongs to --dataset folder"),
-        (["--dataset", "folder", "--test_dir", "D"], "wants --train_dir"),
+        (["--dataset", "folder", "--test_dir", "D"], "needs --train_dir"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(
