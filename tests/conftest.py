@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.models.resnet import BasicBlock
 from toys import CPU, Command, MakeTree, make_mvtec, train
 
 from config import Config
@@ -14,6 +15,7 @@ from dataset import ImageSet
 from experiment import Experiment
 from methods import VARIANTS, build_distiller
 from model import Distiller, build_teacher
+from model.teacher import TEACHERS, ResNetSpec, TeacherSpec
 
 
 @pytest.fixture
@@ -38,6 +40,13 @@ def distiller() -> Distiller:
     """SK-RD4AD around a narrow teacher, both with random weights; one per test file."""
     torch.manual_seed(0)
     return build_distiller(VARIANTS["sk_rd4ad"], build_teacher("efficientnet_lite0", "random"))
+
+
+@pytest.fixture
+def res10(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A teacher's name: ResNet-18 with every other block left out, for what is slow with more."""
+    monkeypatch.setitem(TEACHERS, "res10", TeacherSpec("", "", ResNetSpec(BasicBlock, (1, 1, 1, 1))))
+    return "res10"
 
 
 @pytest.fixture

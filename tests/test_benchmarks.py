@@ -28,7 +28,6 @@ from benchmarks.timing import Quartiles, alternate, count_gflop
 from commandline import exit_code
 from engine import train_one_epoch
 from feature_cache import CachePolicy, FeatureCache
-from model.teacher import TEACHERS, ResNetSpec, TeacherSpec
 
 SIZE, IMAGES = 64, 16
 TINY = "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1 --threads 1".split()
@@ -42,11 +41,10 @@ def in_float64() -> Iterator[None]:
 
 
 @pytest.fixture
-def res10(monkeypatch: pytest.MonkeyPatch) -> str:
-    """ResNet-18 without every other block, since convolutions in float64 are slow."""
-    monkeypatch.setitem(TEACHERS, "res10", TeacherSpec("", "", ResNetSpec(BasicBlock, (1, 1, 1, 1))))
-    monkeypatch.setitem(plain.TEACHERS, "res10", lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
-    return "res10"
+def plain_res10(res10: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """That teacher in the plain implementation too, since convolutions in float64 are slow."""
+    monkeypatch.setitem(plain.TEACHERS, res10, lambda weights: ResNet(BasicBlock, [1, 1, 1, 1]))
+    return res10
 
 
 def both_implementations(root: Path, net: str = "res18") -> tuple[plain.Plain, ThisProject]:
@@ -56,8 +54,9 @@ def both_implementations(root: Path, net: str = "res18") -> tuple[plain.Plain, T
     return published(settings)[0], ThisProject(settings)
 
 
-def test_both_implementations_take_the_same_20_steps(tmp_path: Path, in_float64: None, res10: str) -> None:
-    network, ours = both_implementations(tmp_path, res10)
+@pytest.mark.slow
+def test_both_implementations_take_the_same_20_steps(tmp_path: Path, in_float64: None, plain_res10: str) -> None:
+    network, ours = both_implementations(tmp_path, plain_res10)
     start = copy.deepcopy(ours.distiller.student.state_dict())
     optimizer, samples = plain.build_optimizer(network), ours.train_images.samples
     order = [index % IMAGES for index in range(20 * 2)]
@@ -76,6 +75,7 @@ def test_both_implementations_take_the_same_20_steps(tmp_path: Path, in_float64:
         assert not value.is_floating_point() or not torch.equal(value, start[name])
 
 
+@pytest.mark.slow
 def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four terms of which two are used, a teacher in the graph, its last stage unused, and no frozen weight."""
     network, ours = both_implementations(tmp_path)
@@ -101,6 +101,7 @@ def test_the_published_step_does_what_it_is_timed_for(tmp_path: Path, monkeypatc
     assert trained == {id(p) for part in (network.bottleneck, network.student) for p in part.parameters()}
 
 
+@pytest.mark.slow
 def test_both_implementations_find_the_same_metrics(tmp_path: Path) -> None:
     network, ours = both_implementations(tmp_path)
     expected = plain.evaluate(network, ours.test_images.samples, SIZE, ours.device)
@@ -134,6 +135,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections, "configurations", lambda settings, compiled=False: configurations(settings))
 
 
+@pytest.mark.slow
 def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture[str], uncompiled: None) -> None:
     out = tmp_path / "speed.json"
     command = [*TINY, "--images", "8", "--sections", *sections.SECTIONS, "--one_process", "--out", str(out)]
@@ -174,6 +176,7 @@ def test_a_run_writes_all_sections(tmp_path: Path, capsys: pytest.CaptureFixture
     assert known - optional <= set(rows), "every floor has its row"
 
 
+@pytest.mark.slow
 def test_implementations_in_processes_of_their_own_measure_their_memory(tmp_path: Path) -> None:
     out = tmp_path / "speed.json"
     assert run.main([*TINY, "--sections", "step", "--out", str(out)]) == 0
@@ -182,6 +185,7 @@ def test_implementations_in_processes_of_their_own_measure_their_memory(tmp_path
     assert 0.2 < ours["peak_gib"] < 3 and 0.2 < found["peak_gib"] < 3
 
 
+@pytest.mark.slow
 def test_the_tricks_of_fast_are_left_out_one_by_one(tmp_path: Path) -> None:
     """Each implementation has the layout and the convolutions that its row names; all of them take the same step."""
     write_images(tmp_path / CLASS_NAME, (4, 2, 2), 2 * SIZE)
@@ -231,6 +235,7 @@ def test_without_anomalib_its_section_says_how_to_install_it(
     assert "pip install 'anomalib==2.7.*'" in printed and "speed-up" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("anomalib") is None, reason="anomalib is not installed")
 def test_anomalib_does_the_same_work(tmp_path: Path) -> None:
     """The same network: without a feature cache, a step and a forward pass of ours cost what anomalib's do."""
@@ -244,12 +249,14 @@ def test_anomalib_does_the_same_work(tmp_path: Path) -> None:
     assert record["versions"]["anomalib"] in tables.conditions(record)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_its_own_comes_back(tmp_path: Path) -> None:
     missing = Settings("res18", SIZE, 2, 2, 1, CPU, tmp_path)
     with pytest.raises(FileNotFoundError, match="teacher.pth"):
         sections.step(missing)
 
 
+@pytest.mark.slow
 def test_a_small_sweep_over_all_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sweep.json"
     flags = "--net res18 --image_size 64 --batch_size 2 --epochs 1 --scale 0.01 --device cpu --precision fp32".split()
@@ -262,6 +269,7 @@ def test_a_small_sweep_over_all_classes(tmp_path: Path, capsys: pytest.CaptureFi
     assert 0 < record["share of the peak"] < 1
 
 
+@pytest.mark.slow
 def test_a_ratio_below_its_floor_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], uncompiled: None
 ) -> None:

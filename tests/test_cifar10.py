@@ -450,6 +450,7 @@ def test_a_number_below_a_file_is_no_image(tmp_path: Path, name: str) -> None:
         file_stamp(tmp_path / "test_batch" / name)
 
 
+@pytest.mark.slow
 def test_other_benchmarks_do_not_wait_for_torchvision() -> None:
     code = "import sys, dataset; dataset.BENCHMARKS['cifar10']; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(cifar10.__file__).parents[1]).returncode == 0
@@ -464,6 +465,7 @@ def test_the_data_doctor_finds_nothing_wrong(cifar: Path, capsys: pytest.Capture
     assert "is empty (0 bytes)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_main_trains_on_cats(cifar: Path, tmp_path: Path, train_command: Callable[..., int]) -> None:
     runs = tmp_path / "runs"
     arguments = ["--dataset", "cifar10", "--data_path", cifar, "--class", "cat", "--epochs", 1, "--save_path", runs]

@@ -186,6 +186,7 @@ def test_what_a_killed_process_left_is_no_hindrance_and_goes_away(tmp_path: Path
     assert demo.is_made(tmp_path / "demo")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_two_processes_may_make_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, root = demo.write_image, tmp_path / "demo"

@@ -26,6 +26,8 @@ LIVE = {
     "res18": (12_205_312 - 525_312, 3_703_168),
 }
 NARROW = "efficientnet_lite0"
+LARGE = ("wide_res50", "res50", "res34")
+SLOW_AND_QUICK = [pytest.param(net, marks=pytest.mark.slow) if net in LARGE else net for net in TEACHERS]
 
 
 def build(variant="sk_rd4ad", net="res18", seed=0, **changes):
@@ -71,6 +73,7 @@ def test_pairs_have_the_teacher_s_shapes_finest_first(net):
         assert (count_parameters(distiller.bottleneck), count_parameters(distiller.student)) == LIVE[net]
 
 
+@pytest.mark.slow
 def test_wide_res50_at_256_takes_a_step():
     distiller, recipe = build(net="wide_res50")
     features = teacher_features(distiller, recipe, random_images(side=256, batch=1))
@@ -81,7 +84,7 @@ def test_wide_res50_at_256_takes_a_step():
     assert loss_of(distiller, recipe, features) < loss
 
 
-@pytest.mark.parametrize("net", TEACHERS)
+@pytest.mark.parametrize("net", SLOW_AND_QUICK)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_learns_around_every_teacher(variant, net):
     """A gradient in every trainable parameter, a falling loss, a teacher that stays, a state that is the model."""

@@ -232,12 +232,14 @@ def run_recipe(title: str, data: Path, folder: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", ["Add a variant", "Add a synthetic anomaly"])
 def test_a_new_variant_and_a_new_synthetic_anomaly_are_rows(title: str, mvtec_tree: MakeTree, tmp_path: Path) -> None:
     run = run_recipe(title, mvtec_tree(), tmp_path)
     assert run.parent.parent.name in ("drd_skips", "rd_cut_out")
 
 
+@pytest.mark.slow
 def test_a_new_data_set_is_a_reader_and_a_row(mvtec_tree: MakeTree, tmp_path: Path) -> None:
     root = mvtec_tree()
     rows = []

@@ -33,6 +33,7 @@ def test_a_finished_run_of_every_variant_is_scored_again_identically(
     assert "identical to the recorded metrics" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", ["--variant drd", "--variant rdpp --cache images", "--variant masked --patience 9"])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     flags: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
@@ -61,6 +62,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
+@pytest.mark.slow
 def test_training_stops_when_held_out_normal_images_gain_nothing(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_normalized_scores_are_written_with_their_threshold(
             assert predicted[row["path"]]["predicted"] in ("0", "1")
 
 
+@pytest.mark.slow
 def test_a_new_variant_is_a_row_and_a_part_as_the_recipe_shows(mvtec_tree: MakeTree, tmp_path: Path) -> None:
     """The lines of docs/methods.md, put where it says, in a copy of the project; then its own command."""
     section = (ROOT / "docs/methods.md").read_text().partition("### Add a loss")[2].partition("\n### ")[0]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import ROOT, TINY, Command, MakeTree, paint, published_state, record_of, score_again
+from toys import ROOT, TINY, Command, MakeTree, make_mvtec, paint, published_state, record_of, score_again
 
 from commandline import exit_code
 from dataset import BENCHMARKS
@@ -30,6 +30,7 @@ PUBLISHED = (
 )
 
 
+@pytest.mark.slow
 def test_the_published_command_runs_all_15_classes(mvtec_tree: MakeTree, tmp_path: Path) -> None:
     """Word for word, then fewer epochs, smaller images, and random weights since ImageNet's are a download."""
     classes = BENCHMARKS["mvtec"].classes
@@ -214,6 +215,7 @@ def test_a_run_remembers_how_it_is_scored(
     assert score_again(run) == 0
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_is_scored_as_it_is(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
 ) -> None:
@@ -249,6 +251,7 @@ def test_a_checkpoint_is_never_read_silently_without_its_skips(
     assert f"read as --variant {variant} (skips: {skips})" in said and f"use --variant {other}" in said
 
 
+@pytest.mark.slow
 def test_a_class_result_does_not_depend_on_the_classes_before_it(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command
 ) -> None:
@@ -327,14 +330,17 @@ def files_of(run: Path) -> dict[str, Any]:
     return {"metrics": record_of(run)["metrics"], "predictions": (run / "predictions.csv").read_text()}
 
 
-@pytest.fixture
-def killable(mvtec_tree: MakeTree, tmp_path: Path) -> tuple[list[str], dict[str, Any]]:
+@pytest.fixture(scope="module")
+def killable(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, Any]]:
     """A command without its --save_path, and what it leaves undisturbed."""
-    arguments = [*TINY, "--epochs", "6", "--checkpoint_seconds", "0", "--data_path", str(mvtec_tree(train=16))]
-    assert start([*arguments, "--save_path", str(tmp_path / "whole")]).wait() == 0
-    return arguments, files_of(tmp_path / "whole/mvtec/sk_rd4ad/bottle/seed111")
+    root = tmp_path_factory.mktemp("killable")
+    data = make_mvtec(root / "mvtec", train=16)
+    arguments = [*TINY, "--epochs", "6", "--checkpoint_seconds", "0", "--data_path", str(data)]
+    assert start([*arguments, "--save_path", str(root / "whole")]).wait() == 0
+    return arguments, files_of(root / "whole/mvtec/sk_rd4ad/bottle/seed111")
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_an_epoch(killable: tuple[list[str], dict[str, Any]], tmp_path: Path) -> None:
     arguments, undisturbed = killable
     arguments = [*arguments, "--save_path", str(tmp_path / "killed")]
@@ -368,6 +374,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["predictions.csv", "metrics.json", "config.json"])
 def test_kill_in_the_middle_of_writing_results(
     name: str, killable: tuple[list[str], dict[str, Any]], tmp_path: Path
@@ -393,6 +400,7 @@ def test_the_prescribed_names_resolve_here() -> None:
     assert all(Path(path).is_relative_to(ROOT) for path in found.split())
 
 
+@pytest.mark.slow
 def test_commands_answer_help_outside_their_folder(tmp_path: Path) -> None:
     for program in ("main.py", "test.py"):
         done = subprocess.run([sys.executable, ROOT / program, "--help"], cwd=tmp_path, capture_output=True, text=True)

@@ -128,6 +128,7 @@ def test_the_structure_written_out_here_has_the_published_counts(net, bottleneck
     assert found == [bottleneck, student]
 
 
+@pytest.mark.slow
 def test_wide_res50_takes_every_published_name(tmp_path):
     states = [{n: torch.zeros(()).expand(s) for n, s in shapes.items()} for shapes in published_shapes("wide_res50")]
     torch.save(dict(zip(("bn", "decoder"), states, strict=True)), tmp_path / "published.pth")  # a few kilobytes
@@ -187,6 +188,7 @@ def test_a_decoder_without_its_bottleneck_is_refused(tmp_path):
         assert "such a checkpoint cannot be scored" in text
 
 
+@pytest.mark.slow
 def test_another_backbone_is_refused_with_the_shapes(tmp_path):
     text = refusal(published_state("res50"), tmp_path, net="res18")
     assert "as a checkpoint of res18 does not fit" in text and "(512, 256, 3, 3) for (128, 64, 3, 3)" in text

@@ -90,6 +90,7 @@ def test_no_script_installs_anything(script: str) -> None:
     assert os.access(ROOT / "scripts" / script, os.X_OK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*ABLATIONS} - {"backbones"}))
 def test_an_ablation_ends_with_the_comparison_of_its_settings(name: str, mvtec: Path, run: Run, tmp_path: Path) -> None:
     table = run("ablation.sh", name, "--data_path", mvtec, "--class", "all")
@@ -104,6 +105,7 @@ def test_some_settings_of_an_ablation(mvtec: Path, run: Run) -> None:
     assert rows(table) == ["both", "none"]
 
 
+@pytest.mark.slow
 def test_one_teacher_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
     flags = [word for word in QUICK if word not in ("--net", "efficientnet_lite0")]
     arguments = ["--data_path", mvtec, *flags, "--save_path", tmp_path / "runs"]
@@ -113,6 +115,7 @@ def test_one_teacher_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None
     assert rows(table) == ["efficientnet_lite0"] and "differ" not in table
 
 
+@pytest.mark.slow
 def test_rd4ad_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
     arguments = ["--data_path", mvtec, "--class", "bottle", *QUICK, "--save_path", tmp_path / "runs"]
     done = bash("paper.sh", "rd4ad", *arguments, PYTHON=sys.executable)
@@ -127,6 +130,7 @@ def test_rd4ad_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
     check_quick_settings_are_owned_up_to(table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "published"),
     [
@@ -144,6 +148,7 @@ def test_a_methods_own_table(name: str, published: dict[str, str], mvtec: Path, 
     check_quick_settings_are_owned_up_to(table)
 
 
+@pytest.mark.slow
 def test_sk_rd4ad_on_mvtec_with_the_best_epoch_beside_the_last(mvtec: Path, run: Run) -> None:
     table = run("paper.sh", "sk_rd4ad", "--data_path", mvtec, "--epochs", 2, "--print_epoch", 1)
     *_, last, best, published, _ = line_beginning(table, "mean (1 of 15)", "pixel").split()
@@ -168,6 +173,7 @@ def fill(folder: Path, masks: Path | None = None) -> None:
             Image.fromarray(mask.astype(np.uint8) * 255).save(masks / f"{i:03}.png")
 
 
+@pytest.mark.slow
 def test_sk_rd4ad_on_visa_and_vad(tmp_path: Path, run: Run) -> None:
     fill(tmp_path / "visa/1cls/pcb1", tmp_path / "visa/1cls/pcb1/ground_truth/bad")
     table = run("paper.sh", "sk_rd4ad", "visa", "--data_path", tmp_path / "visa")
@@ -186,6 +192,7 @@ def test_rdpp_on_btad(tmp_path: Path, mvtec_tree: MakeTree, run: Run) -> None:
     assert line_beginning(table, "mean (1 of 3)", "image").endswith(" 95.63 –")
 
 
+@pytest.mark.slow
 def test_the_tables_of_icck(mvtec: Path, run: Run, tmp_path: Path) -> None:
     """All on MVTec AD at once: settings that tables share are run once."""
     last = run("paper.sh", "icck", 1, 3, 4, 5, 6, 7, "--data_path", mvtec)

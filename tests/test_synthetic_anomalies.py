@@ -114,6 +114,7 @@ def shares_changed(images, count, class_name):
     return torch.cat(shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "class_name, share, tolerance",  # shares: the published code over 200 images; tolerance: three standard errors
     [
@@ -153,6 +154,7 @@ def test_after_the_first_patch_each_further_one_is_a_coin_flip(class_name, count
         assert found.count(count) / 200 == pytest.approx(share, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "class_name, mean_sides, largest", [("carpet", (64, 64), (204, 204)), ("wood", (25, 6), (26, 6))]
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 from toys import ROOT
 
-from utils import format_table, prefetch_map, seed_everything, write_atomically
+from utils import format_table, prefetch_map, seed_everything, set_determinism, write_atomically
 
 
 def draws() -> tuple[float, float]:
@@ -76,6 +78,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_memory_that_is_kept_is_not_mapped_again() -> None:
     faults = []
@@ -84,6 +87,39 @@ def test_memory_that_is_kept_is_not_mapped_again() -> None:
         done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         faults.append(int(done.stdout))
     assert faults[1] < faults[0] / 4
+
+
+@pytest.fixture
+def torch_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without CUBLAS_WORKSPACE_CONFIG; whatever a test sets is put back."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+    torch.use_deterministic_algorithms(deterministic)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)  # monkeypatch puts back what was there before
+
+
+@pytest.mark.usefixtures("torch_settings")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_determinism_sets_every_switch_that_torch_has_for_it(wanted: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.benchmark = wanted
+    torch.use_deterministic_algorithms(not wanted)
+    set_determinism(wanted)
+    assert torch.are_deterministic_algorithms_enabled() == wanted
+    assert torch.backends.cudnn.benchmark == (not wanted)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32, "fp32 means fp32"
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
+
+
+@pytest.mark.usefixtures("torch_settings")
+def test_determinism_keeps_a_workspace_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    set_determinism(True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_tables_align() -> None:

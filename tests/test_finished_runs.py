@@ -1,0 +1,241 @@
+"""What a finished run is good for: another anomaly map, a Detector in Python, a compiled network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toys import files_below, make_mvtec, record_of, rows_of, score_again, train
+
+import main as main_command
+from commandline import exit_code
+from dataset import ImageSet
+from detector import Detector
+from experiment import Experiment
+from model import Distiller
+from runs import Run
+from scripts import summarize
+
+OWN = {"name", "train_seconds", "score_seconds", "scored_from", "oracle"}  # what two equal runs may differ in
+
+
+@dataclass
+class Trained:
+    """A finished run of RD4AD below `root`/runs, and the flags that trained it, less --save_path."""
+
+    root: Path
+    flags: list[Any]
+
+    @property
+    def run(self) -> Path:
+        return self.root / "runs/mvtec/rd4ad/bottle/seed111"
+
+    def copy(self, root: Path) -> Trained:
+        shutil.copytree(self.root / "runs", root / "runs")
+        return Trained(root, self.flags)
+
+    def train(self, *arguments: object) -> int:
+        return train(*self.flags, "--save_path", self.root / "runs", *arguments)
+
+
+@pytest.fixture(scope="module", params=["add", "standardized"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Shared by the tests of this file, which must leave it as it is."""
+    root = tmp_path_factory.mktemp("finished")
+    flags = ["--data_path", make_mvtec(root / "mvtec"), "--class", "bottle", "--variant", "rd4ad", "--epochs", 2]
+    found = Trained(root, [*flags, "--anomaly_map", request.param, "--normalize"])
+    assert found.train("--print_epoch", 1, "--vis") == 0
+    return found
+
+
+@pytest.fixture
+def trained(finished: Trained, tmp_path: Path) -> Trained:
+    """A copy of it for one test."""
+    return finished.copy(tmp_path)
+
+
+def other_mode(trained: Trained) -> str:
+    """The standardized map, which needs statistics of the training images, or one that must not use them."""
+    return "multiply" if "standardized" in trained.flags else "standardized"
+
+
+def trained_parts(run: Path) -> dict[str, torch.Tensor]:
+    state = Run(run).load_checkpoint()
+    assert state is not None
+    return {f"{part}.{name}": value for part, values in state["trained"].items() for name, value in values.items()}
+
+
+# --- another anomaly map ---
+
+
+def test_a_run_scored_with_another_map_is_the_run_that_training_with_it_gives(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mode, before = other_mode(trained), files_below(trained.run)
+    assert score_again(trained.run, "--anomaly_map", mode) == 0
+    assert f"scored with --anomaly_map {mode}" in capsys.readouterr().out
+    assert files_below(trained.run) == before, "the run itself is left alone"
+    made = trained.root / f"runs/mvtec/rd4ad-{mode}/bottle/seed111"
+    assert train(*trained.flags, "--anomaly_map", mode, "--vis", "--save_path", tmp_path / "scratch") == 0
+    scratch = tmp_path / "scratch/mvtec/rd4ad/bottle/seed111"
+
+    assert {path.name for path in made.iterdir()} == {path.name for path in scratch.iterdir()}
+    parts, wanted, own = map(trained_parts, (made, scratch, trained.run))
+    assert parts.keys() == wanted.keys() == own.keys()
+    assert all(torch.equal(value, wanted[name]) and torch.equal(value, own[name]) for name, value in parts.items())
+    ours, theirs = record_of(made), record_of(scratch)
+    assert ours["metrics"] == theirs["metrics"] != record_of(trained.run)["metrics"]
+    assert {name: value for name, value in ours.items() if name not in OWN} == {
+        name: value for name, value in theirs.items() if name not in OWN
+    }
+    assert (ours["name"], ours["scored_from"]) == (f"rd4ad-{mode}", str(trained.run))
+    for name in ("predictions.csv", "evaluations.csv"):
+        assert (made / name).read_text() == (scratch / name).read_text() != (trained.run / name).read_text()
+    assert (made / "train.csv").read_text() == (trained.run / "train.csv").read_text()
+    assert files_below(made / "overlays") == files_below(scratch / "overlays") != files_below(trained.run / "overlays")
+
+
+def test_a_run_scored_with_another_map_is_complete_and_is_made_once(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mode = other_mode(trained)
+    monkeypatch.setattr(main_command, "train_one_epoch", None)  # whoever trains fails
+    assert score_again(trained.run, "--anomaly_map", mode) == 0
+    table = capsys.readouterr().out
+    made = trained.root / f"runs/mvtec/rd4ad-{mode}/bottle/seed111"
+    before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
+
+    assert score_again(trained.run, "--anomaly_map", mode) == 0
+    assert table.endswith(capsys.readouterr().out)
+    assert score_again(made) == 0
+    assert "identical to the recorded metrics" in capsys.readouterr().out
+    assert trained.train("--anomaly_map", mode, "--name", f"rd4ad-{mode}") == 0
+    assert "finished already" in capsys.readouterr().out, "main.py takes it for its own"
+    assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
+
+    folders = [str(trained.root / "runs/mvtec" / name) for name in ("rd4ad", f"rd4ad-{mode}")]
+    assert exit_code(lambda: summarize.main([*folders, "--compare"])) == 0
+    compared = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("rd4ad")]
+    assert compared == ["rd4ad", f"rd4ad-{mode}"]
+
+    metrics = record_of(made)["metrics"]
+    (made / "metrics.json").unlink()  # as if the process had died at the very end
+    assert score_again(trained.run, "--anomaly_map", mode) == 0
+    assert record_of(made)["metrics"] == metrics
+
+
+def test_another_map_goes_with_the_runs_test_images_alone(
+    finished: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished.root / "mvtec/bottle/test/good"
+    assert score_again(finished.run, "--anomaly_map", "mean", "--images", folder) == 2
+    assert "--anomaly_map goes with the run's test images" in capsys.readouterr().err
+
+
+def test_another_run_in_its_place_is_refused(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    mode = other_mode(trained)
+    made = trained.root / f"runs/mvtec/rd4ad-{mode}/bottle/seed111"
+    shutil.copytree(trained.run, made)
+    before = files_below(made)
+    assert score_again(trained.run, "--anomaly_map", mode) == 2
+    assert "holds a run of another configuration: anomaly_map is" in capsys.readouterr().err
+    assert files_below(made) == before
+
+
+# --- from Python ---
+
+
+def test_a_loaded_detector_gives_the_scores_of_predictions_csv(finished: Trained) -> None:
+    detector = Detector.load(finished.run)
+    images = Experiment(detector.config, detector.device).test_images
+    scores = np.concatenate([scores for scores, _ in detector.predict(images)])
+    rows = rows_of(finished.run / "predictions.csv")
+    assert [row["path"] for row in rows] == [str(sample.image) for sample in images.samples]
+    assert scores.tolist() == [np.float32(row["score"]) for row in rows]
+    assert detector.evaluate(images).report.defined() == record_of(finished.run)["metrics"]
+    # whatever else is in the set
+    some = ImageSet(images.samples[1:3], images.size)
+    ((two, _),) = detector.predict(some)
+    assert two.tolist() == pytest.approx(scores[1:3].tolist(), rel=1e-5)
+
+
+def test_a_detectors_state_is_all_that_its_scores_depend_on(trained: Trained) -> None:
+    detector = Detector.load(trained.run)
+    saved = Run(trained.run).load_checkpoint()
+    assert saved is not None
+    assert (detector.map_statistics is not None) == ("standardized" in trained.flags)
+    images = Experiment(detector.config, detector.device).test_images
+    ((scores, maps),) = detector.predict(images)
+    Run(trained.run).save_checkpoint(detector.state())
+    again = Detector.load(trained.run)
+    ((same_scores, same_maps),) = again.predict(images)
+    assert np.array_equal(scores, same_scores) and np.array_equal(maps, same_maps)
+    assert again.color_scale == detector.color_scale == saved["color_scale"]
+    with torch.no_grad():
+        next(iter(again.distiller.student.parameters())).add_(0.5)
+    Run(trained.run).save_checkpoint(again.state())
+    ((changed, _),) = Detector.load(trained.run).predict(images)
+    assert not np.allclose(changed, scores), "the state is that of the distiller"
+
+
+def test_another_teachers_weights_are_refused(finished: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = record_of(finished.run)["teacher_weights"]
+    with pytest.raises(ValueError, match=f"with teacher weights {recorded}, found random:111; give --weights FILE"):
+        Detector.load(finished.run, weights="random")
+    assert score_again(finished.run, "--weights", "random") == 2
+    error = capsys.readouterr().err
+    assert "--weights" in error and error.count("\n") == 1
+
+
+def test_what_is_no_finished_run_is_named(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: no finished run"):
+        Detector.load(tmp_path / "nowhere")
+    (trained.run / "checkpoint.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint\.pt; main\.py with --fresh"):
+        Detector.load(trained.run)
+    (trained.run / "metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no finished run \(no metrics\.json\)"):
+        Detector.load(str(trained.run))
+
+
+# --- compiled ---
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))), reason="needs a C++ compiler"
+)
+def test_a_compiled_network_gives_the_scores_of_an_eager_one(
+    tmp_path: Path, res10: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config as inductor_config
+
+    monkeypatch.setattr(inductor_config, "freezing", inductor_config.freezing)  # put back at the end
+    compiled: list[Distiller] = []
+
+    compiles = Distiller.compile
+
+    def compile_and_note(network: Distiller) -> None:
+        compiled.append(network)
+        compiles(network)
+
+    monkeypatch.setattr(Distiller, "compile", compile_and_note)
+    root = make_mvtec(tmp_path / "mvtec", train=4, good=2, bad=2)
+    flags = ["--data_path", root, "--variant", "rd4ad", "--net", res10, "--weights", "random", "--epochs", 1]
+    assert train(*flags, "--save_path", tmp_path / "runs") == 0
+    run, scores = tmp_path / "runs/mvtec/rd4ad/bottle/seed111", []
+    for wanted in (0, 1):
+        out = tmp_path / f"out{wanted}"
+        assert score_again(run, "--images", root / "bottle/test", "--out", out, "--compile", wanted) == 0
+        assert len(compiled) == wanted
+        rows = rows_of(out / "scores.csv")
+        assert len(rows) == 4
+        scores.append([float(row["score"]) for row in rows])
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4)
+    assert np.ptp(scores[0]) > 1e-3 * max(scores[0]), "they are not all alike"
