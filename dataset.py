@@ -1,26 +1,25 @@
 """Benchmarks as rows, samples as arrays.
 
-A benchmark is a title, its class names and a reader; readers/ has one function per layout on disk. Everything is
-resized to a square of `size` pixels, as the published code does it, on images rather than tensors.
+A benchmark is a title, its class names and a reader; readers/ has one function per layout on disk. All images are
+resized to a square of `size` pixels with Pillow, before they become tensors, as in the published code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from readers.base import Reader, Sample, Source, discover_classes, find_class_folder, list_folders, looks_like_class
+from readers.base import Reader, Sample, Source, discover_classes, find_class_folder, is_class_folder, list_folders
 from readers.cifar10 import CIFAR10_CLASSES, prepare_cifar10, read_cifar10
 from readers.demo import DEMO_CLASSES, prepare_demo
-from readers.elpv import default_root, read_elpv
+from readers.elpv import ELPV_CLASSES, default_root, read_elpv
 from readers.folder import name_class, read_folder
-from readers.image_io import read_mask_of, read_rgb
+from readers.image_io import read_oriented_mask, read_rgb
 from readers.mvtec import read_mvtec
 from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
@@ -42,11 +41,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row: what it is called, which classes it has, how they are read.
+    """One row of the table: title, classes, and how they are read.
 
-    `classes` is empty where the folders decide. `find` lists the classes that are really there (None: all of them),
-    `class_folder` says where one lies (None: nowhere by itself); `default_root` gives a root where --data_path is left
-    out; `prepare` makes the data on first use. A mask pixel is set where its stored value exceeds `mask_threshold`.
+    classes         empty where the folders of the data set decide
+    find            lists the classes that are under a root; None: always all classes
+    class_folder    the folder of a class; None where classes have no folders of their own
+    default_root    the root where --data_path is not given
+    prepare         makes the data under the root on first use
+    mask_threshold  a mask pixel is a defect where its stored value exceeds this
     """
 
     title: str
@@ -73,16 +75,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mpdd": Benchmark("MPDD", tuple(MPDD_CLASSES.split()), read_mvtec),
     "elpv": Benchmark(
         "ELPV solar cells, blocks of 30 cells: two thirds train, one third tests",
-        ("mono", "poly"),
+        ELPV_CLASSES,
         read_elpv,
-        find=None,
-        class_folder=None,
-        default_root=default_root,
-    ),
-    "elpv_dev": Benchmark(
-        "ELPV, development split inside the training blocks, on which the recipe for narrow teachers was chosen",
-        ("mono", "poly"),
-        partial(read_elpv, train_parts=(0,), test_parts=(1,)),
         find=None,
         class_folder=None,
         default_root=default_root,
@@ -107,7 +101,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def locate(benchmark: Benchmark, source: Source) -> Source:
-    """The source with the default root filled in and its data made, where the benchmark does so; to be called first.
+    """The source with its default root filled in, after making the data of benchmarks that do so. Call this first.
 
     Raises ValueError or FileNotFoundError, naming --data_path or --train_dir, where there is nothing to read.
     """
@@ -134,9 +128,9 @@ def locate(benchmark: Benchmark, source: Source) -> Source:
 
 
 def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
-    """The classes to run for `--class all`: those of the table that are there, in its order, else the folders found.
+    """The classes of `--class all`: the benchmark's classes that exist, in its order; else all class folders.
 
-    Raises FileNotFoundError where there is no class at all.
+    Raises FileNotFoundError where there is no class.
     """
     if source.train_dir is not None:
         return (name_class(source),)
@@ -144,8 +138,8 @@ def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
     if benchmark.find is None:
         return benchmark.classes
     found = benchmark.find(source.root)
-    # a doubled folder (screw/screw/) hides one level deeper than discovery by level looks
-    known = tuple(c for c in benchmark.classes if c in found or looks_like_class(find_class_folder(source.root, c)))
+    # a doubled folder (screw/screw/) lies one level deeper than `discover_classes` searches
+    known = tuple(c for c in benchmark.classes if c in found or is_class_folder(find_class_folder(source.root, c)))
     if not known and not found:
         there = ", ".join(p.name for p in list_folders(source.root)) or "no folder"
         raise FileNotFoundError(
@@ -156,7 +150,7 @@ def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
 
 
 def load_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """(3, size, size) RGB in 0..255: resized as an image, bilinear with antialiasing, the sides independently.
+    """(3, size, size) RGB in 0..255, resized bilinearly with antialiasing; the aspect ratio is not kept.
 
     Raises ValueError or FileNotFoundError naming a file that cannot be read.
     """
@@ -167,34 +161,34 @@ def load_image(path: Path, size: int) -> NDArray[np.uint8]:
 def load_mask(sample: Sample, size: int, threshold: int = 0) -> NDArray[np.bool_] | None:
     """(size, size), True on the defect; all False for a normal image, None for an anomalous one without a mask.
 
-    The binary mask is resized bilinearly and cut at one half, as published; one that would vanish keeps its most
-    covered pixels (`resize_mask`). Raises as `load_image`.
+    Resized as in `resize_mask`. Raises as `load_image`.
     """
     if not sample.anomalous:
         return np.zeros((size, size), dtype=bool)
     if sample.mask is None:
         return None
-    return resize_mask(read_mask_of(sample.image, sample.mask, threshold), size)[0]
+    return resize_mask(read_oriented_mask(sample.image, sample.mask, threshold), size)[0]
 
 
 def resize_mask(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.bool_], bool]:
-    """(H, W) -> (size, size), and whether cutting at one half would have emptied a mask that was not empty.
+    """(H, W) -> (size, size), and whether the mask would have vanished.
 
-    Such a mask keeps the pixels with the greatest coverage, so that a defect of a few pixels is still a region.
+    The mask is resized bilinearly and thresholded at one half, as in the published code (RD4AD, SK-RD4AD, RD++). A mask
+    that would vanish keeps its most covered pixels, so a defect of a few pixels is still a region.
     """
     image = Image.fromarray(mask.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
     coverage = np.asarray(image)
     resized = coverage >= 128
     if resized.any() or not mask.any():
         return resized, False
-    if not coverage.any():  # below 1/255 of a pixel: 8 bits round it away, so ask in floating point
+    if not coverage.any():  # less than 1/255 of a pixel, which 8 bits round to 0
         exact = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
         coverage = np.asarray(exact)
     return coverage == coverage.max(), True
 
 
 class ImageSet:
-    """Samples as arrays of one size, in order. `vanished` lists the images whose mask had to be kept from vanishing."""
+    """Samples as arrays of one size, in order."""
 
     def __init__(self, samples: Sequence[Sample], size: int, mask_threshold: int = 0) -> None:
         self.samples = tuple(samples)
@@ -207,17 +201,17 @@ class ImageSet:
 
     @property
     def has_masks(self) -> bool:
-        """True where every anomalous image has a mask, so that pixel metrics exist."""
+        """Whether every anomalous image has a mask, so that pixel metrics are defined."""
         return all(s.mask is not None for s in self.samples if s.anomalous)
 
     @property
     def labels(self) -> NDArray[np.bool_]:
-        """(n,), True for anomalous: from the folder, not from the mask."""
+        """(n,), True for anomalous images, by their folder rather than their mask."""
         return np.array([s.anomalous for s in self.samples], dtype=bool)
 
     @property
     def vanished(self) -> tuple[Path, ...]:
-        """Images, among those whose mask was loaded so far, whose mask would have vanished at this size."""
+        """The images whose mask would have vanished at this size, among the masks loaded so far."""
         return tuple(self.samples[i].image for i in sorted(self._vanished))
 
     def image(self, index: int) -> NDArray[np.uint8]:
@@ -229,7 +223,7 @@ class ImageSet:
         sample = self.samples[index]
         if not sample.anomalous or sample.mask is None:
             return load_mask(sample, self.size)
-        stored = read_mask_of(sample.image, sample.mask, self.mask_threshold)
+        stored = read_oriented_mask(sample.image, sample.mask, self.mask_threshold)
         resized, vanished = resize_mask(stored, self.size)
         if vanished:
             self._vanished.add(index)
@@ -239,7 +233,7 @@ class ImageSet:
 def image_batches(
     images: ImageSet, order: Sequence[int], batch_size: int, workers: int
 ) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-    """(indices, pixels (B, 3, S, S) uint8) in this order, decoded on `workers` threads ahead of the reader."""
+    """(indices, pixels (B, 3, S, S) uint8) in this order; `workers` threads decode the next images meanwhile."""
     decoded = prefetch_map(images.image, order, workers)
     for start in range(0, len(order), batch_size):
         indices = list(order[start : start + batch_size])

@@ -1,6 +1,6 @@
-"""The command line made from the Config, and the published flags translated.
+"""The command line: a flag for each field of the Config, and the published flags, which are translated.
 
-A field's flag is its name (`-` and `_` alike, never abbreviated).
+A flag is the name of its field; `-` and `_` are the same, and abbreviations are not accepted.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ from commandline import Parser, boolean
 from config import GROUPS, Config, kind_of
 
 METAVARS = {int: "N", float: "X", Path: "PATH"}
-RES_TO_SKIPS = {0: "none", 1: "none", 2: "E3", 3: "both"}  # the published help text; its code treats 1 and 2 like 3
+RES_TO_SKIPS = {
+    0: "none",
+    1: "none",
+    2: "E3",
+    3: "both",
+}  # as in the published help text; the published code treats 1 and 2 like 3
 L2_TO_LOSS = {0: "cosine", 1: "mse", 2: "mse+cosine"}
 
 
 def parse(argv: Sequence[str] | None = None) -> Config:
-    """The command line -> Config: defaults, then a saved --config, then the flags given.
+    """The command line -> Config: the flags override a saved --config, which overrides the defaults.
 
-    A wrong flag exits with one line and code 2. Raises ValueError or FileNotFoundError on values that cannot be.
+    An unknown flag exits with one line and code 2. Raises ValueError or FileNotFoundError for invalid values.
     """
     given = vars(_parser().parse_args(argv))
     saved = given.pop("config", None)
     if given.pop("cut", 0):
-        raise ValueError("--cut: the published code parses this flag and never uses it; CutPaste is not part of it")
+        raise ValueError("--cut: the published code parses this flag and never uses it; it has no CutPaste")
     for flag, field_name, table in (("res", "skips", RES_TO_SKIPS), ("L2", "loss", L2_TO_LOSS)):
         if flag in given:
             number = given.pop(flag)
@@ -45,7 +50,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="main.py",
         usage="python main.py [flags]",
-        description="Train and score reverse distillation, one model per class and seed. Flags take - and _ alike.",
+        description="Train and score reverse distillation, one model per class and seed. In flags - and _ are alike.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
@@ -53,8 +58,8 @@ def _parser() -> Parser:
     )
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
     for f in dataclasses.fields(Config):
-        option(groups[f.metadata["group"]], f.name)
-    published = parser.add_argument_group("published flags, translated")
+        add_option(groups[f.metadata["group"]], f.name)
+    published = parser.add_argument_group("published flags, which are translated")
     published.add_argument("--res", type=int, choices=RES_TO_SKIPS, help="--skips: 0, 1 none; 2 E3 only; 3 E3 and E2")
     published.add_argument("--L2", type=int, choices=L2_TO_LOSS, help="--loss: 0 cosine; 1 mse; 2 half of each")
     published.add_argument("--cut", type=int, help="accepted at 0 only: the published code never uses it")
@@ -62,16 +67,16 @@ def _parser() -> Parser:
 
 
 def parse_some(prog: str, description: str | None, names: Sequence[str], argv: Sequence[str] | None) -> Config:
-    """The command line of a command that takes only the named fields' flags -> Config; errors as in `parse`."""
+    """The command line of a command that has only the flags of the named fields -> Config. Errors as in `parse`."""
     kind = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog=prog, description=description, formatter_class=kind, argument_default=argparse.SUPPRESS)
     for name in names:
-        option(parser, name)
+        add_option(parser, name)
     return Config(**vars(parser.parse_args(argv)))
 
 
-def option(parser: argparse._ActionsContainer, name: str) -> None:
-    """Add one field's flag to a parser or a group of one: for commands that take some of the Config's flags."""
+def add_option(parser: argparse._ActionsContainer, name: str) -> None:
+    """Add the flag of one field to a parser, or to a group of a parser."""
     f = next(f for f in dataclasses.fields(Config) if f.name == name)
     kind = kind_of(_hints()[name])
     options: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "NAME")}
@@ -82,12 +87,12 @@ def option(parser: argparse._ActionsContainer, name: str) -> None:
         options = {"type": item, "nargs": "+", "metavar": METAVARS.get(item, "NAME")}
     if f.metadata["choices"]:
         options["metavar"] = "{" + ",".join(f.metadata["choices"]) + "}"
-    text = f.metadata["help"] + ("" if f.default is None else f" (default: {_shown(f.default)})")
+    text = f.metadata["help"] + ("" if f.default is None else f" (default: {_format_default(f.default)})")
     names = [f"--{name}" for name in (f.name, *f.metadata["names"])]
     parser.add_argument(*names, dest=f.name, help=text.replace("%", "%%"), **options)
 
 
-def _shown(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if isinstance(default, bool):
         return str(int(default))
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -1,11 +1,14 @@
-"""The run folder: configuration first, metrics last, every file replaced whole; finished? resumable? the same run?
+"""The folder of a run: its files, and whether the run is finished, can be resumed, or is another run.
 
 <save_path>/<benchmark>/<variant or --name>/<class>/seed<k>/
-    config.json       first: what decides the run, with code revision, versions and the hash of the teacher's weights
-    train.csv         a line per epoch; evaluations.csv a line per evaluation
-    checkpoint.pt     what was trained and what resuming needs; replaced atomically
+    config.json       written first: all settings, code revision, versions, hash of the teacher's weights
+    train.csv         a line per epoch
+    evaluations.csv   a line per evaluation
+    checkpoint.pt     the trained parameters and what resuming needs
     predictions.csv   a line per test image
-    metrics.json      last: its presence means "finished"
+    metrics.json      written last: a run with this file is finished
+
+Every file is written atomically.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,10 +38,27 @@ from utils import code_revision, environment_info, write_atomically
 CONFIG, TRAIN, EVALUATIONS = "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
 
+# How the published code of a variant chooses its epoch on the test set: by the mean of these metrics (DRD takes their
+# sum, which chooses the same epoch). SK-RD4AD has a script per benchmark, hence VARIANT/BENCHMARK. AUPRO is per image
+# in all of them.
+ORACLE_RULES: dict[str, tuple[str, ...]] = {
+    "sk_rd4ad": ("pixel_auroc", "aupro_per_image"),
+    "sk_rd4ad/visa": ("image_auroc", "pixel_auroc"),
+    "sk_rd4ad/vad": ("image_auroc",),
+    "rdpp": ("image_auroc", "pixel_auroc", "aupro_per_image"),
+    "drd": ("image_auroc", "pixel_auroc"),
+}
+DEFAULT_ORACLE_RULE = ("image_auroc", "pixel_auroc")  # for variants without a published rule
+
+
+def oracle_rule(variant: str, benchmark: str) -> tuple[str, ...]:
+    """The metrics whose mean chooses the oracle epoch of a variant on a benchmark."""
+    return ORACLE_RULES.get(f"{variant}/{benchmark}", ORACLE_RULES.get(variant, DEFAULT_ORACLE_RULE))
+
 
 @dataclass
 class Progress:
-    """How far a run has come: epochs done, a row per epoch, a row per evaluation, seconds of training so far."""
+    """The progress of a run: epochs done, a row per epoch, a row per evaluation, seconds of training."""
 
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -44,34 +66,42 @@ class Progress:
     seconds: float = 0.0
 
     def add(self, epoch: int, losses: dict[str, float], images: int, seconds: float) -> None:
-        """Note one epoch's mean losses and speed."""
+        """Record the mean losses and the speed of an epoch."""
         self.epoch = epoch
         self.seconds += seconds
         self.history.append({"epoch": epoch, **losses, "images_per_second": round(images / seconds, 2)})
 
     def evaluated(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Note an epoch's metrics, in place of those that an interrupted process noted."""
+        """Record the metrics of an epoch, in place of those that an interrupted process recorded."""
         self.evaluations = [row for row in self.evaluations if row["epoch"] != epoch]
         self.evaluations.append({"epoch": epoch, **metrics})
 
     def should_stop(self, patience: int) -> bool:
-        """Whether the loss on held-out images has not fallen for `patience` epochs; never with 0."""
+        """Whether the loss on held-out images has not fallen for `patience` epochs; always False with 0."""
         val_losses = [row["held_out"] for row in self.history if "held_out" in row]
         return bool(patience and val_losses) and len(val_losses) - 1 - val_losses.index(min(val_losses)) >= patience
 
-    def oracle(self) -> dict[str, dict[str, float]]:
-        """The best value of each metric over all evaluations with its epoch: chosen on test data, so never the result.
+    def oracle(self, rule: Sequence[str]) -> dict[str, Any]:
+        """The epoch with the highest mean of the metrics of `rule`: {"epoch", "rule" in words, "metrics" by name}.
 
-        Empty where only the last epoch was evaluated: then nothing was chosen.
+        It is chosen on test data, so it is never the result. Metrics of the rule that are undefined in some evaluation
+        are left out of the mean, which "rule" notes; if all are undefined, image AUROC alone is used. The first of
+        equal epochs is taken. Undefined metrics are None in "metrics". The result is empty for fewer than two
+        evaluations, and where image AUROC is undefined as well.
         """
-        if len(self.evaluations) < 2:
+        defined = [name for name in rule if self._always_defined(name)]
+        chosen_by = defined or [name for name in ("image_auroc",) if self._always_defined(name)]
+        if len(self.evaluations) < 2 or not chosen_by:
             return {}
-        best: dict[str, dict[str, float]] = {}
-        for row in self.evaluations:
-            for name, value in row.items():
-                if name != "epoch" and value == value and value > best.get(name, {"value": -1.0})["value"]:
-                    best[name] = {"value": value, "epoch": row["epoch"]}
-        return best
+        best = max(self.evaluations, key=lambda row: fmean(row[name] for name in chosen_by))
+        text = ("mean of " if len(chosen_by) > 1 else "") + ", ".join(chosen_by)
+        if undefined := [name for name in rule if name not in defined]:
+            text += f" (undefined and left out: {', '.join(undefined)})"
+        metrics = {name: None if math.isnan(value) else value for name, value in best.items() if name != "epoch"}
+        return {"epoch": best["epoch"], "rule": text, "metrics": metrics}
+
+    def _always_defined(self, metric: str) -> bool:
+        return not any(math.isnan(row.get(metric, math.nan)) for row in self.evaluations)
 
 
 class Run:
@@ -79,37 +109,39 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._saved = time.monotonic()  # when the last resume point was written, or this process began
+        self._saved = time.monotonic()  # when the last resume point was written, or this object was made
 
     def __str__(self) -> str:
         return str(self.folder)
 
     def open(self, config: dict[str, Any], identity: dict[str, Any], fresh: bool = False, resume: bool = True) -> None:
-        """Begin the run, or continue the one that lies here; `fresh` discards it, `resume=False` an unfinished one.
+        """Start the run, or continue the one in this folder; `fresh` discards it, `resume=False` an unfinished one.
 
-        `identity` holds what decides the run's numbers, as differences from the defaults. Raises ValueError naming the
-        settings in which a run that lies here differs from the one that is wanted.
+        `identity` holds the settings that affect results and differ from their defaults. Raises ValueError with the
+        settings in which the run in this folder differs.
         """
-        for leftover in self.folder.glob(".*.partial"):  # of a process that was killed while it wrote
+        for leftover in self.folder.glob(".*.partial"):  # left by a killed process
             leftover.unlink()
         if fresh or not (resume or self.finished):
             self.discard()
         if (self.folder / CONFIG).exists():
-            self._check_same(identity)
+            self._check_identity(identity)
         else:
-            self.discard()  # whatever lies in a folder without a configuration is no run
+            self.discard()  # files without a configuration are no run
             record = {"config": config, "identity": identity, "revision": code_revision(), **environment_info()}
             write_atomically(self.folder / CONFIG, json.dumps(record, indent=2) + "\n")
 
-    def _check_same(self, identity: dict[str, Any]) -> None:
-        """A setting that one side does not name has its default there."""
+    def _check_identity(self, identity: dict[str, Any]) -> None:
+        """Raises ValueError where the identities differ. A setting that one of them lacks has its default there."""
         found = self.read(CONFIG).get("identity")
         if not isinstance(found, dict):
-            raise ValueError(f"{self.folder / CONFIG}: written by another version of this project; --fresh starts anew")
+            raise ValueError(
+                f"{self.folder / CONFIG}: written by another version of this project; --fresh starts again"
+            )
         wanted = json.loads(json.dumps(identity))
         different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
         if different:
-            there, here = ({key: _shown(side.get(key)) for key in different} for side in (found, wanted))
+            there, here = ({key: _format_setting(side.get(key)) for key in different} for side in (found, wanted))
             details = "; ".join(f"{key} is {there[key]} there, {here[key]} here" for key in different)
             raise ValueError(
                 f"{self.folder} holds a run of another configuration: {details}. "
@@ -117,7 +149,7 @@ class Run:
             )
 
     def discard(self) -> None:
-        """Remove what the run has written; metrics.json goes first: a half-removed run must not look finished."""
+        """Remove the files of the run. metrics.json is the first, so a half-removed run does not look finished."""
         (self.folder / METRICS).unlink(missing_ok=True)
         for name in (CHECKPOINT, PREDICTIONS, TRAIN, EVALUATIONS):
             (self.folder / name).unlink(missing_ok=True)
@@ -126,63 +158,63 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run's metrics are written, which happens last."""
+        """Whether metrics.json is there, which is written last."""
         return (self.folder / METRICS).is_file()
 
     def read(self, name: str) -> dict[str, Any]:
-        """One of the run's JSON files. Raises FileNotFoundError, ValueError."""
+        """The content of a JSON file of the run. Raises FileNotFoundError, ValueError."""
         path = self.folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"no {name} in {self.folder}: want the folder of a run, .../<class>/seed<k>")
+            raise FileNotFoundError(f"no {name} in {self.folder}: give the folder of a run, .../<class>/seed<k>")
         try:
             return json.loads(path.read_text())
         except json.JSONDecodeError as problem:
             raise ValueError(f"{path}: not valid JSON ({problem})") from None
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Tensors and plain values only, so that `torch.load(weights_only=True)` reads them."""
+        """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
         write_atomically(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last saved state on the CPU, or None where there is none. Raises ValueError on a damaged file."""
+        """The last saved state, on the CPU; None where there is none. Raises ValueError for a damaged file."""
         path = self.folder / CHECKPOINT
         if not path.is_file():
             return None
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as problem:  # torch raises many kinds for a damaged file
+        except Exception as problem:  # torch raises many kinds of errors for a damaged file
             raise ValueError(f"{path} is damaged ({type(problem).__name__}): --fresh trains this run again") from None
 
     def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer) -> Progress:
-        """Load the last resume point into the two; a fresh Progress where there is none."""
+        """Load the last resume point into distiller and optimizer; a new Progress where there is none."""
         state = self.load_checkpoint()
         if state is None:
             return Progress()
         distiller.load_trained_state(state["trained"])
-        if "optimizer" not in state:  # the run ended and its metrics were lost: what is left is to score it
+        if "optimizer" not in state:  # training is finished and only scoring is left
             return Progress(**state["progress"])
         optimizer.load_state_dict(state["optimizer"])
         return Progress(**state["progress"])
 
     def record(
-        self, progress: Progress, distiller: Distiller, optimizer: torch.optim.Optimizer, spacing: float
+        self, progress: Progress, distiller: Distiller, optimizer: torch.optim.Optimizer, interval: float
     ) -> None:
-        """Write the epoch's line, and a resume point unless the last one is younger than `spacing` seconds."""
+        """Write the tables of progress, and a resume point unless the last one is less than `interval` seconds old."""
         self.write_progress(progress)
-        if time.monotonic() - self._saved >= spacing:
+        if time.monotonic() - self._saved >= interval:
             state = {"trained": distiller.trained_state(), "optimizer": optimizer.state_dict()}
             self.save_checkpoint({**state, "progress": asdict(progress)})
             self._saved = time.monotonic()
 
     def write_progress(self, progress: Progress) -> None:
-        """train.csv and evaluations.csv, whole."""
+        """Write train.csv and evaluations.csv."""
         self.write_csv(TRAIN, progress.history)
         self.write_csv(EVALUATIONS, progress.evaluations)
 
     def write_predictions(
         self, samples: Sequence[Sample], scores: np.ndarray, normalizer: Normalizer | None = None
     ) -> None:
-        """predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image."""
+        """Write predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image."""
         rows = [
             {
                 "path": str(s.image),
@@ -195,7 +227,7 @@ class Run:
         self.write_csv(PREDICTIONS, rows)
 
     def write_csv(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows with equal keys as a CSV file with a header; nothing for no rows."""
+        """Write rows with the same keys as a CSV file with a header; nothing without rows."""
         if not rows:
             return
         text = io.StringIO()
@@ -205,7 +237,7 @@ class Run:
         write_atomically(self.folder / name, text.getvalue())
 
     def finish(self, config: Config, report: Report, progress: Progress, facts: Mapping[str, Any]) -> None:
-        """Write metrics.json, the last file: settings, metrics (null where undefined), `facts`, the environment."""
+        """Write metrics.json, the last file: settings, metrics (null where undefined), oracle, `facts`, environment."""
         record = {
             "class_name": config.classes[0],
             "seed": config.seeds[0],
@@ -219,7 +251,7 @@ class Run:
             "epochs_trained": progress.epoch,
             "metrics": report.defined(),
             "reasons": report.reasons,
-            "oracle": progress.oracle(),
+            "oracle": progress.oracle(oracle_rule(config.variant, config.dataset)),
             "train_seconds": round(progress.seconds, 2),
             **facts,
             "revision": code_revision(),
@@ -229,7 +261,7 @@ class Run:
 
 
 def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]:
-    """An image score as columns of a CSV file; with a normalizer also its share in 0..1 and the decision (0, 1)."""
+    """An image score as columns of a CSV file; with a normalizer also the normalized score and the decision (0, 1)."""
     columns = {"score": f"{score:.9g}"}
     if normalizer is not None:
         columns["normalized"] = f"{float(normalizer.normalized(score)):.9g}"
@@ -237,5 +269,5 @@ def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]
     return columns
 
 
-def _shown(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     return "the default" if value is None else repr(value)

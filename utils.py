@@ -1,4 +1,4 @@
-"""What any repository could use: seeding, devices, atomic writes, hashes, a prefetching map, tables, versions."""
+"""General functions: seeding, devices, atomic writes, hashes, a prefetching map, tables of text, versions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def seed_everything(*parts: object) -> int:
-    """Seed Python, NumPy and torch from the parts, e.g. (seed, class name, epoch); returns the 32-bit seed used.
+    """Seed Python, NumPy and torch from the parts, e.g. (seed, class name, epoch); returns the 32-bit seed.
 
-    The seed is a checksum of the parts' text, so it is the same on every machine and in every process.
+    The seed is a checksum of the text of the parts, so it is the same on every machine and in every process.
     """
     seed = zlib.crc32("\x1f".join(map(str, parts)).encode())
     random.seed(seed)
@@ -37,7 +37,7 @@ def seed_everything(*parts: object) -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU. Raises ValueError where the device asked for is not available."""
+    """`auto` is the first GPU, or else the CPU. Raises ValueError where the named device is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -50,9 +50,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_determinism(wanted: bool) -> None:
-    """Allow only operations that repeat to the bit, or let the libraries choose the fastest.
+    """Allow only deterministic operations, or let the libraries choose the fastest ones.
 
-    On a GPU fp32 means fp32 either way: TF32, which torch allows for convolutions, is off. bf16 is there for speed.
+    TF32 is off in both cases, so fp32 on a GPU is fp32; torch would allow TF32 for convolutions.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if wanted:
@@ -62,16 +62,16 @@ def set_determinism(wanted: bool) -> None:
 
 
 def to_device(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array on the device; a GPU gets it from pinned memory while the processor goes on."""
+    """The array as a tensor on the device. The copy to a GPU is asynchronous, from pinned memory."""
     tensor = torch.from_numpy(pixels)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next request, instead of mapping every large tensor anew.
+    """Make glibc keep freed memory for the next allocation, instead of mapping memory for every large tensor.
 
-    On a processor a training step then spends no time on page faults (a fifth of it otherwise), for about a tenth more
-    memory. Does nothing with other C libraries.
+    A training step on a processor then spends no time on page faults (otherwise a fifth of the step), for about a tenth
+    more memory. With other C libraries this does nothing.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for parameter, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, -1)):
@@ -79,9 +79,9 @@ def keep_freed_memory() -> None:
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
-    """Write a whole file or nothing: into a neighbor first, flushed to the disk, then renamed over `path`.
+    """Write the whole file or nothing: a temporary file beside it is flushed to disk, then renamed to `path`.
 
-    `content` is text, bytes, or a function that writes the file it is given (torch.save, say).
+    `content` is text, bytes, or a function that writes to the path that it is given (such as torch.save).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -98,7 +98,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, 64 hexadecimal digits. Raises FileNotFoundError naming the file."""
+    """The SHA-256 of a file's content, as 64 hexadecimal digits. Raises FileNotFoundError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     digest = hashlib.sha256()
@@ -109,7 +109,10 @@ def file_sha256(path: Path) -> str:
 
 
 def prefetch_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`map` on `workers` threads, in order, at most 2 x workers results ahead of the reader; 0 workers: plain map."""
+    """`map` on `workers` threads; results come in order. With 0 workers it is plain `map`.
+
+    At most 2 x `workers` results are computed ahead of the one that is taken.
+    """
     if workers < 1:
         yield from map(function, items)
         return
@@ -123,13 +126,13 @@ def prefetch_map(function: Callable[[Item], Result], items: Iterable[Item], work
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:  # the reader stopped early, or an item failed
+            for future in waiting:  # where the caller stopped early, or an item failed
                 future.cancel()
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    """Text cells -> an aligned table: first column left, the others right; as Markdown on request."""
-    least = 3 if markdown else 1  # Markdown wants dashes beside the colon that aligns a column
+    """Cells of text -> an aligned table: the first column to the left, the others to the right."""
+    least = 3 if markdown else 1  # Markdown needs dashes beside the colon that aligns a column
     widths = [max(least, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -141,7 +144,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
 
 
 def code_revision() -> str:
-    """The git revision of the code beside this file, with '+changes' where files differ from it, or 'unknown'."""
+    """The git revision of this code, with '+changes' where tracked files differ from it; 'unknown' without git."""
     folder = Path(__file__).parent
     try:
         revision, changes = (
@@ -154,9 +157,13 @@ def code_revision() -> str:
 
 
 def environment_info() -> dict[str, Any]:
-    """Versions and hardware, to be recorded beside a result."""
+    """Versions and hardware, to be recorded with a result."""
     processor = next(
-        (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")),
+        (
+            line.partition(":")[2].strip()
+            for line in _read_lines(Path("/proc/cpuinfo"))
+            if line.startswith("model name")
+        ),
         platform.processor() or platform.machine(),
     )
     threads = torch.get_num_threads()
@@ -167,5 +174,5 @@ def environment_info() -> dict[str, Any]:
     return {"versions": versions, "hardware": "; ".join(hardware)}
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []

@@ -1,12 +1,12 @@
 """CIFAR-10, one class against the nine others: trained on the training images of a class, tested on all test images.
 
-Krizhevsky, "Learning multiple layers of features from tiny images", 2009. It is published as pickled files of 10,000
-images each, cifar-10-batches-py. On first use they are unpacked to PNG files, which hold the same pixels:
+Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The data set is published as pickled files of
+10,000 images each, cifar-10-batches-py. On first use they are unpacked to PNG files with the same pixels:
 
     cifar-10-images/{train,test}/<class>/<index>.png
 
-where the index counts the images of a split in the order of the files. From then on the PNG files alone are read.
-torchvision knows the pickled files and their md5 sums; nothing is unpickled that does not match, and nothing is
+where the index counts the images of a split in the order of the files. From then on only the PNG files are read.
+torchvision lists the pickled files with their md5 sums; a file is unpickled only if its sum matches, and nothing is
 downloaded.
 """
 
@@ -52,7 +52,7 @@ VERSION = 1
 def read_cifar10(source: Source, class_name: str, split: str) -> list[Sample]:
     """The training images of a class, or all test images, sorted by index.
 
-    A test image of another class is anomalous, and that class's name is its defect. There are no masks.
+    A test image of another class is anomalous; its defect is the name of that class. There are no masks.
     Raises FileNotFoundError where the images are not unpacked (see `prepare_cifar10`), ValueError for an unknown class.
     """
     check_split(split)
@@ -74,7 +74,7 @@ def read_cifar10(source: Source, class_name: str, split: str) -> list[Sample]:
 def prepare_cifar10(root: Path) -> None:
     """Unpack the batches under `root` to PNG files beside them, whole or not at all, unless that has been done.
 
-    The images always lie below `root`: inside it where `root` is the folder of the batches itself. Raises
+    The images always lie below `root`, even where `root` is the folder of the batches itself. Raises
     FileNotFoundError where the batches are needed and one is missing or damaged, ValueError where the images cannot be
     written or their folder holds something else.
     """
@@ -105,17 +105,17 @@ def prepare_cifar10(root: Path) -> None:
 
 
 def find_images(root: Path) -> Path | None:
-    """The folder of unpacked images, whole or not: `root` or the first below it; None where there is none."""
+    """The folder of unpacked images, complete or not: `root` or the first below it; None where there is none."""
     return next(filter(is_unpacked, candidate_roots(root)), None)
 
 
 def is_unpacked(folder: Path) -> bool:
-    """True where `folder` was written by `prepare_cifar10`, in some version."""
+    """Whether `folder` was written by some version of `prepare_cifar10`."""
     return read_readme(folder).startswith(TITLE)
 
 
 def is_whole(folder: Path) -> bool:
-    """True where `folder` holds this version, and as many images as were written."""
+    """Whether `folder` was written by this version and still has as many images as its readme.txt states."""
     suffixes = tuple(IMAGE_SUFFIXES)
     classes = [folder / split / name for split in SPLITS for name in CIFAR10_CLASSES]
     count = sum(entry.name.lower().endswith(suffixes) for place in classes for entry in visible_entries(place))
@@ -123,7 +123,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def readme(count: int) -> str:
-    """What readme.txt says in a folder of `count` images; it is written last, so it marks a whole folder."""
+    """The text of readme.txt for `count` images; it is written last and marks a complete folder."""
     return f"""{TITLE}, version {VERSION}
 
 {count} images, unpacked by the program from cifar-10-batches-py to <split>/<class>/<index>.png, where the index counts
@@ -133,19 +133,19 @@ made again. Keep nothing of your own in it.
 
 
 def find_batches(root: Path) -> Path:
-    """The folder of the batches: `root` or the first below it that holds one; else where torchvision wants it."""
-    files = [file for file, _ in _wanted()]
+    """The folder of the batches: `root` or the first below it that holds one; else torchvision's default."""
+    files = [file for file, _ in _file_sums()]
     holds = (p for p in candidate_roots(root) if any((p / file).is_file() for file in files))
     return next(holds, root / _torchvision().base_folder)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """The content of every batch and of the label names by file name, each compared with its md5 sum.
+    """{file name: content} of all batches and of the label names, after comparing each with its md5 sum.
 
-    Raises FileNotFoundError that lists every file that is missing or differs.
+    Raises FileNotFoundError with a list of all files that are missing or differ.
     """
     contents, problems = {}, []
-    for file, md5 in _wanted():
+    for file, md5 in _file_sums():
         try:
             contents[file] = (folder / file).read_bytes()
             found = f"md5 {hashlib.md5(contents[file], usedforsecurity=False).hexdigest()}"
@@ -155,29 +155,29 @@ def read_files(folder: Path) -> dict[str, bytes]:
         if found != f"md5 {md5}":
             problems.append(f"{file} (wanted md5 {md5}, found {found})")
     if problems:
-        tables = _torchvision()
+        cifar10 = _torchvision()
         raise FileNotFoundError(
-            f"{folder}: CIFAR-10 is missing or damaged: {', '.join(problems)}; unpack {tables.filename} (md5 "
-            f"{tables.tgz_md5}) from {tables.url} under --data_path: nothing is downloaded here"
+            f"{folder}: CIFAR-10 is missing or damaged: {', '.join(problems)}; unpack {cifar10.filename} (md5 "
+            f"{cifar10.tgz_md5}) from {cifar10.url} under --data_path: nothing is downloaded here"
         )
     return contents
 
 
 def unpack(contents: Mapping[str, bytes], folder: Path) -> None:
-    """Write every image of the files' contents as PNG below `folder`, then the readme that states their number."""
+    """Write all images as PNG files below `folder`, then readme.txt with their number."""
     for split in SPLITS:
         for name in CIFAR10_CLASSES:
             (folder / split / name).mkdir(parents=True)
-    written = prefetch_map(write_image, list_rows(contents, folder), os.cpu_count() or 1)
+    written = prefetch_map(write_image, iterate_images(contents, folder), os.cpu_count() or 1)
     count = sum(1 for _ in written)
     (folder / "readme.txt").write_text(readme(count), encoding="utf-8")
 
 
-def list_rows(contents: Mapping[str, bytes], folder: Path) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
-    """(path below `folder`, (3072,) pixels) of every image; a file is unpickled when its turn comes."""
-    tables = _torchvision()
-    names = _unpickle(contents[tables.meta["filename"]])[tables.meta["key"]]
-    for split, files in zip(SPLITS, (tables.train_list, tables.test_list), strict=True):
+def iterate_images(contents: Mapping[str, bytes], folder: Path) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
+    """(path below `folder`, (3072,) pixels) of every image, unpickling one batch after the other."""
+    cifar10 = _torchvision()
+    names = _unpickle(contents[cifar10.meta["filename"]])[cifar10.meta["key"]]
+    for split, files in zip(SPLITS, (cifar10.train_list, cifar10.test_list), strict=True):
         index = 0
         for file, _ in files:
             batch = _unpickle(contents[file])
@@ -187,27 +187,27 @@ def list_rows(contents: Mapping[str, bytes], folder: Path) -> Iterator[tuple[Pat
 
 
 def write_image(row: tuple[Path, NDArray[np.uint8]]) -> None:
-    """Save (3072,) pixels, all of red, then green, then blue, as a 32x32 PNG file."""
+    """Save (3072,) pixels (the red channel, then green, then blue) as a 32x32 PNG file."""
     path, pixels = row
     channels = pixels.reshape(3, SIDE, SIDE)
     Image.fromarray(np.ascontiguousarray(channels.transpose(1, 2, 0))).save(path, compress_level=1)
 
 
 def _torchvision() -> Any:
-    """torchvision's class of the files' names and sums; imported here, since it costs other benchmarks seconds."""
+    """torchvision's data set, for file names and md5 sums; imported here because that takes seconds."""
     from torchvision.datasets import CIFAR10
 
     return CIFAR10
 
 
-def _wanted() -> list[tuple[str, str]]:
-    """(file name, md5) of the training batches, the test batch and the label names."""
-    tables = _torchvision()
-    return [*tables.train_list, *tables.test_list, (tables.meta["filename"], tables.meta["md5"])]
+def _file_sums() -> list[tuple[str, str]]:
+    """(file name, md5 sum) of the training batches, the test batch and the label names."""
+    cifar10 = _torchvision()
+    return [*cifar10.train_list, *cifar10.test_list, (cifar10.meta["filename"], cifar10.meta["md5"])]
 
 
 def _unpickle(content: bytes) -> dict[str, Any]:
-    """The content of a file as Python objects. A pickle can run code: call this only once the md5 sum has matched."""
+    """The content of a file as Python objects. A pickle can run code: compare the md5 sum before."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"dtype\(\): align")  # NumPy 2.4.0 to 2.4.4 mind how NumPy 1 wrote types
+        warnings.filterwarnings("ignore", r"dtype\(\): align")  # NumPy 2.4.0 to 2.4.4 warn of types written by NumPy 1
         return pickle.loads(content, encoding="latin1")  # written by Python 2

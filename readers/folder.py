@@ -1,6 +1,6 @@
-"""One's own images: --train_dir, optional --test_dir and --mask_dir; or a root in the MVTec layout.
+"""The user's own images: --train_dir, optional --test_dir and --mask_dir; or a root in the MVTec layout.
 
---train_dir   normal images, directly inside or in a folder good/ (ok/, Normal/); other folders are left alone
+--train_dir   normal images, directly inside or in a folder good/ (ok/, Normal/); other folders are ignored
 --test_dir    one folder per kind: good/ holds normal images, every other folder a defect
 --mask_dir    <defect>/<stem>_mask.* or <defect>/<stem>.* for every anomalous test image
 """
@@ -22,9 +22,9 @@ from readers.mvtec import read_mvtec, read_normals, read_test_folders
 
 
 def read_folder(source: Source, class_name: str, split: str) -> list[Sample]:
-    """Samples of one's own folders; without test images the test split is empty.
+    """Samples of the user's own folders; the test split is empty without test images.
 
-    Raises ValueError or FileNotFoundError, naming the flag, for folders that do not hold what they must.
+    Raises ValueError or FileNotFoundError, naming the flag, for folders that are missing or have no images.
     """
     check_split(split)
     if source.train_dir is None and source.test_dir is None:
@@ -38,7 +38,7 @@ def read_folder(source: Source, class_name: str, split: str) -> list[Sample]:
 
 
 def read_train_dir(folder: Path) -> list[Sample]:
-    """Images directly inside, or those of a normal folder where there are none."""
+    """The images directly inside, or else those of its normal folders. Raises FileNotFoundError if there are none."""
     samples = [Sample(image, anomalous=False, defect="good") for image in list_images(folder)] or read_normals(folder)
     if not samples:
         raise FileNotFoundError(
@@ -48,6 +48,7 @@ def read_train_dir(folder: Path) -> list[Sample]:
 
 
 def read_test_dir(source: Source) -> list[Sample]:
+    """The images of all folders in --test_dir with the masks of --mask_dir. Raises FileNotFoundError."""
     test = require_folder(source.test_dir, "--test_dir")
     masks = None if source.mask_dir is None else require_folder(source.mask_dir, "--mask_dir")
     samples = read_test_folders(test, masks)
@@ -62,9 +63,9 @@ def read_test_dir(source: Source) -> list[Sample]:
 
 
 def name_class(source: Source) -> str:
-    """A class name for one's own folders: the nearest folder above --train_dir that is not called train or good."""
+    """The class name of the user's own folders: the name of --train_dir, without trailing folders train and good."""
     folder = require_folder(source.train_dir, "--train_dir").resolve()
-    for part in (folder, *folder.parents):
-        if part.name and part.name.lower() != "train" and not is_normal_folder(part.name):
-            return part.name
+    for place in (folder, *folder.parents):
+        if place.name and place.name.lower() != "train" and not is_normal_folder(place.name):
+            return place.name
     return "folder"

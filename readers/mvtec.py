@@ -1,11 +1,11 @@
-"""The MVTec AD layout, which MPDD, BTAD, prepared VisA and the demo share.
+"""The layout of MVTec AD, which MPDD, BTAD, prepared VisA and the demo share.
 
-    <class>/train/good/*            normal images; anything else under train/ is left alone
+    <class>/train/good/*            normal images; anything else under train/ is ignored
     <class>/test/good/*             normal
     <class>/test/<defect>/*         anomalous
     <class>/ground_truth/<defect>/  <stem>_mask.* or <stem>.*, any extension
 
-`good` may be called ok, OK or Normal. A class without any ground_truth folder is read without masks.
+`good` may also be named ok, OK or Normal. A class without a ground_truth folder has no masks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from readers.base import (
     is_normal_folder,
     list_folders,
     list_images,
-    no_images,
+    no_images_error,
     pair_masks,
     require_folder,
 )
@@ -39,18 +39,21 @@ def read_mvtec(source: Source, class_name: str, split: str) -> list[Sample]:
     else:
         samples, wanted = read_test_folders(folder / "test", folder / "ground_truth"), folder / "test"
     if not samples:
-        raise no_images(split, wanted, root)
+        raise no_images_error(split, wanted, root)
     return samples
 
 
 def read_normals(train: Path) -> list[Sample]:
-    """The images of train's normal folders only: train/bad (VAD) must never be learnt as normal."""
+    """The images in the normal folders under `train`; train/bad (VAD) must never be trained on."""
     folders = [p for p in list_folders(train) if is_normal_folder(p.name)]
     return [Sample(image, anomalous=False, defect="good") for folder in folders for image in list_images(folder)]
 
 
 def read_test_folders(test: Path, masks: Path | None) -> list[Sample]:
-    """Every folder under `test`, normal ones and one per defect; `masks` holds one folder per defect or is absent."""
+    """The images of all folders under `test`: normal folders and one per defect.
+
+    `masks` holds one folder per defect; without it no sample has a mask. Raises FileNotFoundError as `pair_masks`.
+    """
     samples: list[Sample] = []
     for folder in list_folders(test):
         images = list_images(folder)

@@ -1,6 +1,6 @@
-"""What the demo's classes show: a scene for every class, the defects that suit it, and the camera that looks at it.
+"""The classes of the demo: how each draws its scene and its defects, and how a camera changes the result.
 
-Images are (256, 256, 3) uint8. Defects are painted on the scene, before the camera's light and noise.
+Images are (256, 256, 3) uint8. Defects are drawn into the scene, before the camera adds light and noise.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from readers.demo_defects import (
     Mask,
     Plane,
     RGBImage,
-    blended_patch,
-    foreign_disc,
-    foreign_thread,
-    hole,
-    scratch,
+    draw_disc,
+    draw_hole,
+    draw_patch,
+    draw_scratch,
+    draw_stain,
+    draw_thread,
     smooth_noise,
-    stain,
 )
 
 SIDE = 256
-STEP = 3  # gray levels between two that are stored: hidden by the noise, and the files are a third smaller
-# Of the brick photograph, disjoint: first and last row, and the sides of the crops, which make up for its perspective.
+STEP = 3  # pixel values are multiples of this: less than the noise, and the files are a third smaller
+# Disjoint parts of the brick photograph: first and last row, least and greatest side of a crop. The sides differ since
+# the photograph is in perspective.
 BRICK_PARTS = {"train": (0, 288, 172, 204), "test": (292, 512, 198, 218)}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What lies before the camera: its image, and where a defect may be painted."""
+    """An image without light and noise, and where a defect may be drawn."""
 
     image: RGBImage
     allowed: Mask
@@ -43,13 +44,13 @@ class Scene:
 Defect = Callable[[Scene, np.random.Generator], tuple[RGBImage, Mask]]
 
 
-def camera(image: RGBImage, rng: np.random.Generator, exposure: float) -> RGBImage:
-    """A photograph of the image: exposure, uneven light, color cast, noise. Pixel by pixel: nothing is blurred."""
+def apply_camera(image: RGBImage, rng: np.random.Generator, exposure: float) -> RGBImage:
+    """The image with exposure, uneven light, color cast and noise added. Each pixel changes by itself: no blur."""
     rows, columns = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     turn = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.18) * (np.cos(turn) * rows + np.sin(turn) * columns)
     light *= 1 - rng.uniform(0, 0.12) * (rows**2 + columns**2)
-    # the sine of an even angle: most images are clearly darker or brighter than the mean, none far beyond the others
+    # the sine of a uniform angle: most images are clearly darker or brighter than the mean, and there are no outliers
     cast = (1 + exposure * np.sin(rng.uniform(0, 2 * np.pi))) * rng.uniform(0.99, 1.01, 3)
     noise = rng.normal(0, rng.uniform(0.8, 1.6), light.shape)
     levels = np.rint((image * light[..., None] * cast + noise[..., None]) / STEP)
@@ -62,13 +63,13 @@ def camera(image: RGBImage, rng: np.random.Generator, exposure: float) -> RGBIma
 @lru_cache(maxsize=1)
 def brick_photograph() -> NDArray[np.uint8]:
     """(512, 512) gray."""
-    from skimage import data  # only here: whoever never makes the demo need not have it
+    from skimage import data  # imported here, since only the demo needs it
 
     return data.brick()
 
 
 def brick_scene(rng: np.random.Generator, split: str) -> Scene:
-    """A crop of the photograph at its own place, scale and, half the time, mirrored."""
+    """A crop of the photograph of random place and scale, mirrored half the time."""
     top, bottom, smallest, largest = BRICK_PARTS[split]
     photo = Image.fromarray(brick_photograph()[top:bottom])
     side = rng.uniform(smallest, largest)
@@ -80,11 +81,13 @@ def brick_scene(rng: np.random.Generator, split: str) -> Scene:
 
 
 BRICK: dict[str, Defect] = {
-    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(70, 120), rng.uniform(3, 4.5), rng.uniform(55, 75)),
-    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.62, 0.66, 0.72)),
-    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(8, 13), (52, 44, 40)),
-    "foreign_part": lambda s, rng: foreign_disc(*given(s, rng), rng.uniform(7, 11), (128, 122, 118)),
-    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(20, 32), s.image),
+    "scratch": lambda s, rng: draw_scratch(
+        *inputs(s, rng), rng.uniform(70, 120), rng.uniform(3, 4.5), rng.uniform(55, 75)
+    ),
+    "stain": lambda s, rng: draw_stain(*inputs(s, rng), rng.uniform(16, 28), (0.62, 0.66, 0.72)),
+    "hole": lambda s, rng: draw_hole(*inputs(s, rng), rng.uniform(8, 13), (52, 44, 40)),
+    "foreign_part": lambda s, rng: draw_disc(*inputs(s, rng), rng.uniform(7, 11), (128, 122, 118)),
+    "patch": lambda s, rng: draw_patch(*inputs(s, rng), rng.uniform(20, 32), s.image),
 }
 
 
@@ -92,7 +95,7 @@ BRICK: dict[str, Defect] = {
 
 
 def denim_scene(rng: np.random.Generator, split: str) -> Scene:
-    """Twill (over two, under two, one further each row) of blue and pale threads, a little turned and wavy."""
+    """Twill of blue and pale threads (over two, under two, shifted by one each row), slightly rotated and wavy."""
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     rows += 2.5 * smooth_noise(rng, rows.shape, 90)
     columns += 2.5 * smooth_noise(rng, rows.shape, 90)
@@ -101,7 +104,7 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
     along = (np.cos(turn) * rows - np.sin(turn) * columns) / pitch + rng.uniform(0, 4) + 8
     warp, weft = np.floor(across).astype(int), np.floor(along).astype(int)
     over = (warp + weft) % 4 < 2  # the warp thread lies on top
-    bulge = np.where(over, across - warp, along - weft)  # across the thread that shows
+    bulge = np.where(over, across - warp, along - weft)  # position across the upper thread
     round_off = 0.62 + 0.38 * np.sin(np.pi * bulge)
     shades = 1 + 0.05 * rng.normal(size=(2, 64))
     shade = np.where(over, shades[0, warp % 64], shades[1, weft % 64]) * round_off
@@ -111,13 +114,15 @@ def denim_scene(rng: np.random.Generator, split: str) -> Scene:
 
 
 DENIM: dict[str, Defect] = {
-    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(70, 120), rng.uniform(4, 6), rng.uniform(55, 75)),
-    "stain": lambda s, rng: stain(*given(s, rng), rng.uniform(16, 28), (0.88, 0.74, 0.52)),
-    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(8, 12), (92, 98, 112)),
-    "foreign_thread": lambda s, rng: foreign_thread(
-        *given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), (158, 92, 74)
+    "scratch": lambda s, rng: draw_scratch(
+        *inputs(s, rng), rng.uniform(70, 120), rng.uniform(4, 6), rng.uniform(55, 75)
     ),
-    "patch": lambda s, rng: blended_patch(*given(s, rng), rng.uniform(16, 28), s.image),
+    "stain": lambda s, rng: draw_stain(*inputs(s, rng), rng.uniform(16, 28), (0.88, 0.74, 0.52)),
+    "hole": lambda s, rng: draw_hole(*inputs(s, rng), rng.uniform(8, 12), (92, 98, 112)),
+    "foreign_thread": lambda s, rng: draw_thread(
+        *inputs(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), (158, 92, 74)
+    ),
+    "patch": lambda s, rng: draw_patch(*inputs(s, rng), rng.uniform(16, 28), s.image),
 }
 
 
@@ -131,13 +136,16 @@ Wheel = Callable[[Plane, Plane], Plane]
 
 @dataclass(frozen=True)
 class Gear(Scene):
-    """The scene, and what draws it anew with another wheel: a function of (radius, angle) to coverage in [0, 1]."""
+    """The scene, and a function that draws it again with another wheel.
+
+    A wheel is a function from polar coordinates (radius, angle) to coverage in [0, 1].
+    """
 
     redraw: Callable[[Wheel], RGBImage]
 
 
 def gear_scene(rng: np.random.Generator, split: str) -> Gear:
-    """A toothed wheel with a bore and drilled holes, turned metal, its shadow on a bench."""
+    """A gear with a bore and drilled holes, of metal turned on a lathe, and its shadow on a bench."""
     shape = (SIDE, SIDE)
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float64)
     center = SIDE / 2 + rng.uniform(-18, 18, 2)
@@ -159,17 +167,11 @@ def gear_scene(rng: np.random.Generator, split: str) -> Gear:
         mixed = ground + wheel(radius, direction + turn)[..., None] * (metal - ground)
         return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
-    return Gear(redraw(whole_wheel), whole_wheel(radius, direction + turn) > 0.99, redraw)
+    return Gear(redraw(intact_wheel), intact_wheel(radius, direction + turn) > 0.99, redraw)
 
 
-def blank_wheel(radius: Plane, angle: Plane) -> Plane:
-    """Coverage of a wheel with teeth and bore, not drilled yet."""
-    profile = np.clip(1.6 * np.cos(TEETH * angle), -1, 1)
-    return np.clip(0.5 + OUTER + TOOTH / 2 * profile - radius, 0, 1) * np.clip(0.5 + radius - BORE, 0, 1)
-
-
-def whole_wheel(radius: Plane, angle: Plane) -> Plane:
-    """Coverage of the wheel as it should be: teeth, bore, drilled holes."""
+def intact_wheel(radius: Plane, angle: Plane) -> Plane:
+    """Coverage of the wheel without defects: teeth, bore, drilled holes."""
     sector = 2 * np.pi / DRILLS
     offset = angle - sector * np.rint(angle / sector)  # from the nearest drilled hole
     drilled = np.clip(0.5 + np.hypot(radius * np.cos(offset) - RING, radius * np.sin(offset)) - DRILL, 0, 1)
@@ -178,8 +180,8 @@ def whole_wheel(radius: Plane, angle: Plane) -> Plane:
     return rim * drilled * np.clip(0.5 + radius - BORE, 0, 1)
 
 
-def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[RGBImage, Mask]:
-    """A tooth broken off with a jagged edge, its shadow gone with it; the mask is what that changed."""
+def draw_broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[RGBImage, Mask]:
+    """A tooth is broken off with a jagged edge, and so is its shadow; the mask holds all pixels that changed."""
     assert isinstance(scene, Gear)
     pitch = 2 * np.pi / TEETH
     middle, stump = pitch * rng.integers(TEETH), OUTER - TOOTH / 2 - rng.uniform(3, 8)
@@ -188,29 +190,31 @@ def broken_tooth(scene: Scene, rng: np.random.Generator) -> tuple[RGBImage, Mask
     def broken_wheel(radius: Plane, angle: Plane) -> Plane:
         offset = (angle - middle + np.pi) % (2 * np.pi) - np.pi
         kept = np.where(np.abs(offset) < pitch / 2, np.clip(0.5 + stump + jags - radius, 0, 1), 1)
-        return whole_wheel(radius, angle) * kept
+        return intact_wheel(radius, angle) * kept
 
     image = scene.redraw(broken_wheel)
     return image, (image != scene.image).any(axis=-1)
 
 
 GEAR: dict[str, Defect] = {
-    "scratch": lambda s, rng: scratch(*given(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), rng.choice([-60, 60])),
-    "rust": lambda s, rng: stain(*given(s, rng), rng.uniform(14, 22), (0.74, 0.50, 0.34)),
-    "broken_tooth": broken_tooth,
-    "hole": lambda s, rng: hole(*given(s, rng), rng.uniform(7, 10), (58, 54, 52)),
-    "foreign_part": lambda s, rng: foreign_disc(*given(s, rng), rng.uniform(8, 11), (168, 134, 70)),
+    "scratch": lambda s, rng: draw_scratch(
+        *inputs(s, rng), rng.uniform(60, 100), rng.uniform(3, 4), rng.choice([-60, 60])
+    ),
+    "rust": lambda s, rng: draw_stain(*inputs(s, rng), rng.uniform(14, 22), (0.74, 0.50, 0.34)),
+    "broken_tooth": draw_broken_tooth,
+    "hole": lambda s, rng: draw_hole(*inputs(s, rng), rng.uniform(7, 10), (58, 54, 52)),
+    "foreign_part": lambda s, rng: draw_disc(*inputs(s, rng), rng.uniform(8, 11), (168, 134, 70)),
 }
 
 
-def given(scene: Scene, rng: np.random.Generator) -> tuple[RGBImage, np.random.Generator, Mask]:
-    """The three arguments every painter starts with."""
+def inputs(scene: Scene, rng: np.random.Generator) -> tuple[RGBImage, np.random.Generator, Mask]:
+    """The first three arguments of every function that draws a defect."""
     return scene.image, rng, scene.allowed
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """One class of the demo: how its scene is drawn, its defects, and by what fraction its exposure swings."""
+class DemoClass:
+    """One class of the demo: how its scene is drawn, its defects, and the fraction by which its exposure varies."""
 
     draw: Callable[[np.random.Generator, str], Scene]
     defects: dict[str, Defect]
@@ -218,7 +222,7 @@ class Demonstration:
 
 
 CLASSES = {
-    "brick": Demonstration(brick_scene, BRICK, exposure=0.16),
-    "denim": Demonstration(denim_scene, DENIM, exposure=0.14),
-    "gear": Demonstration(gear_scene, GEAR, exposure=0.22),
+    "brick": DemoClass(brick_scene, BRICK, exposure=0.16),
+    "denim": DemoClass(denim_scene, DENIM, exposure=0.14),
+    "gear": DemoClass(gear_scene, GEAR, exposure=0.22),
 }

@@ -1,15 +1,15 @@
 """VAD (Valeo): one class without masks, `vad/{train,test}/...`, image-level metrics only.
 
-One-class use trains on train/good alone: the release also holds train/bad (for supervised methods) and low_shot_train/,
-and a loader that takes all of train/ learns a thousand defects as normal. Every folder under test/ is scored,
-bad_unseen_defects included.
+One-class methods train on train/good only. The release also holds train/bad (for supervised methods) and
+low_shot_train/; a loader that reads all of train/ trains on a thousand defects as normal images. Every folder under
+test/ is scored, including bad_unseen_defects.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from readers.base import Sample, Source, candidate_roots, check_split, looks_like_class, no_images, require_folder
+from readers.base import Sample, Source, candidate_roots, check_split, is_class_folder, no_images_error, require_folder
 from readers.mvtec import read_normals, read_test_folders
 
 
@@ -20,10 +20,10 @@ def read_vad(source: Source, class_name: str, split: str) -> list[Sample]:
     folder = find_vad(root, class_name)
     samples = read_normals(folder / "train") if split == "train" else read_test_folders(folder / "test", None)
     if not samples:
-        raise no_images(split, folder / ("train/good" if split == "train" else "test"), root)
+        raise no_images_error(split, folder / ("train/good" if split == "train" else "test"), root)
     return samples
 
 
 def find_vad(root: Path, class_name: str = "vad") -> Path:
-    """The folder that holds train/good, whatever it is called: the root itself or the first one below it."""
-    return next((p for p in candidate_roots(root) if looks_like_class(p)), root / class_name)
+    """The folder that holds train/good, whatever its name: the root or the first one below it."""
+    return next((p for p in candidate_roots(root) if is_class_folder(p)), root / class_name)

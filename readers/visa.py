@@ -1,6 +1,6 @@
 """VisA: the raw release with split_csv, or a copy in the MVTec layout (`1cls/<class>/...`, or without that level).
 
-Raw masks hold defect ids (1, 2, ...), and 500 file names occur in both Normal and Anomaly: only whole paths are unique.
+Raw masks hold defect ids (1, 2, ...). 500 file names occur in both Normal and Anomaly, so only whole paths are unique.
 Prepared masks have no `_mask` suffix and another extension than their image; some copies store three channels.
 """
 
@@ -16,8 +16,8 @@ from readers.base import (
     check_split,
     discover_classes,
     find_class_folder,
-    looks_like_class,
-    no_images,
+    is_class_folder,
+    no_images_error,
     require_folder,
 )
 from readers.mvtec import read_mvtec
@@ -29,26 +29,26 @@ COLUMNS = ("object", "split", "label", "image", "mask")
 def read_visa(source: Source, class_name: str, split: str) -> list[Sample]:
     """Samples of one class from the prepared copy where there is one, else from the raw release.
 
-    Raises FileNotFoundError for missing classes, images and masks, ValueError for a split file that is none.
+    Raises FileNotFoundError for missing classes, images and masks, ValueError for a split file of another form.
     """
     check_split(split)
     root = require_folder(source.root, "--data_path")
     split_file = find_split_file(root)
-    if split_file is None or looks_like_class(find_class_folder(root, class_name)):
+    if split_file is None or is_class_folder(find_class_folder(root, class_name)):
         return read_mvtec(source, class_name, split)
     samples = [sample for row in read_rows(split_file) if (sample := to_sample(row, split_file, class_name, split))]
     if not samples:
-        raise no_images(split, split_file.parent.parent / class_name, root)
+        raise no_images_error(split, split_file.parent.parent / class_name, root)
     missing = [p for s in samples for p in (s.image, s.mask) if p is not None and not p.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} files of {split_file} are missing, the first {missing[0]}: unpack the set again"
+            f"{len(missing)} files of {split_file} are missing, the first {missing[0]}: unpack the data set again"
         )
     return sorted(samples, key=lambda s: (s.anomalous, str(s.image)))
 
 
 def find_visa_classes(root: Path) -> tuple[str, ...]:
-    """Classes of the prepared copy, or those that the split file names, sorted."""
+    """The sorted classes of the prepared copy where there is one, else those in the split file."""
     split_file = find_split_file(root)
     prepared = discover_classes(root)
     return (
@@ -57,11 +57,12 @@ def find_visa_classes(root: Path) -> tuple[str, ...]:
 
 
 def find_split_file(root: Path) -> Path | None:
+    """split_csv/1cls.csv of the raw release, in `root` or below it; None where there is none."""
     return next((p / SPLIT_FILE for p in candidate_roots(root) if (p / SPLIT_FILE).is_file()), None)
 
 
 def read_rows(split_file: Path) -> list[dict[str, str]]:
-    """The lines of split_csv/1cls.csv. Raises ValueError where its columns are not there."""
+    """The lines of split_csv/1cls.csv. Raises ValueError where columns are missing."""
     with split_file.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not set(COLUMNS) <= set(reader.fieldnames or ()):
@@ -70,7 +71,10 @@ def read_rows(split_file: Path) -> list[dict[str, str]]:
 
 
 def to_sample(row: dict[str, str], split_file: Path, class_name: str, split: str) -> Sample | None:
-    """The sample of a line, None where it belongs to another class or split."""
+    """The sample of a line; None where the line belongs to another class or split.
+
+    Raises ValueError for an unknown label and for an anomaly in train, FileNotFoundError for an anomaly without a mask.
+    """
     if (row["object"], row["split"]) != (class_name, split):
         return None
     if row["label"] not in ("normal", "anomaly"):
@@ -79,6 +83,6 @@ def to_sample(row: dict[str, str], split_file: Path, class_name: str, split: str
     if split == "train" and anomalous:
         raise ValueError(f"{split_file}: {row['image']} is an anomaly in train: this is not the one-class split file")
     if anomalous and not row["mask"]:
-        raise FileNotFoundError(f"{split_file}: no mask is named for {row['image']}")
+        raise FileNotFoundError(f"{split_file}: no mask is given for {row['image']}")
     mask = root / row["mask"] if anomalous else None
     return Sample(root / row["image"], anomalous, "anomaly" if anomalous else "good", mask)

@@ -1,4 +1,4 @@
-"""Tables over finished runs: computed, set beside published metrics, written as text, Markdown, CSV and JSON."""
+"""Tables over finished runs: computed, compared with published metrics, written as text, Markdown, CSV and JSON."""
 
 from report.rendering import render, write_tables
 from report.results import METRIC_TITLES, collect, one_line, unfinished

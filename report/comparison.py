@@ -1,4 +1,4 @@
-"""Several settings of one benchmark, a row each: what an ablation is read from."""
+"""The table of an ablation: several settings of one benchmark, a row each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import fmean
 
 from report.rendering import PARTIAL, benchmark_title, cell, count, duration, heading, notes_below, partial
 from report.results import METRIC_TITLES, Result
-from report.tables import Row, differing, facts_of, grouped, random_teacher, row_of
+from report.tables import Row, collect_facts, differing_settings, group_runs, has_random_teacher, make_row
 from utils import format_table
 
 LEGEND = (
@@ -19,7 +19,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One benchmark: a row per setting, in the order given, and the training seconds of one of its runs."""
+    """One benchmark: a row per setting, in the given order, and for each the mean training seconds of its runs."""
 
     benchmark: str
     rows: list[Row]
@@ -29,42 +29,42 @@ class Comparison:
 
 
 def compare(results: Iterable[Result], swept: Iterable[str] = ()) -> list[Comparison]:
-    """One comparison per benchmark, its rows being the runs' names in the order in which they come first.
+    """One comparison per benchmark, with a row per name of runs, in order of first occurrence.
 
-    `swept` are the settings of `tables.SETTINGS` in which rows are meant to differ; the variant always is.
+    `swept` are the settings of `tables.SETTINGS` in which the rows may differ, beside the variant.
     """
     settings: dict[str, dict[str, list[Result]]] = {}
-    for (benchmark, name), runs in grouped(results).items():
+    for (benchmark, name), runs in group_runs(results).items():
         settings.setdefault(benchmark, {})[name] = runs
     return [compare_settings(benchmark, groups, swept) for benchmark, groups in settings.items()]
 
 
 def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swept: Iterable[str] = ()) -> Comparison:
-    """{setting: its runs} -> a row each; what the settings should share and do not is a warning."""
-    everything = [run for runs in groups.values() for run in runs]
-    facts = facts_of(everything)
-    warnings = differing(facts, "these rows", {"variant", *swept}) + _unequal(groups)
+    """{setting: its runs} -> a row each, and a warning for everything that the rows should share and do not."""
+    all_runs = [run for runs in groups.values() for run in runs]
+    facts = collect_facts(all_runs)
+    warnings = differing_settings(facts, "these rows", {"variant", *swept}) + _unequal(groups)
     if len(facts["hardware"]) > 1:
         warnings.append(f"trained on different hardware, so times do not compare: {' | '.join(facts['hardware'])}")
-    said = {key: ", ".join(map(str, facts[key])) or "unknown" for key in ("epochs", "net", "image_size", "revision")}
-    teacher = said["net"] + (" with random weights" if random_teacher(facts) else "")
-    classes = list(dict.fromkeys(run["class_name"] for run in everything))
+    texts = {key: ", ".join(map(str, facts[key])) or "unknown" for key in ("epochs", "net", "image_size", "revision")}
+    teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
+    classes = list(dict.fromkeys(run["class_name"] for run in all_runs))
     named = ", ".join(classes[:4]) + (f" and {len(classes) - 4} more" if len(classes) > 4 else "")
     notes = [
-        f"{count(facts['runs'], 'run')} of {named}, epochs {said['epochs']}, teacher {teacher}, {said['image_size']} "
-        f"pixels, revision {said['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
+        f"{count(facts['runs'], 'run')} of {named}, epochs {texts['epochs']}, teacher {teacher}, {texts['image_size']} "
+        f"pixels, revision {texts['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
     ]
-    rows = [row_of(label, runs) for label, runs in groups.items()]
+    rows = [make_row(label, runs) for label, runs in groups.items()]
     seconds = [fmean(run.get("train_seconds") or 0 for run in runs) for runs in groups.values()]
     return Comparison(benchmark, rows, seconds, warnings, notes)
 
 
 def _unequal(groups: Mapping[str, Sequence[Result]]) -> list[str]:
-    """A warning per setting that lacks classes or seeds which others have: then means are over different things."""
-    held = {label: {(run["class_name"], run["seed"]) for run in runs} for label, runs in groups.items()}
-    every = set().union(*held.values())
+    """A warning per setting that lacks runs of other settings: then the means are over different classes or seeds."""
+    runs_of = {label: {(run["class_name"], run["seed"]) for run in runs} for label, runs in groups.items()}
+    every = set().union(*runs_of.values())
     warnings = []
-    for label, own in held.items():
+    for label, own in runs_of.items():
         if missing := sorted(every - own):
             class_name, seed = missing[0]
             runs = count(len(missing), "run")
@@ -73,7 +73,7 @@ def _unequal(groups: Mapping[str, Sequence[Result]]) -> list[str]:
 
 
 def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False) -> str:
-    """The comparisons as text for a terminal, or as Markdown; metrics that no run has are left out."""
+    """The comparisons as text for a terminal or as Markdown, without the metrics that no run has."""
     parts = []
     for comparison in comparisons:
         rows = comparison.rows

@@ -1,4 +1,4 @@
-"""Images of a result: the image, its anomaly map on a fixed color scale, the mask's contour, the score."""
+"""Overlays: an image, its anomaly map on a fixed color scale, the outline of the mask, and the score."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ WHITE, DARK = (255, 255, 255), (32, 32, 32)
 def overlay(
     image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float], mask: np.ndarray | None, caption: str
 ) -> np.ndarray:
-    """Image (H, W, 3) RGB and map (S, S) -> image | image under the map, (h, 2w, 3) RGB, with a caption line.
+    """Image (H, W, 3) RGB and map (S, S) -> the image, and beside it the image under the map, with a caption below.
 
-    The map is drawn over the image with an opacity that grows with the score; the mask's outline is white on both.
+    Returns (h, 2w, 3) RGB uint8. `scale` are the two scores at which the map is clear and fully colored; its opacity
+    grows with the score. The outline of the mask (S, S) is white in both panels.
     """
     height, width = HEIGHT, max(1, round(image.shape[1] * HEIGHT / image.shape[0]))
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -48,25 +49,25 @@ def overlay(
 
 
 def overlay_names(samples: Sequence[Sample]) -> list[str]:
-    """One file name a sample, <defect>_<stem>; the second of a name gets _2, so that none overwrites another."""
-    seen: Counter[str] = Counter()
+    """The file name of each sample, <defect>_<stem>; the second sample of the same name gets _2, and so on."""
+    counts: Counter[str] = Counter()
     names = []
     for sample in samples:
         name = f"{sample.defect}_{sample.image.stem}"
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        counts[name] += 1
+        names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
     return names
 
 
 class OverlayWriter:
-    """Draws the samples of a set, batch by batch, as `folder`/<name>.png, on one color scale."""
+    """Writes the overlays of samples, batch by batch, as `folder`/<name>.png, on one color scale."""
 
     def __init__(self, folder: Path, samples: Sequence[Sample], scale: tuple[float, float]) -> None:
         self.folder, self.samples, self.scale = folder, samples, scale
         self.names = overlay_names(samples)
 
     def write(self, first: int, maps: np.ndarray, scores: np.ndarray) -> None:
-        """The overlays of the samples from number `first` on: maps (B, S, S) and scores (B,)."""
+        """Write the overlays of a batch that starts with sample number `first`: maps (B, S, S) and scores (B,)."""
         for number, (anomaly_map, score) in enumerate(zip(maps, scores, strict=True), start=first):
             sample, name = self.samples[number], self.names[number]
             mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None

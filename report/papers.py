@@ -1,4 +1,4 @@
-"""The tables of the papers as data: what is run for each row, and whose published metric stands beside it."""
+"""The tables of the papers as data: the flags of each row, and the method that it is compared with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CHECK_MARKS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A row over all classes: its label, what main.py is told for it, and its method in published_results.csv.
+    """A row over all classes: its label, its flags of main.py, and its method in published_results.csv.
 
-    `certain` is False where it is only assumed which printed row is this one.
+    `certain` is False where the printed row that belongs here is only assumed.
     """
 
     label: str
@@ -29,25 +29,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table. Of a single setting the rows are the classes and their mean; of several, each setting's mean.
+    """One table. With one setting the rows are the classes and their mean; with several, the mean of each setting.
 
-    `flags` hold for all settings, which say what differs; `follows` is the variant whose protocol the published side
-    has; `metrics` go by our names.
+    `flags` are those of all settings, each of which adds its own; `variant` names the published protocol; `metrics` are
+    named as in this project.
     """
 
     title: str
     benchmark: str
     flags: str
-    follows: str
+    variant: str
     metrics: tuple[str, ...]
     settings: tuple[Setting, ...]
     notes: tuple[str, ...] = ()
 
 
-def _own(
+def _method_table(
     variant: str, benchmark: str, metrics: tuple[str, ...], *notes: str, title: str = "", flags: str = ""
 ) -> PaperTable:
-    """A method's own metrics, class by class, run with the variant's own training settings."""
+    """The metrics of a method, class by class, with the training settings of its variant."""
     method = METHODS[variant]
     setting = Setting(variant, method=method.key)
     return PaperTable(
@@ -55,8 +55,8 @@ def _own(
     )
 
 
-def _icck(number: int, title: str, settings: tuple[Setting, ...], *notes: str) -> PaperTable:
-    """A table of ICCK's over settings of the masked variant on MVTec AD."""
+def _icck_table(number: int, title: str, settings: tuple[Setting, ...], *notes: str) -> PaperTable:
+    """A table of ICCK: settings of the masked variant on MVTec AD."""
     title = f"ICCK table {number}, {title}"
     return PaperTable(title, "mvtec", "--variant masked", "masked", ALL_METRICS, settings, notes)
 
@@ -64,31 +64,31 @@ def _icck(number: int, title: str, settings: tuple[Setting, ...], *notes: str) -
 ICCK = METHODS["masked"].key
 T5, T6, T7 = (f"ICCK ablation T{number}" for number in (5, 6, 7))
 RATE = (
-    "--rate 0.005: the published loop over all classes sets the consistency weight so, which probably made the "
-    "published means; the published flag's own default is 0.05"
+    "the published loop over all classes sets the consistency weight to 0.005 whatever the flag says; so does the "
+    "preset"
 )
-BEST = "--print_epoch 10"  # for methods that report the best epoch on the test set: ours stands beside it as oracle
+EVALUATE = "--print_epoch 10"  # for methods that choose their epoch on the test set: the oracle is compared as well
 SUBSETS = ("0", "1", "2", "0 1", "0 2", "1 2", "0 1 2")
 
 PAPERS: dict[str, dict[str, PaperTable]] = {
-    "rd4ad": {"mvtec": _own("rd4ad", "mvtec", ALL_METRICS)},
+    "rd4ad": {"mvtec": _method_table("rd4ad", "mvtec", ALL_METRICS)},
     "sk_rd4ad": {
-        "mvtec": _own("sk_rd4ad", "mvtec", ALL_METRICS, RATE, flags=f"--rate 0.005 {BEST}"),
-        "visa": _own("sk_rd4ad", "visa", ALL_METRICS, RATE, flags=f"--rate 0.005 {BEST}"),
-        "vad": _own("sk_rd4ad", "vad", ("image_auroc",), flags=f"--seg 0 {BEST}"),
+        "mvtec": _method_table("sk_rd4ad", "mvtec", ALL_METRICS, RATE, flags=EVALUATE),
+        "visa": _method_table("sk_rd4ad", "visa", ALL_METRICS, RATE, flags=EVALUATE),
+        "vad": _method_table("sk_rd4ad", "vad", ("image_auroc",), flags=f"--seg 0 {EVALUATE}"),
     },
     "icck": {
-        "1": _own("masked", "mvtec", ("image_auroc",), title="ICCK table 1"),
-        "2": _own(
+        "1": _method_table("masked", "mvtec", ("image_auroc",), title="ICCK table 1"),
+        "2": _method_table(
             "masked",
             "cifar10",
             ("image_auroc",),
-            "of the published column only the mean is sure: the classes' metrics are shifted and one is missing",
+            "of the published column only the mean is certain: the classes' metrics are shifted, and one is missing",
             "image size, teacher and image score are not stated for CIFAR-10; ours are as on MVTec AD",
             title="ICCK table 2",
         ),
-        "3": _own("masked", "mvtec", ("pixel_auroc", "aupro_per_image", "aupro"), title="ICCK table 3"),
-        "4": _icck(
+        "3": _method_table("masked", "mvtec", ("pixel_auroc", "aupro_per_image", "aupro"), title="ICCK table 3"),
+        "4": _icck_table(
             4,
             "teachers",
             (
@@ -97,16 +97,16 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
                 Setting("wide_res50", "", f"{ICCK}[backbone=WideResNet50]"),
             ),
         ),
-        "5": _icck(
+        "5": _icck_table(
             5,
             "feature masking (FMM)",
             (
                 Setting("without_fmm", "--fmm 0", f"{T5} [without FMM]"),
                 Setting("with_fmm", "", f"{T5} [with FMM]"),
             ),
-            "the check marks of the printed table could not be read: which row is which follows from the text",
+            "the check marks of the printed table could not be read: which row is which variant from the text",
         ),
-        "6": _icck(
+        "6": _icck_table(
             6,
             "attention in the bottleneck (SCConv, SimAM)",
             (
@@ -120,7 +120,7 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
             "of the full model, which has; with both attentions and without FMM see table 5. Ours: rd4ad, then FMM "
             "with SimAM, with SCConv, with both",
         ),
-        "7": _icck(
+        "7": _icck_table(
             7,
             "levels",
             tuple(
@@ -136,11 +136,13 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
             "0 is the finest level; ours trains and scores on the same levels",
         ),
     },
-    "mrkd": {"mvtec": _own("mrkd", "mvtec", ALL_METRICS)},
-    "drd": {"mvtec": _own("drd", "mvtec", ALL_METRICS, flags=BEST)},
+    "mrkd": {"mvtec": _method_table("mrkd", "mvtec", ALL_METRICS)},
+    "drd": {"mvtec": _method_table("drd", "mvtec", ALL_METRICS, flags=EVALUATE)},
     "rdpp": {
-        "mvtec": _own("rdpp", "mvtec", ALL_METRICS, flags=BEST),
-        "btad": _own("rdpp", "btad", NO_AUPRO, "epochs for BTAD are not known to us: 200", flags=BEST),
+        "mvtec": _method_table("rdpp", "mvtec", ALL_METRICS, flags=EVALUATE),
+        "btad": _method_table(
+            "rdpp", "btad", NO_AUPRO, "the published epochs for BTAD are unknown; ours are 200", flags=EVALUATE
+        ),
     },
-    "anomalib": {"mvtec": _own("rd_anomalib", "mvtec", ("image_auroc", "image_f1max", "pixel_auroc"))},
+    "anomalib": {"mvtec": _method_table("rd_anomalib", "mvtec", ("image_auroc", "image_f1max", "pixel_auroc"))},
 }

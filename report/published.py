@@ -1,4 +1,4 @@
-"""Published metrics: looked up in published_results.csv by our names, never computed, never filled in."""
+"""Published metrics, looked up in published_results.csv by the names of this project; gaps are not filled."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PUBLISHED = Path(__file__).with_name("published_results.csv")
-NET = "wide_res50"  # the teacher behind every metric of a variant; tables over teachers have rows of their own
+NET = "wide_res50"  # the teacher of all published metrics of a variant; tables over teachers have rows of their own
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a variant is called in published_results.csv, and what its published metrics are metrics of."""
+    """A variant's name in published_results.csv and in prose, and the protocol of its published metrics."""
 
     key: str
     title: str
@@ -21,7 +21,7 @@ class Method:
 
     @property
     def sentence(self) -> str:
-        """What stands below a table that shows them."""
+        """The note below a table with published metrics."""
         return f"{self.title}'s published metrics: {self.protocol}."
 
 
@@ -38,9 +38,7 @@ METHODS = {
         "WideResNet-50-2, at most 200 epochs, stopped early on a validation loss; image size and kind of AUPRO are not "
         "stated (its RD4AD column is the per-image one)",
     ),
-    "mrkd": Method(
-        "MRKD", "MRKD", "WideResNet-50-2; which epoch is reported and the kind of AUPRO are not known to us"
-    ),
+    "mrkd": Method("MRKD", "MRKD", "WideResNet-50-2; the reported epoch and the kind of AUPRO are unknown"),
     "drd": Method(
         "DRD",
         "DRD",
@@ -61,7 +59,7 @@ METHODS = {
 }
 DATASETS = {"mvtec": "MVTec-AD", "visa": "VisA", "vad": "VAD", "btad": "BTAD", "cifar10": "CIFAR-10"}
 CATEGORIES = {"vad": "one-class"}
-# The AUPRO of these papers averages per-image metrics, so it is no match for the pooled one.
+# The AUPRO of these papers is the mean of per-image values, so it is not comparable with the pooled one.
 PUBLISHED_NAMES = {
     "image_auroc": "image_auroc",
     "image_f1max": "image_f1",
@@ -84,21 +82,21 @@ def _rows() -> dict[tuple[str, str, str, str], tuple[float, str]]:
 
 
 def methods() -> set[str]:
-    """All methods' names in the file, rows of ablation tables and others' repetitions among them."""
+    """The names of all methods in the file, with rows of ablation tables and repetitions by others."""
     return {method for method, *_ in _rows()}
 
 
-def published_of(method: str, benchmark: str, class_name: str, metric: str) -> tuple[float, str] | None:
-    """The metric as published, a fraction in 0..1, and its source; None where published_results.csv has none.
+def published_metric(method: str, benchmark: str, class_name: str, metric: str) -> tuple[float, str] | None:
+    """A published metric as a fraction in 0..1, and its source; None where published_results.csv has none.
 
-    `method` is a name of that file; benchmark, class and metric are ours, class "mean" being the mean over all classes
-    of the benchmark. A published AUPRO stands for `aupro_per_image`; `aupro` has none.
+    `method` is a name in that file; benchmark, class and metric are names of this project. The class "mean" is the mean
+    over all classes. A published AUPRO is an `aupro_per_image`; no `aupro` is published.
     """
     category = CATEGORIES.get(class_name, class_name)
     return _rows().get((method, DATASETS.get(benchmark, ""), category, PUBLISHED_NAMES.get(metric, "")))
 
 
 def published(benchmark: str, variant: str, class_name: str, metric: str) -> tuple[float, str] | None:
-    """`published_of` the method that the variant follows: its own rows, not reproductions or what others quote."""
+    """`published_metric` of the variant's method: its own rows, without reproductions and quotations by others."""
     known = METHODS.get(variant)
-    return published_of(known.key, benchmark, class_name, metric) if known else None
+    return published_metric(known.key, benchmark, class_name, metric) if known else None

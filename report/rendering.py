@@ -1,6 +1,6 @@
-"""The tables over finished runs as text, Markdown, CSV and JSON: percent with two decimals to read, fractions in files.
+"""Tables over finished runs as text, Markdown, CSV and JSON: percent with two decimals in tables, fractions in files.
 
-A metric that does not exist is n/a and is never filled in.
+An undefined metric is n/a and is never filled in.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from dataset import BENCHMARKS
 from report.published import METHODS
 from report.results import METRIC_TITLES, Result
-from report.tables import Row, Spread, Table, random_teacher, summarize
+from report.tables import Row, Spread, Table, has_random_teacher, summarize
 from utils import format_table, write_atomically
 
 LEGEND = (
     "Metrics of the last epoch: mean ± sample standard deviation over n seeds. The mean row is the mean over classes; "
-    "its spread is that of the seeds' own means.",
+    "its spread is that of the means of the seeds.",
     "AUPRO pools the regions of the whole test set, up to a false positive rate of 0.3. AUPRO per image is computed as "
     "in the published code, image by image; the AUPRO that RD4AD and SK-RD4AD print is of that kind.",
 )
@@ -30,12 +30,12 @@ PARTIAL = "(k of m): the mean over the k of m classes that have the metric"
 
 
 def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False) -> str:
-    """The tables as text for a terminal, or as Markdown; `oracle` adds the metrics chosen on the test set."""
+    """The tables as text for a terminal or as Markdown; `oracle` adds those of the epochs chosen on the test set."""
     parts = []
     for table in tables:
         parts += _results(table, markdown)
         if any(row.published for row in table.rows):
-            parts += _beside(table, markdown)
+            parts += _beside_published(table, markdown)
         if oracle and any(row.oracle for row in table.rows):
             parts += _oracle(table, markdown)
     return "\n\n".join([*parts, " ".join(LEGEND) if markdown else notes_below(LEGEND, markdown)])
@@ -48,13 +48,13 @@ def _results(table: Table, markdown: bool) -> list[str]:
     if markdown and len(body) > 1:  # the mean row
         body[-1] = [f"**{text}**" for text in body[-1]]
     facts = table.facts
-    said = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
-    teacher = said["net"] + (" with random weights" if random_teacher(facts) else "")
+    texts = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
+    teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
     notes = [
         *(f"warning: {warning}" for warning in table.warnings),
         *table.reasons,
-        f"{count(facts['runs'], 'run')}, {count(len(facts['seeds']), 'seed')} ({said['seeds']}), "
-        f"epochs {said['epochs']}, teacher {teacher}, {said['image_size']} pixels, revision {said['revision']}",
+        f"{count(facts['runs'], 'run')}, {count(len(facts['seeds']), 'seed')} ({texts['seeds']}), "
+        f"epochs {texts['epochs']}, teacher {teacher}, {texts['image_size']} pixels, revision {texts['revision']}",
         f"training {duration(facts['train_seconds'])}, scoring {duration(facts['score_seconds'])} over all runs, on "
         f"{' | '.join(facts['hardware']) or 'unknown hardware'}; {' | '.join(facts['versions']) or 'versions unknown'}",
     ]
@@ -64,8 +64,8 @@ def _results(table: Table, markdown: bool) -> list[str]:
     return [_title(table, "percent", markdown), format_table(header, body, markdown), notes_below(notes, markdown)]
 
 
-def _beside(table: Table, markdown: bool) -> list[str]:
-    """Per metric: ours, the published one, and ours minus it in percentage points; then the sources."""
+def _beside_published(table: Table, markdown: bool) -> list[str]:
+    """Per metric: ours, the published one, and their difference in percentage points; below, the sources."""
     rows = [row for row in table.rows if row.published]
     sources = list(dict.fromkeys(known.source for row in rows for known in row.published.values()))
     header, body = ["class"], [[row.label] for row in rows]
@@ -84,10 +84,17 @@ def _beside(table: Table, markdown: bool) -> list[str]:
 
 
 def _oracle(table: Table, markdown: bool) -> list[str]:
-    metrics = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in table.rows)]
-    body = [[row.label, str(row.n), *(_chosen(row, metric) for metric in metrics)] for row in table.rows]
-    title = _title(table, "best on the test set, not a result (oracle), percent @ epoch", markdown)
-    return [title, format_table(["class", "n", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)]
+    """The metrics of each run's oracle epoch, and below the table the rules by which it was chosen."""
+    rows = [row for row in table.rows if row.oracle]
+    metrics = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in rows)]
+    body = []
+    for row in rows:
+        values = [cell(row.oracle[metric], row) if metric in row.oracle else "n/a" for metric in metrics]
+        body.append([row.label, str(row.n), _epochs(row), *values])
+    header = ["class", "n", "epoch", *(METRIC_TITLES[metric] for metric in metrics)]
+    title = _title(table, "epoch chosen on the test set, not a result (oracle), percent", markdown)
+    note = f"one epoch of each run, the one with the highest {' | '.join(table.facts['oracle_rules'])}"
+    return [title, format_table(header, body, markdown), notes_below([note], markdown)]
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
@@ -96,7 +103,7 @@ def _title(table: Table, text: str, markdown: bool) -> str:
 
 
 def benchmark_title(name: str) -> str:
-    """The benchmark's title, or the name where there is no such benchmark any more."""
+    """The title of the benchmark; its name where this version has no such benchmark."""
     return BENCHMARKS[name].title if name in BENCHMARKS else name
 
 
@@ -122,7 +129,7 @@ def percent(fraction: float) -> str:
 
 
 def cell(metric: Spread, row: Row) -> str:
-    """98.21 ± 0.30, and where it has fewer classes or seeds than its row, how many."""
+    """98.21 ± 0.30, and the number of classes or seeds where the row has more."""
     if metric.mean is None:
         return "n/a"
     text = percent(metric.mean) + ("" if metric.std is None else f" ± {percent(metric.std)}")
@@ -132,16 +139,13 @@ def cell(metric: Spread, row: Row) -> str:
 
 
 def partial(row: Row) -> bool:
-    """Whether some of the row's classes lack a metric that others have: PARTIAL says so below the table."""
+    """Whether some classes of the row lack a metric that others have; then PARTIAL is noted below the table."""
     return any(0 < metric.classes < row.classes for metric in row.metrics.values())
 
 
-def _chosen(row: Row, metric: str) -> str:
-    """98.21 ± 0.30 @ 40–160: the epochs are the first and the last that some run chose."""
-    if metric not in row.oracle:
-        return "n/a"
-    epochs = row.oracle_epochs[metric]
-    return f"{cell(row.oracle[metric], row)} @ {'–'.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))}"
+def _epochs(row: Row) -> str:
+    """40–160: the first and the last oracle epoch of the row's runs, or 40 where all have the same."""
+    return "–".join(map(str, dict.fromkeys((row.oracle_epochs[0], row.oracle_epochs[-1]))))
 
 
 def count(number: int, noun: str) -> str:
@@ -158,7 +162,7 @@ def duration(seconds: float) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """One line per table, class and metric: fractions in full precision, empty where there is none."""
+    """One line per table, class and metric: fractions in full precision, empty where undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     place = ["benchmark", "name", "variant", "class", "metric"]
@@ -174,13 +178,13 @@ def to_csv(tables: Sequence[Table]) -> str:
 
 
 def to_json(tables: Sequence[Table]) -> str:
-    """Everything the tables hold: metrics as fractions, times in seconds."""
+    """All contents of the tables: metrics as fractions, times in seconds."""
     record = {"unit": "fraction", "tables": [asdict(table) for table in tables]}
     return json.dumps(record, indent=2, allow_nan=False) + "\n"
 
 
 def write_tables(folder: Path, results: Iterable[Result], oracle: bool = False) -> str:
-    """Save summary.csv, summary.json and summary.md in the folder, each one whole; returns the text for a terminal."""
+    """Write summary.csv, summary.json and summary.md into the folder; returns the text for a terminal."""
     tables = summarize(results)
     write_atomically(folder / "summary.csv", to_csv(tables))
     write_atomically(folder / "summary.json", to_json(tables))
@@ -189,14 +193,14 @@ def write_tables(folder: Path, results: Iterable[Result], oracle: bool = False) 
 
 
 def insert(text: str, marker: str, table: str) -> str:
-    """`text` with `table` in place of what stands between the lines <!-- table:MARKER --> and <!-- /table:MARKER -->.
+    """`text` with `table` in place of all lines between <!-- table:MARKER --> and <!-- /table:MARKER -->.
 
-    Raises ValueError where the two lines do not stand there once each, in this order.
+    Raises ValueError unless each of the two lines occurs once, in this order.
     """
     opening, closing = f"<!-- table:{marker} -->", f"<!-- /table:{marker} -->"
     places = [list(re.finditer(rf"^{re.escape(line)}[ \t]*$", text, re.MULTILINE)) for line in (opening, closing)]
     if [len(found) for found in places] != [1, 1] or places[0][0].end() > places[1][0].start():
-        raise ValueError(f"wants the line {opening} and, below it, the line {closing}, once each")
+        raise ValueError(f"must have the line {opening} and, below it, the line {closing}, once each")
     return f"{text[: places[0][0].end()]}\n\n{table}\n\n{text[places[1][0].start() :]}"
 
 

@@ -1,4 +1,4 @@
-"""The finished runs under some folders, as their metrics.json files hold them."""
+"""The results of finished runs: the metrics.json files under some folders, validated."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ METRIC_TITLES = {
     "aupro": "AUPRO",
     "aupro_per_image": "AUPRO per image",
 }
-NEEDED = ("benchmark", "variant", "class_name", "seed", "metrics")
+NEEDED = ("benchmark", "variant", "class_name", "seed", "metrics", "oracle")
+ORACLE_KEYS = ("epoch", "rule", "metrics")
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
-    """The content of every metrics.json under the folders, at any depth: folder by folder, each in the order of paths.
+    """The content of every metrics.json under the folders, at any depth, sorted by path within each folder.
 
-    Raises FileNotFoundError for a folder that is not there, and ValueError, naming the file, for a metrics.json that is
-    none and for two that hold the same run.
+    Raises FileNotFoundError for a missing folder, and ValueError, naming the file, for an invalid metrics.json and for
+    two that hold the same run.
     """
     places: dict[tuple[Any, ...], Path] = {}
     results = []
     for path in _find(roots, METRICS):
         result = _read(path)
-        key = (result["benchmark"], name_of(result), result["class_name"], result["seed"])
+        key = (result["benchmark"], run_name(result), result["class_name"], result["seed"])
         if key in places:
             run = " ".join(map(str, key))
             raise ValueError(f"{places[key]} and {path} hold the same run, {run}: leave one of them out")
@@ -45,20 +46,20 @@ def collect(roots: Sequence[Path]) -> list[Result]:
 
 
 def unfinished(roots: Sequence[Path]) -> list[Path]:
-    """The run folders with a config.json and no metrics.json yet. Raises FileNotFoundError as `collect`."""
+    """The run folders that have a config.json but no metrics.json. Raises FileNotFoundError as `collect`."""
     return [path.parent for path in _find(roots, CONFIG) if not path.with_name(METRICS).is_file()]
 
 
-def name_of(result: Result) -> str:
-    """What a run goes by: --name, or its variant."""
+def run_name(result: Result) -> str:
+    """The name of a run: --name, or else its variant."""
     return result.get("name") or result["variant"]
 
 
 def _find(roots: Sequence[Path], name: str) -> list[Path]:
-    found: dict[Path, Path] = {}  # by resolved path, so that each file counts once
+    found: dict[Path, Path] = {}  # by resolved path, so each file counts once
     for root in roots:
         if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder; give run folders, or folders that hold some")
+            raise FileNotFoundError(f"{root}: no such folder; give run folders, or folders that contain some")
         for path in sorted(path for path in root.rglob(name) if path.is_file()):
             found.setdefault(path.resolve(), path)
     return list(found.values())
@@ -68,17 +69,30 @@ def _read(path: Path) -> Result:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         metrics = {key: result[key] for key in NEEDED}["metrics"]
-        values = [*metrics.values(), *(best["value"] for best in (result.get("oracle") or {}).values())]
-        wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # NaN is wrong, too
-    except ValueError as problem:  # no JSON, or not even text
+        values = [*metrics.values(), *_oracle_metrics(result["oracle"]).values()]
+        wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # true for NaN as well
+    except ValueError as problem:  # not JSON, or not text
         raise ValueError(f"{path}: not valid JSON ({problem}); remove it and run again") from None
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}") from None
+        raise ValueError(
+            f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}; oracle is {{}} or has "
+            f"{', '.join(ORACLE_KEYS)}"
+        ) from None
     if wrong:
         raise ValueError(f"{path}: metrics are fractions in 0..1 or null, found {wrong[0]}")
     return result
 
 
+def _oracle_metrics(oracle: dict[str, Any]) -> dict[str, float | None]:
+    """The metrics of the oracle epoch, none where none was chosen. Raises KeyError or TypeError on anything else."""
+    if oracle == {}:
+        return {}
+    epoch, rule, metrics = (oracle[key] for key in ORACLE_KEYS)
+    if not (isinstance(epoch, int) and isinstance(rule, str) and isinstance(metrics, dict)):
+        raise TypeError("oracle")
+    return metrics
+
+
 def one_line(metrics: Mapping[str, float]) -> str:
-    """The metrics that are defined, by their titles."""
+    """The defined metrics in one line, with their titles."""
     return ", ".join(f"{METRIC_TITLES[name]} {value:.4f}" for name, value in metrics.items() if not math.isnan(value))

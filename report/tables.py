@@ -1,7 +1,7 @@
-"""Tables over finished runs: a row per class and their mean, over seeds, and the published metrics beside them.
+"""Tables over finished runs: a row per class and one for their mean, over seeds, with the published metrics.
 
-Everything is computed from what stands in the metrics.json files. Metrics are fractions in 0..1; one that does not
-exist is None and is never filled in.
+All numbers are computed from metrics.json files. Metrics are fractions in 0..1. An undefined metric is None and is
+never filled in.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from typing import Any
 from dataset import BENCHMARKS
 from methods import VARIANTS
 from report.published import NET, published
-from report.results import METRIC_TITLES, Result, name_of
+from report.results import METRIC_TITLES, Result, run_name
 
 Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
-SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "revision")  # one value each in a sound table
+# These should be equal in all runs of a table; else the table has a warning.
+SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "revision")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean over `classes` classes of their means over seeds; `std` over the `n` seeds that all these classes have.
+    """The mean over `classes` classes of their means over seeds, and the spread over seeds.
 
-    `mean` is None where no run has the metric, `std` (of the sample: divided by n - 1) where n < 2.
+    `std` is the sample standard deviation (divided by n - 1) over the `n` seeds that all these classes have; None where
+    n < 2. `mean` is None where no run has the metric.
     """
 
     mean: float | None
@@ -37,7 +39,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Published:
-    """A published metric and ours minus it, both as fractions, and where it is printed."""
+    """A published metric, the difference of ours to it, both as fractions, and its source."""
 
     value: float
     difference: float
@@ -46,27 +48,27 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """A class, or the mean over `classes` classes, with `n` seeds; every dict goes by the metric's name."""
+    """One class, or the mean over `classes` classes, with `n` seeds. The keys of the dicts are names of metrics."""
 
     label: str
     n: int
     classes: int
     metrics: dict[str, Spread]
     published: dict[str, Published]
-    oracle: dict[str, Spread]  # of the epochs that did best on the test set
-    oracle_epochs: dict[str, list[int]]
+    oracle: dict[str, Spread]  # at one epoch of each run, chosen on the test set
+    oracle_epochs: list[int]  # those epochs, each once, in order
 
 
 @dataclass(frozen=True)
 class Table:
-    """All runs of one benchmark and name: a row per class and, for several classes, the mean row."""
+    """All runs of one benchmark and name: a row per class, and a mean row where there are several classes."""
 
     benchmark: str
     name: str
     rows: list[Row]
-    reasons: list[str]  # why metrics are n/a
+    reasons: list[str]  # for metrics that are n/a
     warnings: list[str]
-    facts: dict[str, Any]  # the SETTINGS, hardware and versions found, as lists; seeds, runs, total seconds
+    facts: dict[str, Any]  # see `collect_facts`
 
     @property
     def variant(self) -> str:
@@ -74,102 +76,108 @@ class Table:
 
 
 def spread(values: Mapping[str, Mapping[int, float]]) -> Spread:
-    """{class: {seed: metric}} -> mean over the classes that have the metric of their means over seeds, and its spread.
+    """{class: {seed: metric}} -> the mean over classes of their means over seeds, and its spread over seeds.
 
-    The spread is that of the seeds' own means over these classes, so only seeds that all of them have take part.
+    Classes without the metric are left out. The spread is that of the mean over classes of each seed, so it includes
+    only the seeds that all classes have.
     """
-    having = [by_seed for by_seed in values.values() if by_seed]
-    if not having:
+    present = [by_seed for by_seed in values.values() if by_seed]
+    if not present:
         return Spread(None, None, 0, 0)
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in having)))
-    means = [fmean(by_seed[seed] for by_seed in having) for seed in seeds]
-    mean = fmean(fmean(by_seed.values()) for by_seed in having)
-    return Spread(mean, stdev(means) if len(means) > 1 else None, len(means), len(having))
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in present)))
+    means = [fmean(by_seed[seed] for by_seed in present) for seed in seeds]
+    mean = fmean(fmean(by_seed.values()) for by_seed in present)
+    return Spread(mean, stdev(means) if len(means) > 1 else None, len(means), len(present))
 
 
-def grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
-    """The runs by benchmark and name, in the order in which these come first."""
+def group_runs(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """{(benchmark, name): runs}, in order of first occurrence."""
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result["benchmark"], name_of(result)), []).append(result)
+        groups.setdefault((result["benchmark"], run_name(result)), []).append(result)
     return groups
 
 
 def summarize(results: Iterable[Result]) -> list[Table]:
-    """One table per benchmark and name (the variant's, unless the runs have another), sorted."""
-    return [_table(*key, runs) for key, runs in sorted(grouped(results).items(), key=lambda item: item[0])]
+    """One table per benchmark and name of runs (--name, or else the variant), sorted."""
+    return [_table(*key, runs) for key, runs in sorted(group_runs(results).items(), key=lambda item: item[0])]
 
 
 def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
-    facts = facts_of(runs)
+    facts = collect_facts(runs)
     known = BENCHMARKS[benchmark].classes if benchmark in BENCHMARKS else ()
     found = {run["class_name"] for run in runs}
     classes = [c for c in known if c in found] + sorted(found - set(known))
-    # under another name a run is an ablation, whose metrics nobody published as the variant's
-    comparable = facts["net"] == [NET] and facts["variant"] == [name] and not random_teacher(facts)
-    rows = [row_of(c, [run for run in runs if run["class_name"] == c]) for c in classes]
+    # a run with another name is an ablation: published metrics of the variant do not apply
+    comparable = facts["net"] == [NET] and facts["variant"] == [name] and not has_random_teacher(facts)
+    rows = [make_row(c, [run for run in runs if run["class_name"] == c]) for c in classes]
     if len(classes) > 1:
-        rows.append(row_of("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs))
+        rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs))
     if comparable:
         for row in rows:
-            _set_beside(row, benchmark, name)
-    return Table(benchmark, name, rows, _reasons(runs, classes), differing(facts, "these runs"), facts)
+            _add_published(row, benchmark, name)
+    return Table(benchmark, name, rows, _reasons(runs, classes), differing_settings(facts, "these runs"), facts)
 
 
-def facts_of(runs: Sequence[Result]) -> dict[str, Any]:
-    """The SETTINGS, hardware, versions and seeds that occur, each sorted; number of runs, total seconds, own_epochs."""
+def collect_facts(runs: Sequence[Result]) -> dict[str, Any]:
+    """The SETTINGS, hardware, versions, oracle_rules and seeds that occur, each as a sorted list.
+
+    Also the number of `runs`, the total seconds, and whether all have the epochs of their class (`own_epochs`).
+    """
     facts: dict[str, Any] = {key: _distinct(run.get(key) for run in runs) for key in (*SETTINGS, "hardware")}
-    # random teachers are named random:SEED and differ by run, which is what was asked for
+    # random teachers are named random:SEED, so they differ between seeds on purpose
     facts["teacher_weights"] = _distinct(re.sub(r"^random\b.*", "random", name) for name in facts["teacher_weights"])
     versions = [run.get("versions") or {} for run in runs]
     facts["versions"] = _distinct(", ".join(f"{name} {version}" for name, version in v.items()) for v in versions)
+    facts["oracle_rules"] = _distinct(run["oracle"].get("rule") for run in runs)
     facts |= {"seeds": _distinct(run["seed"] for run in runs), "runs": len(runs)}
-    facts["own_epochs"] = all(run.get("epochs") == _own_epochs(run) for run in runs)
+    facts["own_epochs"] = all(run.get("epochs") == _epochs_of_class(run) for run in runs)
     return facts | {key: sum(run.get(key) or 0 for run in runs) for key in ("train_seconds", "score_seconds")}
 
 
-def differing(facts: Mapping[str, Any], what: str, aside: Iterable[str] = ()) -> list[str]:
-    """A warning per setting, those `aside` excepted, that has more than one value among the runs.
+def differing_settings(facts: Mapping[str, Any], what: str, aside: Iterable[str] = ()) -> list[str]:
+    """A warning for each of SETTINGS, except those in `aside`, that has more than one value among the runs.
 
-    Epochs may: where the variant gives each class its own number and every run has done just that.
+    Epochs may differ where the variant defines them by class and every run has those of its class.
     """
     left_out = {*aside, *(["epochs"] if facts["own_epochs"] else [])}
     keys = [key for key in SETTINGS if key not in left_out and len(facts[key]) > 1]
     return [f"{what} differ in {key.replace('_', ' ')}: {', '.join(map(str, facts[key]))}" for key in keys]
 
 
-def row_of(label: str, runs: Sequence[Result]) -> Row:
-    """One row over runs of one class, or of several: then of the mean over these."""
+def make_row(label: str, runs: Sequence[Result]) -> Row:
+    """One row over the runs of a class, or of several classes: then it is their mean."""
     seeds: dict[str, set[int]] = {}
     for run in runs:
         seeds.setdefault(run["class_name"], set()).add(run["seed"])
-    row = Row(label, len(set.intersection(*seeds.values())), len(seeds), {}, {}, {}, {})
+    chosen = [run for run in runs if run["oracle"]]
+    epochs = _distinct(run["oracle"]["epoch"] for run in chosen)
+    row = Row(label, len(set.intersection(*seeds.values())), len(seeds), {}, {}, {}, epochs)
     for metric in METRIC_TITLES:
-        values: Values = {c: {} for c in seeds}
-        best: Values = {c: {} for c in seeds}
-        epochs = set()
-        for run in runs:
-            if (value := run["metrics"].get(metric)) is not None:
-                values[run["class_name"]][run["seed"]] = value
-            oracle = (run.get("oracle") or {}).get(metric) or {}
-            if oracle.get("value") is not None:
-                best[run["class_name"]][run["seed"]] = oracle["value"]
-                epochs.add(oracle["epoch"])
-        row.metrics[metric] = spread(values)
-        if epochs:
-            row.oracle[metric] = spread(best)
-            row.oracle_epochs[metric] = sorted(epochs)
+        row.metrics[metric] = spread(_values((run, run["metrics"].get(metric)) for run in runs))
+        best = spread(_values((run, run["oracle"]["metrics"].get(metric)) for run in chosen))
+        if best.mean is not None:
+            row.oracle[metric] = best
     return row
 
 
-def _own_epochs(run: Result) -> int | None:
-    """The epochs that the run's variant gives its class, where it has them by class."""
+def _values(pairs: Iterable[tuple[Result, float | None]]) -> Values:
+    """Pairs of a run and its metric, or None -> {class: {seed: metric}} of the runs that have the metric."""
+    values: Values = {}
+    for run, value in pairs:
+        if value is not None:
+            values.setdefault(run["class_name"], {})[run["seed"]] = value
+    return values
+
+
+def _epochs_of_class(run: Result) -> int | None:
+    """The epochs of the run's class where its variant defines them by class, else None."""
     by_class = VARIANTS[run["variant"]].training.epochs_of if run["variant"] in VARIANTS else {}
     return by_class.get(run["class_name"])
 
 
-def _set_beside(row: Row, benchmark: str, variant: str) -> None:
-    """Note the published metrics of this row's label where ours are means over all of its classes."""
+def _add_published(row: Row, benchmark: str, variant: str) -> None:
+    """Add the published metrics of this row's label, for metrics that all of its classes have."""
     for metric, ours in row.metrics.items():
         known = published(benchmark, variant, row.label, metric)
         if known and ours.mean is not None and ours.classes == row.classes:
@@ -180,13 +188,13 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
     return sorted({value for value in values if value not in (None, "")})
 
 
-def random_teacher(facts: Mapping[str, Any]) -> bool:
-    """Whether some run's teacher had random weights."""
+def has_random_teacher(facts: Mapping[str, Any]) -> bool:
+    """Whether the teacher of some run had random weights."""
     return "random" in facts["teacher_weights"]
 
 
 def _reasons(runs: list[Result], classes: list[str]) -> list[str]:
-    """One line per reason for n/a: which metrics and, where it is not all of them, which classes."""
+    """One line per reason for n/a: the metrics, and the classes unless all are affected."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for run in runs:
         for metric in METRIC_TITLES:

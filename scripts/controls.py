@@ -1,17 +1,24 @@
 """What a benchmark gives without reverse distillation: two controls that train nothing, scored by the same code.
 
     python -m scripts.controls --dataset demo --net efficientnet_lite0
+    python -m scripts.controls --dataset demo --net efficientnet_lite0 --beside RUNS --into PAGE --marker NAME
 
-pixel z-score       how unusual each pixel's brightness is at its place among the training images. A benchmark on which
-                    this does well is trivial.
-nearest neighbor   distance of each patch's teacher features to the nearest of the training images' patches: what the
-                    teacher alone can see.
+pixel z-score     how unusual each pixel's brightness is at its place among the training images. A benchmark on which
+                  this does well is trivial.
+nearest neighbor  distance of each patch's teacher features to the nearest of the training images' patches: what the
+                  teacher's features give without a student.
+
+--beside RUNS ...            also the means of finished runs, such as those of a teacher with random weights
+--into FILE --marker NAME    also write the table into FILE, between its lines <!-- table:NAME -->, <!-- /table:NAME -->
+
+Metrics are fractions.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,15 +26,20 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
-from commandline import exit_code
-from dataset import ImageSet, image_batches
+from commandline import Parser, exit_code
+from config import Config
+from dataset import BENCHMARKS, ImageSet, image_batches
 from experiment import experiments
 from flags import parse_some
 from model import Teacher
+from report.rendering import count, into_page
+from report.results import METRIC_TITLES, Result, collect
+from report.tables import summarize
 from scoring.metrics import compute_metrics
-from utils import format_table, prefetch_map
+from utils import code_revision, environment_info, format_table, prefetch_map, write_atomically
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
+TITLES = [METRIC_TITLES[name] for name in METRICS]
 BANK = 20_000  # training patches that are kept, drawn at random
 SIGMA = 4.0
 
@@ -80,10 +92,54 @@ def metrics(test: ImageSet, maps: Iterator[np.ndarray]) -> list[float]:
     return [report.values[name] for name in METRICS]
 
 
+def rows_of_runs(results: Sequence[Result]) -> list[list[str]]:
+    """The last row of the table of each name: its mean over the classes, with the spread of the seeds' own means."""
+    rows = []
+    for table in summarize(results):
+        row = table.rows[-1]
+        found = [row.metrics[metric] for metric in METRICS]
+        cells = [cell(m.mean) + ("" if m.std is None else f" ± {m.std:.3f}") for m in found]
+        rows.append([f"{table.name}, {count(row.n, 'seed')}", row.label, *cells])
+    return rows
+
+
+def cell(value: float | None) -> str:
+    return "n/a" if value is None or np.isnan(value) else f"{value:.3f}"
+
+
+def note(config: Config, classes: Sequence[str], results: Sequence[Result]) -> str:
+    """What the metrics were measured with, for the page."""
+    about = environment_info()
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    text = (
+        f"- controls of {', '.join(classes)}: teacher {config.net}, {config.image_size} pixels, revision "
+        f"{code_revision()}, on {about['hardware']}; {versions}"
+    )
+    if not results:
+        return text
+    revisions, hardware = (", ".join(sorted({str(run.get(k)) for run in results})) for k in ("revision", "hardware"))
+    runs = f"- {count(len(results), 'run')} beside them: revision {revisions}, on {hardware}; spread over seeds"
+    return f"{text}\n{runs}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row per class and control, and their means."""
+    """Print a row per class and control, and their means; on request into a page."""
+    parser = Parser(prog="python -m scripts.controls", add_help=False)
+    parser.add_argument("--beside", metavar="RUNS", nargs="+", type=Path, default=[])
+    parser.add_argument("--into", metavar="FILE", type=Path)
+    parser.add_argument("--marker")
+    given, others = parser.parse_known_args(argv)
     flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
-    config = parse_some("python -m scripts.controls", __doc__, flags, argv)
+    config = parse_some("python -m scripts.controls", __doc__, flags, others)
+    page, marker = given.into, given.marker
+    if (page is None) != (marker is None):
+        parser.error("--into and --marker go together: a file, and which of its tables to replace")
+    if page is not None:
+        into_page(page, marker, "")  # the markers may be missing: better said now than after the work
+    results = collect(given.beside)
+    if foreign := sorted({run["benchmark"] for run in results} - {config.dataset}):
+        raise ValueError(f"--beside: runs of {', '.join(foreign)} beside controls of {config.dataset}")
+
     rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbor": []}
     names: list[str] = []
     for one in experiments(config, torch.device("cpu")):
@@ -93,10 +149,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         maps = nearest_neighbor_maps(one.teacher, train, test, config.training.batch_size, config.workers)
         rows["nearest neighbor"].append(metrics(test, maps))
     cells = [
-        [control, name, *("n/a" if np.isnan(value) else f"{value:.3f}" for value in values)]
+        [control, name, *map(cell, values)]
         for control, found in rows.items()
         for name, values in [*zip(names, found, strict=True), ("mean", np.mean(found, axis=0))]
     ]
+    cells += rows_of_runs(results)
+    if page is not None:
+        title = f"**{BENCHMARKS[config.dataset].title} · controls · fractions**"
+        table = format_table(["control", "class", *TITLES], cells, markdown=True)
+        text = f"{title}\n\n{table}\n\n{note(config, names, results)}"
+        write_atomically(page, into_page(page, marker, text))
     print(format_table(["control", "class", *METRICS], cells))
     return 0
 

@@ -1,7 +1,7 @@
 """Metrics of anomaly maps saved by any method: python -m scripts.score_maps FILE.npz [--fpr_limit 0.3 0.05 1] [--json]
 
-FILE.npz holds `maps` and `masks`, (N, H, W) each, or map_0, mask_0, map_1, ... of any sizes; and `labels` (N,) of 0/1
-where an image's label is not whether its mask has a defect. An image's score is the maximum of its map.
+FILE.npz holds `maps` and `masks`, (N, H, W) each, or map_0, mask_0, map_1, ... of any sizes. It may hold `labels` (N,)
+of 0 and 1; without them an image is anomalous if its mask has a defect pixel. The image score is the map's maximum.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from scoring.metrics import LIMIT, compute_metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
+    """The command; returns its exit code. Raises ValueError or FileNotFoundError on user errors."""
     parser = Parser(
         prog="scripts.score_maps",
         description="AUROC, AP and F1-max of images and pixels, and AUPRO, of anomaly maps in a NumPy .npz file. "
         "The image score is the maximum of the map.",
         epilog="FILE holds `maps` and `masks` (N, H, W), or map_0, mask_0, map_1, ... (H, W) of any sizes. Masks are "
         "0 and 1, 0 and 255, or bool. `labels` (N,) of 0 (normal) and 1 (anomalous) may be given; else an image is "
-        "anomalous when its mask has a defect pixel. Metrics that are not defined print n/a and why, null with --json.",
+        "anomalous if its mask has a defect pixel. Undefined metrics are n/a with a reason, or null with --json.",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the .npz file")
     parser.add_argument(
@@ -37,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         type=float,
         default=[LIMIT],
-        help=f"false positive rates, above 0 and up to 1, at which AUPRO ends; {LIMIT:g} is always reported as aupro, "
-        "others as aupro_LIMIT (default: only that)",
+        help=f"upper limits of the false positive rate of AUPRO, above 0 and up to 1; {LIMIT:g} is always reported, as "
+        f"aupro, and others as aupro_LIMIT (default: {LIMIT:g} only)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, metrics unrounded")
     given = parser.parse_args(argv)
     for limit in given.fpr_limit:
         if not 0 < limit <= 1:
-            raise ValueError(f"--fpr_limit {limit:g}: wants numbers above 0 and up to 1")
+            raise ValueError(f"--fpr_limit {limit:g}: must be above 0 and at most 1")
 
     maps, masks, labels = read_maps(given.file)
     scores = [anomaly_map.max() if anomaly_map.size else math.nan for anomaly_map in maps]
@@ -61,9 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_maps(path: Path) -> tuple[list[np.ndarray], list[np.ndarray] | None, np.ndarray]:
     """An .npz file -> maps, masks (None without any), labels. Raises ValueError, FileNotFoundError naming the file."""
     arrays = read_arrays(path)
-    maps, masks = numbered(path, arrays, "map"), numbered(path, arrays, "mask")
+    maps, masks = collect_arrays(path, arrays, "map"), collect_arrays(path, arrays, "mask")
     if not maps:
-        raise ValueError(f"{path}: no maps: wants `maps` (N, H, W), or map_0, map_1, ...; found {', '.join(arrays)}")
+        raise ValueError(
+            f"{path}: no maps: it must hold `maps` (N, H, W), or map_0, map_1, ...; found {', '.join(arrays)}"
+        )
     if masks and masks.keys() != maps.keys():
         unpaired = min(masks.keys() ^ maps.keys())
         kind, other = ("map", "mask") if unpaired in maps else ("mask", "map")
@@ -88,15 +90,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: np.asarray(file[name]) for name in file.files}
-    except Exception as problem:  # NumPy parses what it finds: damage shows as anything
+    except Exception as problem:  # a damaged file can raise any error in NumPy
         why = (
             "arrays of Python objects are not read: save numbers" if "pickle" in str(problem) else "a damaged .npz file"
         )
         raise ValueError(f"{path}: {why}") from None
 
 
-def numbered(path: Path, arrays: dict[str, np.ndarray], kind: str) -> dict[int, np.ndarray]:
-    """The arrays of `maps` (kind map), or map_0, map_1, ... by number; empty if there are none."""
+def collect_arrays(path: Path, arrays: dict[str, np.ndarray], kind: str) -> dict[int, np.ndarray]:
+    """{number: array} from `maps` or map_0, map_1, ..., with `kind` map or mask; empty if there are none."""
     names = [name for name in arrays if re.fullmatch(rf"{kind}_\d+", name)]
     single = {int(name.removeprefix(f"{kind}_")): name for name in names}
     if f"{kind}s" in arrays:

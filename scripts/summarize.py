@@ -1,7 +1,8 @@
-"""Print and save the table over finished runs: python -m scripts.summarize RUNS [RUNS ...]
+"""Print and save tables over finished runs: python -m scripts.summarize RUNS [RUNS ...]
 
-Saves summary.csv, summary.json and summary.md; --into writes the Markdown table between two markers of a file.
-With --compare the rows are the runs' names, in the order of RUNS, and only --into and --out (comparison.md) save it.
+Writes summary.csv, summary.json and summary.md; --into writes the Markdown table between two markers of a file. With
+--compare there is a row per variant or --name, in the order of RUNS; then only --out (comparison.md) and --into write
+files.
 """
 
 from __future__ import annotations
@@ -20,21 +21,26 @@ from utils import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
+    """The command; returns its exit code. Raises ValueError or FileNotFoundError on user errors."""
     parser = Parser(prog="scripts.summarize", description="Tables over finished runs, saved as summary.*")
-    parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders that hold some")
+    parser.add_argument("runs", metavar="RUNS", nargs="+", type=Path, help="run folders, or folders that contain some")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the files go (default: the first RUNS folder)")
-    parser.add_argument("--oracle", action="store_true", help="add the metrics of the best epoch on the test set")
+    parser.add_argument("--oracle", action="store_true", help="add the metrics of the epoch chosen on the test set")
     parser.add_argument("--compare", action="store_true", help="one table per benchmark, a row per variant or --name")
     parser.add_argument(
-        "--swept", metavar="SETTING", nargs="+", choices=SETTINGS, default=[], help="in which compared rows may differ"
+        "--swept",
+        metavar="SETTING",
+        nargs="+",
+        choices=SETTINGS,
+        default=[],
+        help="settings in which compared rows may differ",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown table into this file")
     parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
     given = parser.parse_args(argv)
     if (given.into is None) != (given.marker is None):
-        parser.error("--into and --marker go together: a file, and which of its tables to replace")
+        parser.error("--into and --marker go together: a file, and the table in it to replace")
     if given.compare and given.oracle:
         parser.error("--oracle goes with the tables by class, not with --compare")
     if given.swept and not given.compare:
@@ -44,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = ", ".join(map(str, given.runs))
     if not results:
         raise ValueError(
-            f"no finished run under {places} ({len(left_out)} unfinished): a run is finished by metrics.json"
+            f"no finished run under {places} ({len(left_out)} unfinished): a finished run has a metrics.json"
         )
     if given.compare:
         tables = compare(results, given.swept)
         text, markdown = (render_comparison(tables, markdown=wanted) for wanted in (False, True))
     else:
         markdown = report.render(summarize(results), markdown=True, oracle=given.oracle)
-    if given.into is not None:  # before anything is written: the markers may be missing
+    if given.into is not None:  # before anything is written, since markers may be missing
         page = into_page(given.into, given.marker, markdown)
     if not given.compare:
         text = report.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
@@ -61,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomically(given.into, page)
     print(markdown if given.markdown else text)
     if left_out:
-        print(f"note: left out, unfinished: {', '.join(map(str, left_out))}", file=sys.stderr)
+        print(f"note: unfinished and left out: {', '.join(map(str, left_out))}", file=sys.stderr)
     return 0
 
 

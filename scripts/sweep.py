@@ -2,8 +2,8 @@
 
     python -m scripts.sweep ABLATION [SETTING ...] [flags of main.py]
 
-Ablations and their settings are the rows of ABLATIONS; no setting named means all of them. Flags override the sweep's.
-Finished runs stay as they are, so a sweep that was stopped goes on.
+ABLATIONS lists the ablations and their settings; all settings are the default. The user's flags override those of the
+sweep. Finished runs are not run again, so the same command continues a sweep that was stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Ablation:
-    """What varies, what main.py is told for all settings, and in which `tables.SETTINGS` they are to differ."""
+    """Title, flags of main.py for all settings, the settings, and those of `tables.SETTINGS` in which they differ."""
 
     title: str
     flags: str
@@ -82,7 +82,7 @@ ABLATIONS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One setting made ready: main.py's arguments, the Config that they make, and the one without the user's flags."""
+    """One setting to run: the arguments of main.py, their Config, and the Config without the user's flags."""
 
     setting: Setting
     arguments: list[str]
@@ -91,21 +91,21 @@ class Plan:
 
 
 def plan(flags: str, setting: Setting, more: Sequence[str]) -> Plan:
-    """The setting's run: the sweep's flags, the setting's, then the user's, and a folder named by variant and setting.
+    """The plan of a setting: the common flags, those of the setting, those of the user (`more`), and a folder name.
 
-    Raises ValueError and FileNotFoundError as main.py does, and where the user names the folder.
+    The folder is named after variant and setting. Raises ValueError for --name, and the errors of main.py.
     """
     own = [*flags.split(), *setting.flags.split()]
     config = parse([*own, *more])
     if config.name is not None:
-        raise ValueError("--name: a sweep names its settings' folders itself; --save_path keeps sweeps apart")
+        raise ValueError("--name: a sweep names the folders of its settings itself; give another --save_path instead")
     changes = [part.split() for part in setting.flags.split("--") if part and not part.startswith("variant")]
     name = "_".join([config.variant, *("-".join(words) for words in changes)])
     return Plan(setting, [*own, *more, "--name", name], replace(config, name=name), parse(own))
 
 
 def run(plans: Iterable[Plan]) -> list[list[Result]]:
-    """Train and score what is not finished yet; every setting's finished runs, of all classes and seeds."""
+    """Train and score all runs that are not finished; returns the finished runs of each setting."""
     results = []
     for one in plans:
         print(f"\n== {one.setting.label}: {one.config.sweep_folder}\n", flush=True)
@@ -114,25 +114,42 @@ def run(plans: Iterable[Plan]) -> list[list[Result]]:
     return results
 
 
-def must_differ(plans: Sequence[Plan]) -> None:
-    """Raises ValueError where two settings would be the same run: then a flag undid what the sweep varies."""
-    seen: dict[str, str] = {}
+def check_distinct(plans: Sequence[Plan]) -> None:
+    """Raises ValueError where two settings would be the same run, because a flag overrides what the sweep varies."""
+    labels: dict[str, str] = {}
     for one in plans:
         identity, label = repr(one.config.identity()), one.setting.label
-        if identity in seen:
-            raise ValueError(f"{seen[identity]} and {label} are the same run: a flag undoes what this sweep varies")
-        seen[identity] = label
+        if identity in labels:
+            raise ValueError(
+                f"{labels[identity]} and {label} are the same run: a flag overrides what this sweep varies"
+            )
+        labels[identity] = label
 
 
-def words_and_flags(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """The arguments up to the first flag, a call for help among them, and those from it on: main.py's."""
+def parse_words(
+    kind: str, part: str, known: Mapping[str, Sequence[str]], prog: str, argv: Sequence[str] | None
+) -> tuple[str, list[str], list[str]]:
+    """The command line `NAME [PART ...] [flags of main.py]` -> the name, the parts of it that are named, the flags.
+
+    `known` lists the parts of every name; `kind` and `part` say what they are. A name that is missing or unknown exits
+    with one line that lists the names, and code 2.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     words = list(takewhile(lambda word: not word.startswith("-") or word in ("-h", "--help"), given))
-    return words, given[len(words) :]
+    usage = f"python -m {prog} {kind.upper()} [{part.upper()} ...] [flags of main.py]"
+    parser = Parser(prog=prog, usage=usage)
+    parser.add_argument("name", metavar=kind.upper(), nargs="?", help=", ".join(known))
+    rows = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in known.items())
+    parser.add_argument("parts", metavar=part.upper(), nargs="*", help=rows)
+    found = parser.parse_args(words)
+    if found.name not in known:
+        wrong = f"{kind} {found.name!r} is unknown" if found.name else f"name the {kind} first"
+        parser.error(f"{wrong}: choose from {', '.join(known)}")
+    return found.name, found.parts, given[len(words) :]
 
 
 def pick(known: Mapping[str, Row], wanted: Sequence[str], kind: str) -> list[Row]:
-    """The rows of these names, each once, in the order given. Raises ValueError on unknown ones."""
+    """The rows with these names, each once, in the given order. Raises ValueError for an unknown name."""
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ValueError(f"unknown {kind} {', '.join(unknown)}: choose from {', '.join(known)}")
@@ -140,24 +157,20 @@ def pick(known: Mapping[str, Row], wanted: Sequence[str], kind: str) -> list[Row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code. Raises ValueError or FileNotFoundError on what a user can mend."""
-    words, more = words_and_flags(argv)
-    rows = "; ".join(f"{name}: {', '.join(s.label for s in row.settings)}" for name, row in ABLATIONS.items())
-    parser = Parser(prog="scripts.sweep", usage="python -m scripts.sweep ABLATION [SETTING ...] [flags of main.py]")
-    parser.add_argument("ablation", choices=ABLATIONS)
-    parser.add_argument("settings", nargs="*", help=rows)
-    given = parser.parse_args(words)
-    ablation = ABLATIONS[given.ablation]
-    known = {setting.label: setting for setting in ablation.settings}
+    """The command; returns its exit code. Raises ValueError or FileNotFoundError on user errors."""
+    labels = {name: [setting.label for setting in row.settings] for name, row in ABLATIONS.items()}
+    name, chosen, more = parse_words("ablation", "setting", labels, "scripts.sweep", argv)
+    ablation = ABLATIONS[name]
+    settings = {setting.label: setting for setting in ablation.settings}
     flags = f"--save_path runs/ablations {ablation.flags}"
-    plans = [plan(flags, setting, more) for setting in pick(known, given.settings or list(known), "setting")]
-    must_differ(plans)
+    plans = [plan(flags, setting, more) for setting in pick(settings, chosen or labels[name], "setting")]
+    check_distinct(plans)
 
     results = run(plans)
     groups = {one.setting.label: runs for one, runs in zip(plans, results, strict=True)}
     config = plans[0].config
     tables = [compare_settings(config.dataset, groups, ablation.swept)]
-    page = config.save_path / config.dataset / f"ablation_{given.ablation}.md"
+    page = config.save_path / config.dataset / f"ablation_{name}.md"
     write_atomically(page, f"{ablation.title}\n\n{render_comparison(tables, markdown=True)}\n")
     print(f"\n== {ablation.title}\n\n{render_comparison(tables)}\n\nthis table: {page}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from toys import random_features
 
 from model.attention import CRU, SRU, SCConv, SimAM
 
@@ -19,10 +20,6 @@ def spread(module, seed=0):
     for parameter in module.double().parameters():
         parameter.data = torch.rand(parameter.shape, generator=draw, dtype=torch.float64) + 0.2
     return module
-
-
-def features(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def numbers(parameter):
@@ -79,20 +76,20 @@ def cru_written_out(cru, x):
 
 @pytest.mark.parametrize("groups", [4, 2])
 def test_sru_equals_its_definition(groups):
-    sru, x = spread(SRU(8, groups)), features(2, 8, 3, 5)
+    sru, x = spread(SRU(8, groups)), random_features(2, 8, 3, 5)
     assert 0.1 < (sru.norm(x) > 0).double().mean() < 0.9  # both sides of the threshold are met
     np.testing.assert_allclose(numbers(sru(x)), sru_written_out(sru, x.numpy(), groups), atol=1e-12)
 
 
 def test_cru_equals_its_definition():
-    cru, x = spread(CRU(16)), features(2, 16, 3, 5) / 10
+    cru, x = spread(CRU(16)), random_features(2, 16, 3, 5) / 10
     assert cru.grouped.groups == 2
     assert [name for name, _ in cru.named_parameters() if name.endswith("bias")] == ["grouped.bias"]
     np.testing.assert_allclose(numbers(cru(x)), cru_written_out(cru, x.numpy()), atol=1e-12)
 
 
 def test_scconv_is_sru_then_cru():
-    scconv, x = spread(SCConv(8)), features(2, 8, 4, 4)
+    scconv, x = spread(SCConv(8)), random_features(2, 8, 4, 4)
     expected = cru_written_out(scconv[1], sru_written_out(scconv[0], x.numpy(), groups=4))
     np.testing.assert_allclose(numbers(scconv(x)), expected, atol=1e-12)
 
@@ -106,10 +103,10 @@ def test_scconv_has_the_published_number_of_parameters(channels, count):
 @pytest.mark.parametrize("channels", [8, 40, 112])
 def test_scconv_keeps_the_shape_and_reaches_every_parameter(channels):
     scconv = SCConv(channels).double()
-    x = features(2, channels, 4, 6).requires_grad_()
+    x = random_features(2, channels, 4, 6).requires_grad_()
     out = scconv(x)
     assert out.shape == x.shape
-    (out * features(*x.shape, seed=1)).sum().backward()
+    (out * random_features(*x.shape, seed=1)).sum().backward()
     gradients = {"input": x.grad} | {name: parameter.grad for name, parameter in scconv.named_parameters()}
     assert "0.norm.weight" in gradients  # gamma: a hard gate would leave it none
     assert [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().max() > 0] == []
@@ -117,7 +114,7 @@ def test_scconv_keeps_the_shape_and_reaches_every_parameter(channels):
 
 def test_the_softmax_of_cru_shrinks_its_output():
     """Why a batch norm belongs after SCConv: 2C weights sum to 1, so the output is about 2C times smaller."""
-    x = features(2, 256, 4, 4)
+    x = random_features(2, 256, 4, 4)
     assert SCConv(256).double()(x).std() < x.std() / 100
 
 
@@ -138,7 +135,7 @@ def test_the_units_refuse_channels_they_cannot_split():
 
 @pytest.mark.parametrize("epsilon", [1e-4, 0.3])
 def test_simam_equals_its_definition(epsilon):
-    x = features(2, 3, 4, 5)
+    x = random_features(2, 3, 4, 5)
     expected = np.empty(x.shape)
     for b, sample in enumerate(x.numpy()):
         for c, channel in enumerate(sample):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models.resnet import BasicBlock, ResNet
+from toys import CPU
 
 from benchmarks import plain, run, sections, sweep, tables
 from benchmarks.data import CLASS_NAME, write_images
@@ -31,7 +32,6 @@ from model.teacher import TEACHERS, ResNetSpec, TeacherSpec
 
 SIZE, IMAGES = 64, 16
 TINY = "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1 --threads 1".split()
-CPU = torch.device("cpu")
 
 
 @pytest.fixture

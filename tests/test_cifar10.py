@@ -26,13 +26,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
+from toys import files_below
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate
 from readers import cifar10
 from readers.base import Sample, file_stamp
 from readers.image_io import open_image, read_orientation, read_rgb, read_size
 from report.overlays import overlay_names
-from scripts import check_data
+from scripts import validate_data
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 TRAIN_FILES, TEST_FILE, META = [f"data_batch_{i}" for i in range(1, 6)], "test_batch", "batches.meta"
@@ -87,10 +88,6 @@ def read(root: Path, class_name: str, split: str) -> list[Sample]:
     """The samples as the commands get them: unpacked first where that is not done."""
     benchmark = BENCHMARKS["cifar10"]
     return benchmark.read(locate(benchmark, Source(root)), class_name, split)
-
-
-def files_below(root: Path) -> dict[str, bytes]:
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
@@ -460,10 +457,10 @@ def test_other_benchmarks_do_not_wait_for_torchvision() -> None:
 
 def test_the_data_doctor_finds_nothing_wrong(cifar: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--dataset", "cifar10", "--data_path", str(cifar), "--class", "cat", "--workers", "2"]
-    assert check_data.main(arguments) == 0
-    assert capsys.readouterr().out == "errors: 0, warnings: 0; looked at 30 images of 1 classes\n"
+    assert validate_data.main(arguments) == 0
+    assert capsys.readouterr().out == "errors: 0, warnings: 0; checked 30 images of 1 classes\n"
     (cifar / "cifar-10-images/test/cat" / os.listdir(cifar / "cifar-10-images/test/cat")[0]).write_bytes(b"")
-    assert check_data.main(arguments) == 1
+    assert validate_data.main(arguments) == 1
     assert "is empty (0 bytes)" in capsys.readouterr().out
 
 

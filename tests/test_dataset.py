@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate, resize_mask
-from scripts.check_data import PUBLISHED
+from scripts.validate_data import PUBLISHED
 
 
 def make_classes(root: Path, *names: str) -> Path:
@@ -24,7 +24,7 @@ def make_classes(root: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("size", [8, 64])
-def test_an_image_is_resized_as_torchvision_resizes_a_image(tmp_path: Path, size: int) -> None:
+def test_an_image_is_resized_as_torchvision_resizes_it(tmp_path: Path, size: int) -> None:
     """Bilinear with antialiasing, the sides independently: what the published transforms do."""
     pixels = np.random.default_rng(0).integers(0, 256, (33, 50, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")

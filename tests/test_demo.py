@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from toys import files_below
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, locate
 from readers import demo, scenes
-from readers.demo_defects import Mask, RGBImage, blended_patch
+from readers.demo_defects import Mask, RGBImage, draw_patch
 from scripts.controls import z_score_maps
 
 DEMO = BENCHMARKS["demo"]
@@ -34,15 +35,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, name, 1)
 
 
-def files_below(root: Path) -> list[str]:
-    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-
-
 def pixels_below(root: Path) -> dict[str, bytes]:
     return {name: Image.open(root / name).tobytes() for name in files_below(root) if name.endswith(".png")}
 
 
-def painted(class_name: str, kind: str, number: int) -> tuple[RGBImage, RGBImage, Mask]:
+def scene_with_defect(class_name: str, kind: str, number: int) -> tuple[RGBImage, RGBImage, Mask]:
     """A scene, the same with a defect, and the mask."""
     shown, rng = scenes.CLASSES[class_name], np.random.default_rng(number)
     scene = shown.draw(rng, "test")
@@ -84,9 +81,9 @@ def test_images_vary_in_light_and_content(made: Path) -> None:
 
 @pytest.mark.parametrize(("class_name", "kind"), KINDS)
 def test_masks_are_exact(class_name: str, kind: str) -> None:
-    """Outside its mask an image is unchanged to the bit, inside it was painted."""
+    """Outside its mask an image is unchanged to the bit, inside it was changed."""
     for number in range(3):
-        before, after, mask = painted(class_name, kind, number)
+        before, after, mask = scene_with_defect(class_name, kind, number)
         changed = (before != after).any(axis=-1)
         assert not changed[~mask].any()
         assert changed[mask].mean() > 0.9
@@ -95,8 +92,8 @@ def test_masks_are_exact(class_name: str, kind: str) -> None:
 
 def test_the_camera_keeps_masks_exact() -> None:
     """It acts pixel by pixel, so what was equal before it is equal after it."""
-    before, after, mask = painted("denim", "hole", 0)
-    one, other = (scenes.camera(p, np.random.default_rng(5), exposure=0.2) for p in (before, after))
+    before, after, mask = scene_with_defect("denim", "hole", 0)
+    one, other = (scenes.apply_camera(p, np.random.default_rng(5), exposure=0.2) for p in (before, after))
     assert not (one != other).any(axis=-1)[~mask].any()
     assert (one != other).any(axis=-1)[mask].mean() > 0.9
     assert (one != before).any()
@@ -108,7 +105,7 @@ def test_a_patch_that_fits_is_passed_over() -> None:
     donor = image.copy()
     donor[:, :64] = 200
     for seed in range(20):
-        after, mask = blended_patch(image, np.random.default_rng(seed), np.ones((128, 128), bool), 8, donor)
+        after, mask = draw_patch(image, np.random.default_rng(seed), np.ones((128, 128), bool), 8, donor)
         assert (after[mask] > 100).any()
 
 
@@ -214,18 +211,18 @@ def test_a_folder_of_somebody_else_is_refused_and_an_old_version_replaced(
     (mine / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match=r"--data_path .*mine holds something else"):
         demo.prepare_demo(mine)
-    assert files_below(mine) == ["thesis.txt"]
+    assert list(files_below(mine)) == ["thesis.txt"]
 
     root = tmp_path / "demo"
     root.mkdir()  # an empty folder is welcome
     demo.prepare_demo(root)
-    whole = files_below(root)
+    whole = list(files_below(root))
     monkeypatch.setattr(demo, "README", demo.README.replace("version 1", "version 2"))
     (root / "brick/train/good/000.png").write_bytes(b"old")
     demo.prepare_demo(root)
-    assert files_below(root) == whole
+    assert list(files_below(root)) == whole
     assert (root / "readme.txt").read_text().startswith("demo benchmark, version 2")
     assert Image.open(root / "brick/train/good/000.png").size == (256, 256)
     (root / "gear").rename(tmp_path / "lost")
     demo.prepare_demo(root)
-    assert files_below(root) == whole
+    assert list(files_below(root)) == whole

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import TINY, MakeTree
+from toys import ROOT, TINY, Command, MakeTree, record_of, rows_of, score_again
 
 import main as main_command
-import test as test_command
-from commandline import exit_code
 from methods import VARIANTS
-
-ROOT = Path(__file__).parent.parent
-Command = Callable[..., int]
-
-
-def record_of(run: Path) -> dict[str, Any]:
-    return json.loads((run / "metrics.json").read_text())
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def score_again(*arguments: object) -> int:
-    return exit_code(lambda: test_command.main([*map(str, arguments)]))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -57,7 +37,7 @@ def test_a_finished_run_of_every_variant_is_scored_again_identically(
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     flags: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a variant draws (damage, noise, hidden cells, held-out images) is drawn again in an epoch done again."""
+    """What a variant draws (corruptions, noise, hidden cells, held-out images) is the same in an epoch done again."""
     common = ["--data_path", mvtec_tree(), "--class", "bottle", "--epochs", 4, "--checkpoint_seconds", 0]
     common += flags.split()
     assert train_command(*common, "--save_path", tmp_path / "whole") == 0
@@ -85,10 +65,10 @@ def test_training_stops_when_held_out_normal_images_gain_nothing(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     course = iter([5.0, 3.0, 4.0, 2.5, 2.5, 2.6, 1.0])  # the lowest is the fourth; two epochs later nothing is lower
-    seen: list[int] = []
+    held_out_sizes: list[int] = []
 
     def scripted(distiller: Any, batches: Iterable[Any], recipe: Any) -> float:
-        seen.append(sum(len(batch.clean[0]) for batch in batches))
+        held_out_sizes.append(sum(len(batch.clean[0]) for batch in batches))
         return next(course)
 
     monkeypatch.setattr(main_command, "held_out_loss", scripted)
@@ -98,7 +78,7 @@ def test_training_stops_when_held_out_normal_images_gain_nothing(
     run = tmp_path / "runs/mvtec/rd4ad/bottle/seed111"
     record = record_of(run)
     assert (record["epochs"], record["epochs_trained"]) == (7, 6)
-    assert (record["n_train"], record["n_held_out"]) == (15, 5) and set(seen) == {5}
+    assert (record["n_train"], record["n_held_out"]) == (15, 5) and set(held_out_sizes) == {5}
     assert [float(row["held_out"]) for row in rows_of(run / "train.csv")] == [5.0, 3.0, 4.0, 2.5, 2.5, 2.6]
     assert [row["epoch"] for row in rows_of(run / "evaluations.csv")] == ["6"]
     (run / "metrics.json").unlink()  # as if the process had died at the very end: nothing is trained on
@@ -139,19 +119,19 @@ def test_normalized_scores_are_written_with_their_threshold(
         assert float(row["normalized"]) == pytest.approx(min(max(expected, 0), 1), abs=1e-6)
         assert row["predicted"] == str(int(float(row["score"]) >= image["threshold"] * (1 - 1e-7)))
     assert score_again(run, "--images", root / "bottle/test/disc", "--device", "cpu") == 0
-    judged = {row["path"]: row for row in rows_of(run / "images/scores.csv")}
-    assert len(judged) == 3
+    predicted = {row["path"]: row for row in rows_of(run / "images/scores.csv")}
+    assert len(predicted) == 3
     for row in rows:
-        if row["path"] in judged:
-            assert float(judged[row["path"]]["normalized"]) == pytest.approx(float(row["normalized"]), abs=1e-4)
-            assert judged[row["path"]]["predicted"] in ("0", "1")
+        if row["path"] in predicted:
+            assert float(predicted[row["path"]]["normalized"]) == pytest.approx(float(row["normalized"]), abs=1e-4)
+            assert predicted[row["path"]]["predicted"] in ("0", "1")
 
 
-def test_a_new_variant_is_a_row_and_a_part_as_readme_shows(mvtec_tree: MakeTree, tmp_path: Path) -> None:
-    """README's own lines, put where it says, in a copy of the project; then its own command."""
-    section = (ROOT / "README.md").read_text().partition("### Add a variant")[2].partition("\n### ")[0]
+def test_a_new_variant_is_a_row_and_a_part_as_the_recipe_shows(mvtec_tree: MakeTree, tmp_path: Path) -> None:
+    """The lines of docs/methods.md, put where it says, in a copy of the project; then its own command."""
+    section = (ROOT / "docs/methods.md").read_text().partition("### Add a loss")[2].partition("\n### ")[0]
     blocks = re.findall(r"```python\n# at the end of (\S+)\n(.*?)```", section, re.DOTALL)
-    assert [name for name, _ in blocks] == ["losses.py", "model/variants.py"]
+    assert [name for name, _ in blocks] == ["methods/losses.py", "methods/variants.py"]
     (command,) = re.findall(r"```sh\npython (.*?)\n```", section, re.DOTALL)
     copy = tmp_path / "project"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "data", "tests", "docs", "__pycache__"))

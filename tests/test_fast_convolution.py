@@ -9,13 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from toys import CPU
 
 from model import fast_convolution
 from model.fast_convolution import use_fast_gradients, weight_gradient
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import autocast
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("kernel, stride", list(itertools.product((1, 2, 3, 5), (1, 2, 3))))

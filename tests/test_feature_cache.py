@@ -1,4 +1,4 @@
-"""The feature cache: every kind gives the same features, files are shared, corrupted views are made anew."""
+"""The feature cache: every kind gives the same features, files are shared, corrupted features are computed anew."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_auto_takes_the_first_cache_that_fits(distiller: Distiller, images: Imag
 
 
 @pytest.mark.parametrize("cache", ["features", "images", "none"])
-def test_every_cache_gives_the_same_corrupted_view(distiller: Distiller, images: ImageSet, cache: str) -> None:
+def test_every_cache_gives_the_same_corrupted_features(distiller: Distiller, images: ImageSet, cache: str) -> None:
     corrupt = build_corruption("copy_paste", 0, 64)
     found = []
     for kind in (cache, "none"):
@@ -86,16 +86,16 @@ def teacher() -> Teacher:
 
 
 def counted(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The batch sizes that the teacher looks at from now on."""
-    looked: list[int] = []
+    """The batch sizes that the teacher gets from now on."""
+    batch_sizes: list[int] = []
     plain = Teacher.forward
 
     def counting(self: Teacher, pixels: torch.Tensor) -> list[torch.Tensor]:
-        looked.append(len(pixels))
+        batch_sizes.append(len(pixels))
         return plain(self, pixels)
 
     monkeypatch.setattr(Teacher, "forward", counting)
-    return looked
+    return batch_sizes
 
 
 def levels_of(cache: FeatureCache) -> list[list[torch.Tensor]]:
@@ -110,9 +110,9 @@ def test_features_in_files_are_those_in_memory_and_are_made_once(
         FeatureCache(teacher, images, cache, batch_size=3),
         FeatureCache(teacher, images, CachePolicy("features")),
     )
-    looked = counted(teacher, monkeypatch)
+    batch_sizes = counted(teacher, monkeypatch)
     again = FeatureCache(teacher, images, cache)
-    assert looked == [1]  # one image, to know the shapes
+    assert batch_sizes == [1]  # one image, to know the shapes
     for expected, *found in zip(levels_of(memory), levels_of(first), levels_of(again), strict=True):
         for level, *others in zip(expected, *found, strict=True):
             assert level.is_contiguous(memory_format=torch.channels_last)
@@ -141,9 +141,9 @@ def test_features_that_are_not_these_are_made_again(
         (folder / KEY).write_text("{}")
     else:
         (folder / KEY).unlink()
-    looked = counted(teacher, monkeypatch)
+    batch_sizes = counted(teacher, monkeypatch)
     found = levels_of(FeatureCache(teacher, images, cache))
-    assert sum(looked) == 1 + len(images)
+    assert sum(batch_sizes) == 1 + len(images)
     same = all(
         torch.equal(a, b) for one, two in zip(expected, found, strict=True) for a, b in zip(one, two, strict=True)
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from toys import ROOT
+
 # From the ground up: a module imports only from lower floors, or from its own package.
 FLOORS = [
     {"utils", "commandline"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import MakeTree
+from toys import CPU, MakeTree, random_images, randomize_batch_norms
 
 from engine import compute_losses
 from methods import VARIANTS, TeacherFeatures, build_distiller
@@ -16,32 +16,15 @@ from model import Distiller, build_teacher
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import resolve_precision
 
-CPU = torch.device("cpu")
-
-
-def random_images(batch: int = 2, side: int = 64) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (batch, 3, side, side), generator=draw, dtype=torch.uint8)
-
 
 def close(found: torch.Tensor, wanted: torch.Tensor, share: float) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=share * float(wanted.abs().max()))
 
 
-def settle(network: torch.nn.Module) -> None:
-    """Running means and variances as after some training: folding has something to fold."""
-    draw = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.copy_(torch.rand(module.running_mean.shape, generator=draw) - 0.5)
-            module.running_var.copy_(torch.rand(module.running_var.shape, generator=draw) + 0.5)
-
-
 @pytest.mark.parametrize("net", ["res18", "res50", "efficientnet_lite0"])
 def test_a_teacher_optimized_for_inference_gives_the_same(net: str) -> None:
     teacher = build_teacher(net, "random")
-    settle(teacher)
+    randomize_batch_norms(teacher)
     before = teacher(random_images())
     fast = teacher.optimize_for_inference("fp32")
     for ours, theirs in zip(fast(random_images()), before, strict=True):
@@ -55,8 +38,8 @@ def test_a_teacher_optimized_for_inference_gives_the_same(net: str) -> None:
 @pytest.mark.parametrize("net", ["res18", "efficientnet_lite0"])
 def test_the_network_that_scores_makes_the_same_and_is_a_copy(net: str, variant: str) -> None:
     distiller = build_distiller(VARIANTS[variant], build_teacher(net, "random")).eval()
-    settle(distiller.bottleneck)
-    settle(distiller.student)
+    randomize_batch_norms(distiller.bottleneck)
+    randomize_batch_norms(distiller.student)
     before = {name: value.clone() for name, value in distiller.state_dict().items()}
     scorer = distiller.to_inference()
     with torch.no_grad():
@@ -72,7 +55,7 @@ def test_only_a_norm_that_follows_its_convolution_is_folded() -> None:
         torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.BatchNorm2d(4), torch.nn.ConvTranspose2d(4, 5, 2, stride=2),
         torch.nn.BatchNorm2d(5),
     ).eval()  # fmt: skip
-    settle(network)
+    randomize_batch_norms(network)
     images = torch.rand(2, 3, 9, 9)
     with torch.no_grad():
         before = network(images)
@@ -87,10 +70,10 @@ def half_step(distiller: Distiller, recipe: Any, precision: str) -> dict[str, to
     images = random_images() / 255
     clean = distiller.teacher(images)
     corruption_map = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(2))
-    seen = TeacherFeatures(clean, clean, corruption_map) if recipe.corruption else TeacherFeatures(clean)
+    features = TeacherFeatures(clean, clean, corruption_map) if recipe.corruption else TeacherFeatures(clean)
     torch.manual_seed(3)
     distiller.zero_grad()
-    terms = compute_losses(distiller.train(), seen, recipe)
+    terms = compute_losses(distiller.train(), features, recipe)
     terms["loss"].backward()
     return terms | {"level": clean[0]}
 

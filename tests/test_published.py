@@ -7,83 +7,10 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from toys import BACKBONES, published_shapes, published_state
 
 from methods import VARIANTS, build_distiller
 from model import build_teacher, load_published
-
-# kind of block, expansion, width of the inner convolution per plane, blocks of the bottleneck's layer, of the decoder's
-BACKBONES = {
-    "res18": ("basic", 1, 1, 2, (2, 2, 2)),
-    "res34": ("basic", 1, 1, 3, (3, 4, 6)),
-    "res50": ("bottleneck", 4, 1, 3, (3, 4, 6)),
-    "wide_res50": ("bottleneck", 4, 2, 3, (3, 4, 6)),
-}
-
-
-def norm(shapes, name, channels):
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        shapes[f"{name}.{leaf}"] = (channels,)
-    shapes[f"{name}.num_batches_tracked"] = ()
-
-
-def block(shapes, name, kind, inputs, planes, expansion, wide, up=False, shortcut=None):
-    """One residual block; transposed convolutions list their inputs first."""
-    width, outputs = planes * wide, planes * expansion
-    if kind == "bottleneck":
-        shapes[f"{name}.conv1.weight"] = (width, inputs, 1, 1)
-        shapes[f"{name}.conv2.weight"] = (width, width, 2, 2) if up else (width, width, 3, 3)
-        shapes[f"{name}.conv3.weight"] = (outputs, width, 1, 1)
-        for number, channels in ((1, width), (2, width), (3, outputs)):
-            norm(shapes, f"{name}.bn{number}", channels)
-    else:
-        shapes[f"{name}.conv1.weight"] = (inputs, planes, 2, 2) if up else (planes, inputs, 3, 3)
-        shapes[f"{name}.conv2.weight"] = (planes, planes, 3, 3)
-        norm(shapes, f"{name}.bn1", planes)
-        norm(shapes, f"{name}.bn2", planes)
-    if shortcut:
-        shapes[f"{name}.{shortcut}.0.weight"] = (inputs, outputs, 2, 2) if up else (outputs, inputs, 1, 1)
-        norm(shapes, f"{name}.{shortcut}.1", outputs)
-
-
-def published_shapes(net):
-    """The published checkpoint's names and shapes: ({'conv1.weight': (...), ...} of bn, the same of decoder)."""
-    kind, e, wide, depth, counts = BACKBONES[net]
-    bn: dict[str, tuple[int, ...]] = {}
-    for number, inputs, outputs, size in ((1, 64, 128, 3), (2, 128, 256, 3), (3, 128, 256, 3), (4, 256 * 4, 512, 1)):
-        if number == 4:  # built and never called
-            bn["conv4.weight"] = (512 * e, 1024 * e, 1, 1)
-            norm(bn, "bn4", 512 * e)
-            continue
-        bn[f"conv{number}.weight"] = (outputs * e, inputs * e, size, size)
-        norm(bn, f"bn{number}", outputs * e)
-    block(bn, "bn_layer.0", kind, 768 * e, 512, e, wide, shortcut="downsample")
-    for index in range(1, depth):
-        block(bn, f"bn_layer.{index}", kind, 512 * e, 512, e, wide)
-    decoder: dict[str, tuple[int, ...]] = {}
-    for layer, (inputs, planes, blocks) in enumerate(
-        zip((512, 256, 128), (256, 128, 64), counts, strict=True), start=1
-    ):
-        block(decoder, f"layer{layer}.0", kind, inputs * e, planes, e, wide, up=True, shortcut="upsample")
-        for index in range(1, blocks):
-            block(decoder, f"layer{layer}.{index}", kind, planes * e, planes, e, wide)
-    return bn, decoder
-
-
-def published_state(net, seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    states = []
-    for shapes in published_shapes(net):
-        state = {}
-        for name, shape in shapes.items():
-            if name.endswith("num_batches_tracked"):
-                state[name] = torch.tensor(17)
-            elif len(shape) == 4:
-                fan = shape[1] * shape[2] * shape[3] if "upsample" not in name else shape[0]
-                state[name] = torch.randn(shape, generator=draw) * (2 / fan) ** 0.5
-            else:
-                state[name] = torch.rand(shape, generator=draw) * 0.5 + 0.5
-        states.append(state)
-    return {"bn": states[0], "decoder": states[1]}
 
 
 def normed(state, name, x):

@@ -46,6 +46,12 @@ def result(class_name: str = "bottle", seed: int = 1, value: float = 0.9, **chan
     } | changes
 
 
+def oracle(epoch: int, value: float) -> dict[str, Any]:
+    """What metrics.json holds of an oracle epoch."""
+    metrics = {"image_auroc": value, "pixel_auroc": value, "aupro": None}
+    return {"epoch": epoch, "rule": "mean of image_auroc, pixel_auroc", "metrics": metrics}
+
+
 def without_masks(class_name: str, seed: int = 1, value: float = 0.9, **changes: Any) -> Result:
     metrics = {metric: None if metric in PIXEL else value for metric in METRIC_TITLES}
     reasons = dict.fromkeys(PIXEL, "no masks")
@@ -217,13 +223,14 @@ def test_the_published_mean_stands_only_beside_a_mean_over_all_classes() -> None
 
 
 def test_oracle_metrics_appear_on_request_and_under_their_name() -> None:
-    best = {"image_auroc": {"value": 0.95, "epoch": 40}}
-    runs = [result(seed=1, oracle=best), result(seed=2, oracle={"image_auroc": {"value": 0.97, "epoch": 160}})]
+    runs = [result(seed=1, oracle=oracle(40, 0.95)), result(seed=2, oracle=oracle(160, 0.97))]
     found = tables.summarize(runs)
     assert "96.00" not in render(found) and "test set, not a result" not in render(found)
     text = render(found, oracle=True)
-    assert "best on the test set, not a result" in text
-    assert "96.00 ± 1.41 @ 40–160" in text
+    assert "epoch chosen on the test set, not a result (oracle)" in text
+    chosen = text[text.index("epoch chosen on the test set") :]
+    assert cells(chosen, "bottle")[:6] == ["bottle", "2", "40–160", "96.00", "±", "1.41"]
+    assert "one epoch of each run, the one with the highest mean of image_auroc, pixel_auroc" in text
 
 
 def test_runs_of_one_table_that_differ_are_warned_of() -> None:
@@ -355,7 +362,13 @@ def test_rows_may_differ_in_what_was_swept_and_in_their_variant() -> None:
         json.dumps(result(metrics=None)),
         json.dumps(result(value=98.5)),  # percent
         json.dumps(result(value=float("nan"))),
+        json.dumps({key: value for key, value in result().items() if key != "oracle"}),
+        json.dumps(result(oracle=None)),
         json.dumps(result(oracle={"aupro": 0.9})),
+        json.dumps(result(oracle={"aupro": {"value": 0.9, "epoch": 10}})),
+        json.dumps(result(oracle=oracle(10, 95.0))),  # percent
+        json.dumps(result(oracle=oracle(10, 0.9) | {"epoch": "10"})),
+        json.dumps(result(oracle=oracle(10, 0.9) | {"metrics": None})),
     ],
 )
 def test_a_broken_metrics_file_is_one_line_that_names_it(content: str, tmp_path: Path) -> None:
@@ -410,7 +423,7 @@ def test_the_command_prints_saves_and_fills_in(tmp_path: Path, capsys: pytest.Ca
     code, out, err = command(capsys, runs, "--out", tmp_path / "tables", "--into", page, "--marker", "demo")
     assert code == 0
     assert "carpet" in out and "|" not in out
-    assert "unfinished: " in err and "grid" in err
+    assert "unfinished and left out: " in err and "grid" in err
     saved = (tmp_path / "tables/summary.md").read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8") == f"top\n<!-- table:demo -->\n\n{saved}\n<!-- /table:demo -->\nend\n"
 
@@ -442,7 +455,7 @@ def test_the_command_explains_bad_input_in_one_line(tmp_path: Path, capsys: pyte
     cases: dict[str, list[object]] = {
         "nowhere: no such folder": [tmp_path / "nowhere"],
         "no finished run": [tmp_path / "empty"],
-        "page.md: wants the line <!-- table:demo -->": [runs, "--into", page, "--marker", "demo"],
+        "page.md: must have the line <!-- table:demo -->": [runs, "--into", page, "--marker", "demo"],
         "none.md: no such file": [runs, "--into", tmp_path / "none.md", "--marker", "demo"],
     }
     for said, arguments in cases.items():

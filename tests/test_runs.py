@@ -11,7 +11,7 @@ import torch
 
 from config import Config
 from dataset import Sample
-from runs import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run
+from runs import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run, oracle_rule
 from scoring.metrics import Report
 
 
@@ -81,14 +81,50 @@ def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
     assert torch.equal(loaded["trained"]["student"]["weight"], torch.ones(2))
 
 
-def test_the_oracle_is_the_best_of_several_evaluations_and_absent_for_one() -> None:
-    progress = Progress(evaluations=[{"epoch": 10, "image_auroc": 0.9, "aupro": float("nan")}])
-    assert progress.oracle() == {}
-    progress.evaluations += [
-        {"epoch": 20, "image_auroc": 0.95, "aupro": 0.7},
-        {"epoch": 30, "image_auroc": 0.8, "aupro": 0.7},
-    ]
-    assert progress.oracle() == {"image_auroc": {"value": 0.95, "epoch": 20}, "aupro": {"value": 0.7, "epoch": 20}}
+def evaluated(image: float, pixel: float, aupro: float, epoch: int) -> dict[str, float]:
+    return {"epoch": epoch, "image_auroc": image, "pixel_auroc": pixel, "aupro_per_image": aupro}
+
+
+@pytest.mark.parametrize(
+    ("variant", "benchmark", "epoch", "rule"),
+    [
+        ("sk_rd4ad", "mvtec", 30, "mean of pixel_auroc, aupro_per_image"),
+        ("sk_rd4ad", "visa", 20, "mean of image_auroc, pixel_auroc"),
+        ("sk_rd4ad", "vad", 10, "image_auroc"),
+        ("rdpp", "mvtec", 40, "mean of image_auroc, pixel_auroc, aupro_per_image"),
+        ("drd", "mvtec", 20, "mean of image_auroc, pixel_auroc"),
+        ("rd4ad", "mvtec", 20, "mean of image_auroc, pixel_auroc"),
+    ],
+)
+def test_the_oracle_is_one_epoch_chosen_as_the_published_code_does(
+    variant: str, benchmark: str, epoch: int, rule: str
+) -> None:
+    rows = [(0.90, 0.60, 0.50), (0.89, 0.70, 0.50), (0.50, 0.68, 0.68), (0.80, 0.69, 0.65)]
+    progress = Progress(evaluations=[evaluated(*row, 10 * number) for number, row in enumerate(rows, 1)])
+    oracle = progress.oracle(oracle_rule(variant, benchmark))
+    assert (oracle["epoch"], oracle["rule"]) == (epoch, rule)
+    assert {"epoch": epoch, **oracle["metrics"]} == progress.evaluations[epoch // 10 - 1]
+
+
+def test_there_is_no_oracle_for_one_evaluation_and_the_first_of_equal_epochs_is_taken() -> None:
+    progress = Progress(evaluations=[evaluated(0.9, 0.8, 0.7, 10)])
+    assert progress.oracle(["image_auroc"]) == {}
+    progress.evaluations.append(evaluated(0.9, 0.9, 0.9, 20))
+    assert progress.oracle(["image_auroc"])["epoch"] == 10
+
+
+def test_the_oracle_leaves_out_undefined_metrics_and_says_so() -> None:
+    nan = float("nan")
+    progress = Progress(evaluations=[evaluated(0.8, nan, nan, 10), evaluated(0.9, nan, nan, 20)])
+    assert progress.oracle(["image_auroc", "pixel_auroc"]) == {
+        "epoch": 20,
+        "rule": "image_auroc (undefined and left out: pixel_auroc)",
+        "metrics": {"image_auroc": 0.9, "pixel_auroc": None, "aupro_per_image": None},
+    }
+    only_pixels = progress.oracle(["pixel_auroc", "aupro_per_image"])
+    assert (only_pixels["epoch"], only_pixels["rule"].split()[0]) == (20, "image_auroc")
+    without_labels = Progress(evaluations=[evaluated(nan, nan, nan, 10), evaluated(nan, nan, nan, 20)])
+    assert without_labels.oracle(["image_auroc"]) == {}
 
 
 def test_predictions_keep_every_digit_of_a_float32_score(tmp_path: Path) -> None:

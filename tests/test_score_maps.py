@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toys import ROOT
 
 from commandline import exit_code
 from scoring.metrics import METRIC_NAMES, compute_metrics, pixel_metrics
 from scripts.score_maps import main
 
-ROOT = Path(__file__).parents[1]
 EXACT = METRIC_NAMES[:7]
 
 
@@ -105,7 +105,7 @@ MAP, MASK = np.zeros((2, 2)), np.zeros((2, 2), bool)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"masks": MASK[None]}, "no maps: wants `maps`"),
+        ({"masks": MASK[None]}, "no maps: it must hold `maps`"),
         ({"maps": MAP[None]}, "neither masks nor labels"),
         ({"maps": MAP, "masks": MASK}, "maps must be (N, H, W): found (2, 2)"),
         ({"maps": MAP[None], "masks": MASK[None, 1:]}, "image 0: its mask is (1, 2), its map (2, 2)"),

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import MakeTree, paint
+from toys import ROOT, MakeTree, line_beginning, paint
 
 from commandline import exit_code
 from dataset import BENCHMARKS
@@ -26,8 +26,7 @@ from report.papers import PAPERS
 from scripts.sweep import ABLATIONS
 
 Run = Callable[..., str]
-ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.name for pattern in ("ablation_*.sh", "paper_*.sh") for path in (ROOT / "scripts").glob(pattern))
+SCRIPTS = {"ablation.sh": list(ABLATIONS), "paper.sh": list(PAPERS)}
 QUICK = "--net efficientnet_lite0 --image_size 64 --batch_size 4 --workers 0 --device cpu --epochs 1".split()
 
 
@@ -70,12 +69,6 @@ def rows(table: str) -> list[str]:
     return list(dict.fromkeys(line.split()[0] for line in below))
 
 
-def line(table: str, *beginning: str) -> str:
-    lines = [" ".join(line.split()) for line in table.splitlines()]
-    (found,) = (line for line in lines if line.startswith(f"{' '.join(beginning)} "))
-    return found
-
-
 def check_quick_settings_are_owned_up_to(table: str) -> None:
     text = " ".join(table.split())
     assert "another teacher: not comparable (ours efficientnet_lite0, published" in text
@@ -83,16 +76,23 @@ def check_quick_settings_are_owned_up_to(table: str) -> None:
     assert "image_size 64 instead of 256" in text
 
 
-def test_every_sweep_and_paper_has_its_script_and_no_script_installs_anything() -> None:
-    assert sorted([*(f"ablation_{name}.sh" for name in ABLATIONS), *(f"paper_{name}.sh" for name in PAPERS)]) == SCRIPTS
-    for script in SCRIPTS:
-        assert "setup.sh" not in (ROOT / "scripts" / script).read_text()
-        assert os.access(ROOT / "scripts" / script, os.X_OK)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_name_or_an_unknown_one_is_one_line_that_lists_the_names(script: str) -> None:
+    for arguments in ([], ["nothing"]):
+        done = bash(script, *arguments, PYTHON=sys.executable)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith(f"choose from {', '.join(SCRIPTS[script])}\n") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_script_installs_anything(script: str) -> None:
+    assert "setup.sh" not in (ROOT / "scripts" / script).read_text()
+    assert os.access(ROOT / "scripts" / script, os.X_OK)
 
 
 @pytest.mark.parametrize("name", sorted({*ABLATIONS} - {"backbones"}))
 def test_an_ablation_ends_with_the_comparison_of_its_settings(name: str, mvtec: Path, run: Run, tmp_path: Path) -> None:
-    table = run(f"ablation_{name}.sh", "--data_path", mvtec, "--class", "all")
+    table = run("ablation.sh", name, "--data_path", mvtec, "--class", "all")
     assert rows(table) == [setting.label for setting in ABLATIONS[name].settings]
     assert "lacks" not in table and "differ in net" not in table
     page = (tmp_path / f"runs/mvtec/ablation_{name}.md").read_text(encoding="utf-8")
@@ -100,17 +100,14 @@ def test_an_ablation_ends_with_the_comparison_of_its_settings(name: str, mvtec: 
 
 
 def test_some_settings_of_an_ablation(mvtec: Path, run: Run) -> None:
-    table = run("ablation_skips.sh", "both", "none", "--data_path", mvtec)
+    table = run("ablation.sh", "skips", "both", "none", "--data_path", mvtec)
     assert rows(table) == ["both", "none"]
 
 
-def test_teachers_are_chosen_by_the_environment(mvtec: Path, tmp_path: Path) -> None:
-    """In a Python of its own. By default the four ResNets are compared."""
-    echo = bash("ablation_backbones.sh", "--seeds", 1, PYTHON="echo").stdout
-    assert echo == "-m scripts.sweep backbones res18 res34 res50 wide_res50 --seeds 1\n"
+def test_one_teacher_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
     flags = [word for word in QUICK if word not in ("--net", "efficientnet_lite0")]
-    own = {"PYTHON": sys.executable, "NETS": "efficientnet_lite0"}
-    done = bash("ablation_backbones.sh", "--data_path", mvtec, *flags, "--save_path", tmp_path / "runs", **own)
+    arguments = ["--data_path", mvtec, *flags, "--save_path", tmp_path / "runs"]
+    done = bash("ablation.sh", "backbones", "efficientnet_lite0", *arguments, PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.rindex("tables and runs: ") :]
     assert rows(table) == ["efficientnet_lite0"] and "differ" not in table
@@ -118,15 +115,15 @@ def test_teachers_are_chosen_by_the_environment(mvtec: Path, tmp_path: Path) -> 
 
 def test_rd4ad_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
     arguments = ["--data_path", mvtec, "--class", "bottle", *QUICK, "--save_path", tmp_path / "runs"]
-    done = bash("paper_rd4ad.sh", *arguments, PYTHON=sys.executable)
+    done = bash("paper.sh", "rd4ad", *arguments, PYTHON=sys.executable)
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.rindex("tables and runs: ") :]
     assert rows(table) == ["bottle", "mean"]
     # RD4AD on bottle: image AUROC 100, pixel AUROC 98.7, AUPRO 96.6
-    assert line(table, "bottle", "image", "AUROC").endswith(" 100.00 –")
-    assert line(table, "bottle", "pixel", "AUROC").endswith(" 98.70 –")
-    assert line(table, "bottle", "AUPRO", "per", "image").endswith(" 96.60 –")
-    assert line(table, "bottle", "AUPRO", "1").endswith(" not published –")
+    assert line_beginning(table, "bottle", "image", "AUROC").endswith(" 100.00 –")
+    assert line_beginning(table, "bottle", "pixel", "AUROC").endswith(" 98.70 –")
+    assert line_beginning(table, "bottle", "AUPRO", "per", "image").endswith(" 96.60 –")
+    assert line_beginning(table, "bottle", "AUPRO", "1").endswith(" not published –")
     check_quick_settings_are_owned_up_to(table)
 
 
@@ -140,21 +137,21 @@ def test_rd4ad_in_a_python_of_its_own(mvtec: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_methods_own_table(name: str, published: dict[str, str], mvtec: Path, run: Run) -> None:
-    table = run(f"paper_{name}.sh", "--data_path", mvtec, "--class", "all")
+    table = run("paper.sh", name, "--data_path", mvtec, "--class", "all")
     assert rows(table) == ["bottle", "mean"]
     for metric, value in published.items():
-        assert line(table, "mean (1 of 15)", metric).endswith(f" {value} –")
+        assert line_beginning(table, "mean (1 of 15)", metric).endswith(f" {value} –")
     check_quick_settings_are_owned_up_to(table)
 
 
 def test_sk_rd4ad_on_mvtec_with_the_best_epoch_beside_the_last(mvtec: Path, run: Run) -> None:
-    table = run("paper_sk_rd4ad.sh", "--data_path", mvtec, "--epochs", 2, "--print_epoch", 1)
-    *_, last, best, published, _ = line(table, "mean (1 of 15)", "pixel").split()
+    table = run("paper.sh", "sk_rd4ad", "--data_path", mvtec, "--epochs", 2, "--print_epoch", 1)
+    *_, last, best, published, _ = line_beginning(table, "mean (1 of 15)", "pixel").split()
     assert float(best) >= float(last) and published == "98.06"
-    assert line(table, "bottle", "image").endswith(" not published –")
+    assert line_beginning(table, "bottle", "image").endswith(" not published –")
     text = " ".join(table.split())
     assert "best on test: ours too" in text
-    assert "--rate 0.005: the published loop over all classes" in text
+    assert "the published loop over all classes sets the consistency weight to 0.005" in text
     assert "the best of 200 epochs on the test set (oracle)" in text
 
 
@@ -173,39 +170,39 @@ def fill(folder: Path, masks: Path | None = None) -> None:
 
 def test_sk_rd4ad_on_visa_and_vad(tmp_path: Path, run: Run) -> None:
     fill(tmp_path / "visa/1cls/pcb1", tmp_path / "visa/1cls/pcb1/ground_truth/bad")
-    table = run("paper_sk_rd4ad.sh", "visa", "--data_path", tmp_path / "visa")
+    table = run("paper.sh", "sk_rd4ad", "visa", "--data_path", tmp_path / "visa")
     assert rows(table) == ["pcb1", "mean"]
-    assert line(table, "pcb1", "AUPRO", "per", "image").endswith(" 93.70 –")
-    assert line(table, "mean (1 of 12)", "pixel").endswith(" 98.50 –")
+    assert line_beginning(table, "pcb1", "AUPRO", "per", "image").endswith(" 93.70 –")
+    assert line_beginning(table, "mean (1 of 12)", "pixel").endswith(" 98.50 –")
     fill(tmp_path / "vad")
-    table = run("paper_sk_rd4ad.sh", "vad", "--data_path", tmp_path / "vad")
+    table = run("paper.sh", "sk_rd4ad", "vad", "--data_path", tmp_path / "vad")
     assert rows(table) == ["vad"]
-    assert line(table, "vad", "image", "AUROC").endswith(" 87.00 –")
+    assert line_beginning(table, "vad", "image", "AUROC").endswith(" 87.00 –")
     check_quick_settings_are_owned_up_to(table)
 
 
 def test_rdpp_on_btad(tmp_path: Path, mvtec_tree: MakeTree, run: Run) -> None:
-    table = run("paper_rdpp.sh", "btad", "--data_path", mvtec_tree(["01"], train=4, good=2, bad=2, root="btad"))
-    assert line(table, "mean (1 of 3)", "image").endswith(" 95.63 –")
+    table = run("paper.sh", "rdpp", "btad", "--data_path", mvtec_tree(["01"], train=4, good=2, bad=2, root="btad"))
+    assert line_beginning(table, "mean (1 of 3)", "image").endswith(" 95.63 –")
 
 
 def test_the_tables_of_icck(mvtec: Path, run: Run, tmp_path: Path) -> None:
     """All on MVTec AD at once: settings that tables share are run once."""
-    last = run("paper_icck.sh", 1, 3, 4, 5, 6, 7, "--data_path", mvtec)
+    last = run("paper.sh", "icck", 1, 3, 4, 5, 6, 7, "--data_path", mvtec)
     found = {}
     for part in last.split("ICCK table ")[1:]:
         found[part[0]] = part
         check_quick_settings_are_owned_up_to(part)
     assert list(found) == ["1", "3", "4", "5", "6", "7"]
-    assert line(found["1"], "bottle", "image").endswith(" 100.00 –")
-    assert line(found["3"], "mean (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
+    assert line_beginning(found["1"], "bottle", "image").endswith(" 100.00 –")
+    assert line_beginning(found["3"], "mean (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
     assert rows(found["4"]) == ["res18", "res50", "wide_res50"]
-    assert line(found["4"], "res18 (1 of 15)", "image").endswith(" 98.20 –")
-    assert line(found["5"], "without_fmm (1 of 15)", "pixel").endswith(" 98.10 –")
+    assert line_beginning(found["4"], "res18 (1 of 15)", "image").endswith(" 98.20 –")
+    assert line_beginning(found["5"], "without_fmm (1 of 15)", "pixel").endswith(" 98.10 –")
     assert rows(found["6"]) == ["baseline", "simam", "scconv", "both"]
-    assert line(found["6"], "scconv (1 of 15)", "image").endswith(" 99.10? –")
+    assert line_beginning(found["6"], "scconv (1 of 15)", "image").endswith(" 99.10? –")
     assert rows(found["7"]) == ["0", "1", "2", "0+1", "0+2", "1+2", "0+1+2"]
-    assert line(found["7"], "0+1+2 (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
+    assert line_beginning(found["7"], "0+1+2 (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
     folders = [folder.name for folder in (tmp_path / "runs/mvtec").iterdir() if folder.is_dir()]
     assert len(folders) == 1 + 2 + 1 + 3 + 6  # the full model, then 4, 5, 6 and 7 without it
 
@@ -214,8 +211,8 @@ def test_icck_on_cifar10(mvtec_tree: MakeTree, run: Run, monkeypatch: pytest.Mon
     """Its files' own layout has its own tests: here a folder stands in for them."""
     stand_in = replace(BENCHMARKS["mvtec"], title="CIFAR-10", classes=BENCHMARKS["cifar10"].classes)
     monkeypatch.setitem(BENCHMARKS, "cifar10", stand_in)
-    table = run("paper_icck.sh", 2, "--data_path", mvtec_tree(["cat"], train=4, good=2, bad=2))
+    table = run("paper.sh", "icck", 2, "--data_path", mvtec_tree(["cat"], train=4, good=2, bad=2))
     assert rows(table) == ["cat", "mean"]
-    assert line(table, "cat", "image").endswith(" not published –")
-    assert line(table, "mean (1 of 10)", "image").endswith(" 90.90 –")
-    assert "only the mean is sure" in " ".join(table.split())
+    assert line_beginning(table, "cat", "image").endswith(" not published –")
+    assert line_beginning(table, "mean (1 of 10)", "image").endswith(" 90.90 –")
+    assert "only the mean is certain" in " ".join(table.split())

@@ -40,9 +40,9 @@ def extent(window):
 @pytest.mark.parametrize("name", CORRUPTIONS)
 @pytest.mark.parametrize("size", [32, 64, 256])
 def test_a_corruption_changes_every_image_of_a_copy_and_repeats_with_its_seed(name, size):
-    paint, images = build_corruption(name, 5, size), photographs(size=size)
+    corrupt, images = build_corruption(name, 5, size), photographs(size=size)
     untouched = images.clone()
-    first, second, other = (paint(images, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, second, other = (corrupt(images, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(images, untouched)
     assert first.shape == images.shape and first.dtype == images.dtype
     assert torch.equal(first, second) and not torch.equal(first, other)
@@ -72,10 +72,10 @@ def test_copy_paste_adds_a_fifth_of_what_lies_under_the_patch(size):
     rng, images = np.random.default_rng(1), coordinates(8, size)
     trimmed = set()
     for _ in range(40):
-        painted = copy_paste(images, rng)
-        windows = [rectangle(image[2] != 1) for image in painted]
+        corrupted = copy_paste(images, rng)
+        windows = [rectangle(image[2] != 1) for image in corrupted]
         t = max(max(extent(window)) for window in windows)
-        for image, window in zip(painted, windows, strict=True):
+        for image, window in zip(corrupted, windows, strict=True):
             rows, columns = window
             height, width = extent(window)
             patch = image[:, rows, columns] - 0.2 * images[0][:, rows, columns]
@@ -146,8 +146,8 @@ def test_patch_sizes_scale_with_the_image():
 )
 def test_after_the_first_patch_each_further_one_is_a_coin_flip(class_name, counts):
     images = coordinates(200, 256)
-    painted = swap_patches(images, np.random.default_rng(2), class_name)
-    found = [len(displacements(image, images)) for image in painted]
+    corrupted = swap_patches(images, np.random.default_rng(2), class_name)
+    found = [len(displacements(image, images)) for image in corrupted]
     assert set(found) == set(counts)
     for count, share in counts.items():
         assert found.count(count) / 200 == pytest.approx(share, abs=0.1)
@@ -186,20 +186,20 @@ def test_the_settings_are_those_of_mvtec_s_classes_and_their_middle():
 def test_a_corruption_depends_on_the_class_and_an_unknown_one_gets_the_middle():
     images = photographs(size=64)
 
-    def paint(*class_name):
+    def corrupt(*class_name):
         return build_corruption("swap_patches", 0, 64, *class_name)(images, np.random.default_rng(1))
 
-    middle = paint()
-    assert torch.equal(middle, paint("cable")) and torch.equal(middle, paint("pcb1"))
-    assert torch.equal(paint("carpet"), swap_patches(images, np.random.default_rng(1), "carpet"))
-    assert not torch.equal(middle, paint("carpet"))
+    middle = corrupt()
+    assert torch.equal(middle, corrupt("cable")) and torch.equal(middle, corrupt("pcb1"))
+    assert torch.equal(corrupt("carpet"), swap_patches(images, np.random.default_rng(1), "carpet"))
+    assert not torch.equal(middle, corrupt("carpet"))
     # a run gives its own class
     for class_name in ("carpet", "cable"):
         of_run = Experiment(
             Config(variant="mrkd", classes=(class_name,), image_size=64), torch.device("cpu")
         ).corruption
         assert of_run is not None
-        assert torch.equal(of_run(images, np.random.default_rng(1)), paint(class_name))
+        assert torch.equal(of_run(images, np.random.default_rng(1)), corrupt(class_name))
 
 
 @pytest.mark.parametrize("size, side", [(32, 1), (64, 3), (256, 7)])
@@ -274,7 +274,7 @@ def test_an_image_without_an_object_stays_as_it_is(class_name):
 def test_simplex_noise_adds_a_fifth_of_the_fields_corner(size, smallest, largest):
     field = np.random.default_rng(0).uniform(0.5, 1, (3, largest, largest))
     rng, images = np.random.default_rng(3), torch.full((8, 3, size, size), 0.25, dtype=torch.float64)
-    extents = []
+    extents, places = [], []
     for _ in range(25):
         for image in simplex_noise(images, rng, field):
             window = rows, columns = rectangle((image != 0.25).all(dim=0))
@@ -284,6 +284,12 @@ def test_simplex_noise_adds_a_fifth_of_the_fields_corner(size, smallest, largest
             assert torch.equal(image, expected)
             assert min(rows.start, columns.start) >= 1 and max(rows.stop, columns.stop) < size
             extents.append((height, width))
+            # how far between the first place that is possible, 0, and the last, 1
+            places.append([(rows.start - 1) / (size - height - 2), (columns.start - 1) / (size - width - 2)])
+    for starts in zip(*places, strict=True):  # 200 uniform draws: the standard error of their mean is 0.02
+        assert min(starts) < 0.05 and max(starts) > 0.95
+        assert np.mean(starts) == pytest.approx(0.5, abs=0.08)
+    assert abs(np.corrcoef(np.array(places).T)[0, 1]) < 0.3, "rows and columns are drawn separately"
     for sides in zip(*extents, strict=True):
         assert smallest <= min(sides) <= smallest + 1 and largest - 1 <= max(sides) <= largest
         assert np.mean(sides) == pytest.approx((smallest + largest) / 2, abs=0.08 * largest)
@@ -301,14 +307,14 @@ def test_the_field_is_a_sum_of_six_octaves():
 
 def test_a_simplex_corruption_keeps_one_field_for_the_whole_run():
     images = photographs()
-    paint, again, other = (build_corruption("simplex", seed, 64) for seed in (4, 4, 5))
-    painted = [p(images, np.random.default_rng(0)) for p in (paint, again, other)]
+    corrupt, again, other = (build_corruption("simplex", seed, 64) for seed in (4, 4, 5))
+    corrupted = [p(images, np.random.default_rng(0)) for p in (corrupt, again, other)]
     expected = simplex_noise(images, np.random.default_rng(0), simplex_field(4, side=7))
-    assert torch.equal(painted[0], expected) and torch.equal(painted[1], expected)
-    assert not torch.equal(painted[2], expected)
+    assert torch.equal(corrupted[0], expected) and torch.equal(corrupted[1], expected)
+    assert not torch.equal(corrupted[2], expected)
 
 
-def test_what_cannot_be_painted_is_refused():
+def test_what_cannot_be_corrupted_is_refused():
     with pytest.raises(ValueError, match="unknown corruption 'scratch': choose from copy_paste, swap_patches, simplex"):
         build_corruption("scratch", 0, 64)
     with pytest.raises(ValueError, match="--image_size 16: .* at least 32 pixels"):

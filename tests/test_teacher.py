@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.transforms import functional as transforms
+from toys import count_parameters, random_images, randomize_batch_norms
 
 from methods import Recipe, build_distiller
 from model import TEACHERS, build_teacher
@@ -31,28 +33,8 @@ LEVELS = {
 }
 
 
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def images(side=64, batch=2):
-    draw = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (batch, 3, side, side), generator=draw, dtype=torch.uint8)
-
-
-def lively(net):
-    """Batch norm statistics and weights that differ from their defaults, so that a mix-up shows."""
-    draw = torch.Generator().manual_seed(2)
-    for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            for name, tensor in part.state_dict().items():
-                if name != "num_batches_tracked":
-                    tensor.copy_(torch.rand(tensor.shape, generator=draw) * 0.5 + 0.5)
-    return net.eval()
-
-
 def taps(net, names, images):
-    """What the modules called `names` give when `net` sees `images`."""
+    """What the modules called `names` give for `images`."""
     found: dict[str, torch.Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, name=name: found.__setitem__(name, out.clone()))
@@ -88,7 +70,7 @@ def no_network(url, dst, hash_prefix=None, progress=True):
 
 def published_file(monkeypatch, name, path):
     """A file of torchvision's names and shapes, taken for the row's own: returns the model that it was made of."""
-    net = lively(getattr(torchvision.models, TORCHVISION[name])(weights=None))
+    net = randomize_batch_norms(getattr(torchvision.models, TORCHVISION[name])(weights=None))
     torch.save(net.state_dict(), path)
     monkeypatch.setitem(TEACHERS, name, replace(TEACHERS[name], sha256=file_sha256(path)[:8]))
     return net
@@ -97,12 +79,12 @@ def published_file(monkeypatch, name, path):
 @pytest.mark.parametrize("name", LEVELS)
 def test_three_levels_at_strides_4_8_16_and_nothing_past_them(name):
     teacher = build_teacher(name, weights="random")
-    levels = teacher(images())
+    levels = teacher(random_images())
     assert teacher.channels == LEVELS[name]
     fine, middle, coarse = LEVELS[name]
     assert [tuple(level.shape) for level in levels] == [(2, fine, 16, 16), (2, middle, 8, 8), (2, coarse, 4, 4)]
     if name in LIVE:
-        assert count(teacher) == LIVE[name]
+        assert count_parameters(teacher) == LIVE[name]
     teacher.requires_grad_(True)  # only to see that everything it holds is used
     sum(level.sum() for level in teacher.net(torch.rand(1, 3, 64, 64))).backward()
     assert [name for name, parameter in teacher.named_parameters() if parameter.grad is None] == []
@@ -124,7 +106,7 @@ def test_the_cached_file_is_loaded_and_the_features_equal_torchvision_s(name, hu
     net = published_file(monkeypatch, name, path)
     teacher = build_teacher(name)
     assert teacher.weights == f"sha256:{file_sha256(path)}" and len(teacher.weights) == 71
-    image = images(batch=1)
+    image = random_images(batch=1)
     normalized = transforms.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     for found, wanted in zip(teacher(image), taps(net, ["layer1", "layer2", "layer3"], normalized), strict=True):
         assert torch.equal(found, wanted)
@@ -136,14 +118,14 @@ def test_bytes_and_floats_are_normalized_as_torchvision_does(hub, monkeypatch):
     from PIL import Image
 
     teacher = build_teacher("res18", weights="random")
-    seen = []
-    teacher.net.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    image = images(batch=1)
+    inputs = []
+    teacher.net.register_forward_pre_hook(lambda _module, given: inputs.append(given[0]))
+    image = random_images(batch=1)
     teacher(image)
     teacher(image.float() / 255)
     tensor = transforms.to_tensor(Image.fromarray(image[0].permute(1, 2, 0).numpy()))
     wanted = transforms.normalize(tensor, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    assert torch.equal(seen[0][0], wanted) and torch.equal(seen[1][0], wanted)
+    assert torch.equal(inputs[0][0], wanted) and torch.equal(inputs[1][0], wanted)
 
 
 def test_the_teacher_is_frozen():
@@ -151,7 +133,7 @@ def test_the_teacher_is_frozen():
     teacher.train()
     nn.Sequential(teacher).train()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    levels = teacher(images().float().div(255).requires_grad_())
+    levels = teacher(random_images().float().div(255).requires_grad_())
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(level.requires_grad for level in levels)
@@ -220,7 +202,7 @@ def test_a_file_in_the_cache_with_another_hash_is_refused(hub):
 
 def test_a_named_file_that_fits_but_is_another_is_taken_with_a_warning(tmp_path):
     """As the second ImageNet weights would be: the same names and shapes."""
-    net = lively(torchvision.models.resnet18(weights=None))
+    net = randomize_batch_norms(torchvision.models.resnet18(weights=None))
     torch.save(net.state_dict(), tmp_path / "v2.pth")
     with pytest.warns(UserWarning, match="v2.pth is not resnet18-f37072fd.pth"):
         teacher = build_teacher("res18", weights=tmp_path / "v2.pth")
@@ -274,12 +256,12 @@ def test_lite0_from_its_package_equals_timm_s_whole_network():
     whole.load_state_dict(dict(zip(whole.state_dict(), packaged.values(), strict=True)))
     teacher = build_teacher("efficientnet_lite0")
     assert teacher.weights.startswith("sha256:57934424") and teacher.signed
-    image = images(side=96)
+    image = random_images(side=96)
     expected = taps(whole, ["blocks.1", "blocks.2", "blocks.4"], (image / 255 - 0.5) / 0.5)
     for found, wanted in zip(teacher(image), expected, strict=True):
         assert torch.equal(found, wanted)
         assert found.min() < 0
-    assert count(teacher) == 700_768
+    assert count_parameters(teacher) == 700_768
 
 
 def test_lite0_without_its_packages_says_what_to_install(monkeypatch):
@@ -300,11 +282,11 @@ def test_lite0_without_its_packages_says_what_to_install(monkeypatch):
 def test_a_timm_model_takes_a_file_of_its_whole_network(name, places, tmp_path):
     import timm
 
-    whole = lively(timm.create_model(name, pretrained=False))
+    whole: Any = randomize_batch_norms(timm.create_model(name, pretrained=False))
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     teacher = build_teacher(f"timm/{name}", weights=tmp_path / "whole.pth")
     assert teacher.weights == f"sha256:{file_sha256(tmp_path / 'whole.pth')}" and teacher.signed
-    image, cfg = images(), whole.pretrained_cfg
+    image, cfg = random_images(), whole.pretrained_cfg
     expected = taps(whole, places, transforms.normalize(image / 255, cfg["mean"], cfg["std"]))
     for found, wanted in zip(teacher(image), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
@@ -367,7 +349,7 @@ def test_a_trained_distiller_has_the_same_teacher_to_the_bit():
     optimizer = torch.optim.Adam(distiller.trainable(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
-        sum((teacher_level - level).square().mean() for teacher_level, level in distiller(images())).backward()
+        sum((teacher_level - level).square().mean() for teacher_level, level in distiller(random_images())).backward()
         optimizer.step()
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -24,11 +24,11 @@ from dataset import (
     resize_mask,
 )
 from readers.folder import read_folder
-from readers.image_io import open_image, read_mask, read_mask_of, read_rgb
-from readers.mvtec import read_mvtec
+from readers.image_io import open_image, read_mask, read_oriented_mask, read_rgb
+from readers.mvtec import read_mvtec, read_normals
 from readers.vad import read_vad
 from readers.visa import read_visa
-from scripts.check_data import main as check_data
+from scripts.validate_data import main as validate_data
 
 WIDE = (16, 12)  # (width, height): not square, so that swapped sides show
 BLOCK = np.zeros((12, 16), dtype=bool)
@@ -236,7 +236,7 @@ def test_a_mask_of_another_size_than_its_image_covers_the_same_part(tmp_path: Pa
     np.testing.assert_array_equal(one, other)
 
 
-def palette_picture() -> Image.Image:
+def palette_image() -> Image.Image:
     indexed = Image.new("P", WIDE, 3)
     indexed.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 10, 200, 30])
     return indexed
@@ -248,7 +248,7 @@ def palette_picture() -> Image.Image:
         (Image.new("L", WIDE, 100), (100, 100, 100)),
         (Image.new("LA", WIDE, (100, 255)), (100, 100, 100)),
         (Image.new("1", WIDE, 1), (255, 255, 255)),
-        (palette_picture(), (10, 200, 30)),
+        (palette_image(), (10, 200, 30)),
         (Image.new("RGB", WIDE, (10, 200, 30)), (10, 200, 30)),
         (Image.new("RGBA", WIDE, (10, 200, 30, 255)), (10, 200, 30)),
         (Image.new("RGBA", WIDE, (10, 200, 30, 0)), (0, 0, 0)),  # cut away: black, whatever is stored under it
@@ -289,7 +289,7 @@ def test_an_exif_tag_does_not_turn_the_image_nor_a_mask_that_fits(tmp_path: Path
     """Trap 8: images are read as stored, and a mask of the stored shape is taken as drawn on that."""
     plain, tagged = (with_orientation(tmp_path / f"{n}.jpg", n) for n in (1, orientation))
     np.testing.assert_array_equal(load_image(tagged, 8), load_image(plain, 8))
-    np.testing.assert_array_equal(read_mask_of(tagged, drawn_mask(tmp_path / "mask.png")), BLOCK)
+    np.testing.assert_array_equal(read_oriented_mask(tagged, drawn_mask(tmp_path / "mask.png")), BLOCK)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -304,12 +304,12 @@ def test_a_mask_that_fits_only_the_exif_turned_image_is_turned_back(
     turned = ImageOps.exif_transpose(shown)
     assert turned.size == (12, 16)
     turned.save(tmp_path / "000_mask.png")
-    with pytest.warns(UserWarning, match="EXIF-turned"):
-        mask = read_mask_of(image, tmp_path / "000_mask.png")
+    with pytest.warns(UserWarning, match="EXIF-rotated"):
+        mask = read_oriented_mask(image, tmp_path / "000_mask.png")
     np.testing.assert_array_equal(mask, BLOCK)
 
 
-def test_what_systems_and_archivers_leave_behind_is_not_seen(tmp_path: Path) -> None:
+def test_what_systems_and_archivers_leave_behind_is_ignored(tmp_path: Path) -> None:
     """Trap 9: hidden files, Thumbs.db, __MACOSX, licence texts, at every level."""
     folder = small_class(tmp_path / "nut")
     classes = find_classes(BENCHMARKS["folder"], Source(tmp_path))
@@ -357,6 +357,33 @@ def test_bad_training_images_are_never_learnt_as_normal(tmp_path: Path, benchmar
     assert below(train, folder) == ["train/good/000.png", "train/good/001.png"]
     own = read_folder(Source(None, train_dir=folder / "train"), "vad", "train")
     assert below(own, folder) == ["train/good/000.png", "train/good/001.png"]
+
+
+def own_train_dir(root: Path, split: str) -> list[Sample]:
+    return read_folder(Source(None, train_dir=root / "nut/train"), "nut", split)
+
+
+LAYOUTS: dict[str, Callable[[Path, str], list[Sample]]] = {
+    **{
+        name: lambda root, split, name=name: BENCHMARKS[name].read(Source(root), "nut", split)  # type: ignore[misc]
+        for name in ("mvtec", "btad", "mpdd", "visa", "vad", "folder")
+    },
+    "read_normals": lambda root, split: read_normals(root / "nut" / split),
+    "--train_dir": own_train_dir,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("normal", ["good", "ok", "OK", "Normal"])
+def test_of_the_folders_under_train_only_normal_ones_are_read(tmp_path: Path, layout: str, normal: str) -> None:
+    """Trap 10, for every layout that has a folder train/: whatever else lies there is no normal image."""
+    folder = small_class(tmp_path / "nut", good=normal)
+    for other in ("bad", "anomaly", "ng", "not_good", "goods", "abnormal", "rejects", "test", "ground_truth"):
+        draw_image(folder / "train" / other / "000.png")
+        draw_image(folder / "train" / other / normal / "000.png")
+    train = LAYOUTS[layout](tmp_path, "train")
+    assert below(train, folder) == [f"train/{normal}/000.png", f"train/{normal}/001.png"]
+    assert {(sample.anomalous, sample.defect) for sample in train} == {(False, "good")}
 
 
 def test_equal_file_names_in_several_folders_keep_their_own_masks(tmp_path: Path) -> None:
@@ -441,7 +468,7 @@ def test_an_all_black_mask_of_a_bad_image_stays_empty_and_the_image_stays_bad(tm
 
 
 def test_a_mask_file_of_no_bytes_is_an_error_not_an_empty_mask(tmp_path: Path) -> None:
-    """Trap 15: zero size is damage."""
+    """Trap 15: an empty file is a damaged one."""
     (tmp_path / "000_mask.png").write_bytes(b"")
     sample = Sample(draw_image(tmp_path / "000.png"), True, "cut", tmp_path / "000_mask.png")
     with pytest.raises(ValueError, match=r"000_mask\.png: is empty \(0 bytes\)"):
@@ -454,9 +481,11 @@ def test_near_duplicates_between_train_and_test_are_told(tmp_path: Path, capsys:
     close = np.asarray(Image.open(folder / "train/good/001.png")).copy()
     close[3, 3] ^= 1
     Image.fromarray(close).save(folder / "test/good/002.png")
-    assert check_data(["--dataset", "folder", "--data_path", str(tmp_path), "--workers", "0"]) == 0
+    assert validate_data(["--dataset", "folder", "--data_path", str(tmp_path), "--workers", "0"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "near-duplicates" in line)
-    assert line.startswith(f"warning: nut: {folder / 'test/good/002.png'}: looks like {folder / 'train/good/001.png'}")
+    assert line.startswith(
+        f"warning: nut: {folder / 'test/good/002.png'}: nearly equals {folder / 'train/good/001.png'}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ the layouts
@@ -507,7 +536,7 @@ def test_visa_raw_layout_with_equal_stems_in_normal_and_anomaly(tmp_path: Path, 
     ]
     assert test[0].mask is None
     assert test[2].mask == root / "candle/Data/Masks/Anomaly/002.png"
-    np.testing.assert_array_equal(read_mask_of(test[2].image, test[2].mask), BLOCK)
+    np.testing.assert_array_equal(read_oriented_mask(test[2].image, test[2].mask), BLOCK)
 
 
 def test_visa_raw_says_what_is_missing_or_wrong_in_one_line(tmp_path: Path) -> None:
@@ -546,7 +575,7 @@ def test_visa_prepared_layouts(tmp_path: Path, level: str, good: str, bad: str, 
     test = read_visa(source, "candle", "test")
     (anomalous,) = (s for s in test if s.anomalous)
     assert len(test) == 2 and anomalous.mask == mask
-    np.testing.assert_array_equal(read_mask_of(anomalous.image, mask), BLOCK)
+    np.testing.assert_array_equal(read_oriented_mask(anomalous.image, mask), BLOCK)
 
 
 def test_a_prepared_copy_beside_the_raw_release_is_preferred(tmp_path: Path) -> None:
@@ -586,7 +615,7 @@ def test_btad_layout_with_bmp_masks(tmp_path: Path) -> None:
         bad, good = benchmark.read(source, name, "test")
         assert (bad.defect, good.defect, good.anomalous) == ("ko", "good", False)
         assert bad.mask == root / name / f"ground_truth/ko/0001.{mask}"
-        np.testing.assert_array_equal(read_mask_of(bad.image, bad.mask), BLOCK)
+        np.testing.assert_array_equal(read_oriented_mask(bad.image, bad.mask), BLOCK)
 
 
 def test_mpdd_classes(tmp_path: Path) -> None:
@@ -605,8 +634,8 @@ def test_mpdd_classes(tmp_path: Path) -> None:
     assert len(benchmark.read(source, "tubes", "test")) == 4
 
 
-def elpv(name: str, class_name: str, split: str) -> list[Sample]:
-    benchmark = BENCHMARKS[name]
+def elpv(class_name: str, split: str) -> list[Sample]:
+    benchmark = BENCHMARKS["elpv"]
     return benchmark.read(locate(benchmark, Source(None)), class_name, split)
 
 
@@ -616,22 +645,17 @@ def blocks(samples: list[Sample]) -> set[int]:
 
 
 @pytest.mark.parametrize("class_name", ["mono", "poly"])
-def test_elpv_blocks_of_train_and_test_are_disjoint_and_the_dev_split_stays_inside_train(class_name: str) -> None:
-    train, test = (elpv("elpv", class_name, split) for split in ("train", "test"))
+def test_elpv_blocks_of_train_and_test_are_disjoint(class_name: str) -> None:
+    train, test = (elpv(class_name, split) for split in ("train", "test"))
     assert {block % 3 for block in blocks(train)} == {0, 1}
     assert {block % 3 for block in blocks(test)} == {2}
     assert not any(s.anomalous for s in train)
     assert {s.anomalous for s in test} == {True, False}
     assert all(s.mask is None for s in test)
-    dev_train, dev_test = (elpv("elpv_dev", class_name, split) for split in ("train", "test"))
-    assert dev_train and {s.anomalous for s in dev_test} == {True, False}
-    assert not blocks(dev_train) & blocks(dev_test)
-    assert not (blocks(dev_train) | blocks(dev_test)) & blocks(test)
-    assert {s.image for s in dev_train} <= {s.image for s in train}
 
 
 def test_elpv_leaves_out_what_is_unsure() -> None:
-    samples = [s for name in ("mono", "poly") for split in ("train", "test") for s in elpv("elpv", name, split)]
+    samples = [s for name in ("mono", "poly") for split in ("train", "test") for s in elpv(name, split)]
     labels = {}
     for line in (samples[0].image.parent.parent / "labels.csv").read_text().splitlines():
         path, probability, kind = line.split()
@@ -665,7 +689,7 @@ def test_elpv_beside_the_package_and_its_errors(tmp_path: Path) -> None:
 
 
 def test_folder_reads_own_folders(tmp_path: Path) -> None:
-    train, test, masks = tmp_path / "pump/train", tmp_path / "seen", tmp_path / "drawn"
+    train, test, masks = tmp_path / "pump/train", tmp_path / "taken", tmp_path / "drawn"
     for path in (train / "a.png", train / "b.JPG", train / "rejects/c.png", test / "ok/d.png", test / "crack/e.png"):
         draw_image(path)
     drawn_mask(masks / "crack/e_mask.png")

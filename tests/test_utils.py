@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toys import ROOT
 
 from utils import format_table, prefetch_map, seed_everything, write_atomically
 
@@ -77,11 +78,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_memory_that_is_kept_is_not_mapped_again() -> None:
-    root = Path(__file__).parent.parent
     faults = []
     for first in ("", "utils.keep_freed_memory()"):
         command = [sys.executable, "-c", TAKE_AND_FREE.format(first=first)]
-        done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
         faults.append(int(done.stdout))
     assert faults[1] < faults[0] / 4
 

@@ -1,4 +1,4 @@
-"""The data doctor: one line per finding, and an exit code that a script can ask."""
+"""Validating a data set: one line per finding, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from commandline import exit_code
-from scripts.check_data import main
+from scripts.validate_data import main
 
 NUT = "train/good", "test/good", "test/cut", "test/dent"
 
@@ -69,7 +69,7 @@ def test_a_clean_tree_has_no_findings(nut: Path, check: Check) -> None:
     assert check("--dataset", "folder", "--data_path", nut.parent) == (
         0,
         [],
-        "errors: 0, warnings: 0; looked at 12 images of 1 classes",
+        "errors: 0, warnings: 0; checked 12 images of 1 classes",
     )
 
 
@@ -131,7 +131,7 @@ def once_normal_once_bad(nut: Path) -> Path:
         (lose_mask, "has no mask 002_mask.*: add it"),
         (other_shape, "is 12x16, its image 16x12: another shape"),
         (leak, "(train and test): keep one of them"),
-        (once_normal_once_bad, "(once normal, once bad): keep one of them"),
+        (once_normal_once_bad, "(once normal, once anomalous): keep one of them"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(nut: Path, check: Check, spoil: Callable, says: str) -> None:
@@ -151,7 +151,7 @@ def other_size(nut: Path) -> Path:
     return mask(nut / "ground_truth/cut/001_mask.png", (32, 24))
 
 
-def turned_mask(nut: Path) -> Path:
+def rotated_mask(nut: Path) -> Path:
     path = nut / "test/cut/001.png"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -192,16 +192,16 @@ def no_image(nut: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (empty_mask, "is empty though its image is bad"),
+        (empty_mask, "is empty though its image is anomalous"),
         (other_size, "is 32x24, its image 16x12: both are resized"),
-        (turned_mask, "is 12x16, its image 16x12: fits the turned image"),
+        (rotated_mask, "is 12x16, its image 16x12: fits the EXIF-rotated image"),
         (orphan, "no image under"),
         (second_mask, "a second mask of the same image, not used"),
         (loose_mask, "lies beside the defects' folders"),
         (twice_in_train, "the same image as"),
-        (bad_in_train, "1 images are left alone: only good/ is learnt from"),
-        (too_deep, "1 images one folder too deep: nothing reads them"),
-        (no_image, "is no image by its name"),
+        (bad_in_train, "1 images are ignored: only good/ is trained on"),
+        (too_deep, "1 images one folder too deep are not read"),
+        (no_image, "has no image suffix"),
     ],
 )
 def test_a_warning_is_one_line_and_exit_code_0(nut: Path, check: Check, spoil: Callable, says: str) -> None:
@@ -211,7 +211,7 @@ def test_a_warning_is_one_line_and_exit_code_0(nut: Path, check: Check, spoil: C
     assert line.startswith(f"warning: nut: {path}: ") and says in line
     others = [other for other in findings if other != line]
     assert all("EXIF orientation" in other for other in others)
-    assert len(others) == (spoil is turned_mask)
+    assert len(others) == (spoil is rotated_mask)
     assert code == 0
 
 
@@ -222,8 +222,8 @@ def test_mixed_sizes_and_modes_are_a_line_each(nut: Path, check: Check) -> None:
     assert check("--dataset", "folder", "--data_path", nut.parent)[:2] == (
         0,
         [
-            "warning: nut: mixed sizes: 16x12 (12), 20x12 (1); all are made alike, but look why",
-            "warning: nut: mixed modes: RGB (12), L (1); all are made alike, but look why",
+            "warning: nut: mixed sizes: 16x12 (12), 20x12 (1); all are converted to one, but find out why",
+            "warning: nut: mixed modes: RGB (12), L (1); all are converted to one, but find out why",
         ],
     )
 
@@ -234,7 +234,7 @@ def test_a_test_split_without_bad_images_gives_no_auroc(nut: Path, check: Check)
     shutil.rmtree(nut / "ground_truth")
     assert check("--dataset", "folder", "--data_path", nut.parent)[:2] == (
         0,
-        ["warning: nut: 3 normal and 0 bad test images: no AUROC"],
+        ["warning: nut: 3 normal and 0 anomalous test images: no AUROC"],
     )
 
 
@@ -243,7 +243,7 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Published counts that a small tree can meet: those of tubes are right, per class and defect."""
     path = tmp_path / "counts.json"
     path.write_text(json.dumps({"mpdd": {"tubes": {"train": 3, "good": 3, "bad": {"cut": 3, "dent": 3}}}}))
-    monkeypatch.setattr("scripts.check_data.PUBLISHED", path)
+    monkeypatch.setattr("scripts.validate_data.PUBLISHED", path)
     return path
 
 
@@ -258,7 +258,7 @@ def test_counts_are_compared_with_the_published_ones(tmp_path: Path, check: Chec
     code, findings, _ = check(*arguments)
     assert code == 1
     assert findings == [
-        f"error: tubes: {what}: {found} images, published {wanted}: unpack the set again"
+        f"error: tubes: {what}: {found} images, published {wanted}: unpack the data set again"
         for what, found, wanted in (
             ("train/good", 2, 3),
             ("test/good", 4, 3),
@@ -270,14 +270,15 @@ def test_counts_are_compared_with_the_published_ones(tmp_path: Path, check: Chec
     ]
     # where folder names differ between copies, one sum is published
     published.write_text(json.dumps({"mpdd": {"tubes": {"train": 2, "good": 4, "bad": 7}}}))
-    assert check(*arguments)[1] == ["error: tubes: bad test images: 6 images, published 7: unpack the set again"]
+    (finding,) = check(*arguments)[1]
+    assert finding == "error: tubes: anomalous test images: 6 images, published 7: unpack the data set again"
 
 
 def test_the_real_counts_are_asked_by_default(tmp_path: Path, check: Check) -> None:
     bottle = make_class(tmp_path / "mvtec/bottle")
     code, findings, _ = check("--dataset", "mvtec", "--data_path", bottle.parent, "--class", "bottle")
     assert code == 1
-    assert "error: bottle: train/good: 3 images, published 209: unpack the set again" in findings
+    assert "error: bottle: train/good: 3 images, published 209: unpack the data set again" in findings
 
 
 def test_a_missing_class_is_an_error_each(tmp_path: Path, check: Check, published: Path) -> None:
@@ -287,7 +288,7 @@ def test_a_missing_class_is_an_error_each(tmp_path: Path, check: Check, publishe
     assert findings == [
         f"error: {name}: the class is missing: no folder with train/good under {tubes.parent}" for name in absent
     ]
-    assert (code, summary) == (1, "errors: 5, warnings: 0; looked at 12 images of 1 classes")
+    assert (code, summary) == (1, "errors: 5, warnings: 0; checked 12 images of 1 classes")
     assert check("--dataset", "mpdd", "--data_path", tubes.parent, "--class", "tubes")[0] == 0
 
 
@@ -295,7 +296,7 @@ def test_classes_outside_the_table_are_looked_at_without_counts(nut: Path, check
     code, findings, _ = check("--dataset", "mvtec", "--data_path", nut.parent)
     (line,) = findings
     assert code == 0
-    assert line.startswith("warning: all: ") and "looking at nut, without published counts" in line
+    assert line.startswith("warning: all: ") and "checking nut, without published counts" in line
 
 
 def test_several_classes_are_each_named(nut: Path, check: Check) -> None:
@@ -305,7 +306,7 @@ def test_several_classes_are_each_named(nut: Path, check: Check) -> None:
     code, findings, summary = check("--dataset", "folder", "--data_path", nut.parent)
     assert code == 1
     assert [line.split(":")[1].strip() for line in findings] == ["bolt", "nut"]
-    assert summary == "errors: 2, warnings: 0; looked at 24 images of 2 classes"
+    assert summary == "errors: 2, warnings: 0; checked 24 images of 2 classes"
 
 
 def test_dashes_and_underscores_are_alike(nut: Path, check: Check) -> None:

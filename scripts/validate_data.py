@@ -1,11 +1,11 @@
-"""The data doctor: what is wrong with a benchmark's files, one line per finding.
+"""Validate a data set: print one line for every problem in a benchmark's files.
 
-    python -m scripts.check_data --dataset mvtec --data_path D
-    python -m scripts.check_data --dataset folder --train_dir T --test_dir U --mask_dir M
+    python -m scripts.validate_data --dataset mvtec --data_path D
+    python -m scripts.validate_data --dataset folder --train_dir T --test_dir U --mask_dir M
 
-Looks at counts against the published ones, files that cannot be read or lie where nothing reads them, masks that are
-missing, empty, orphaned or of another size, images that occur twice (also between train and test), mixed sizes and
-modes, EXIF turns. Exit code 0: no errors (there may be warnings); 1: errors; 2: it could not look.
+Checks: counts against the published ones; files that cannot be read, or lie where they are not read; masks that are
+missing, empty, of another size, or without an image; images that occur twice, also between train and test; mixed sizes
+and modes; EXIF orientations. Exit code 0: no errors (there may be warnings); 1: errors; 2: the check could not run.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from readers.base import (
     require_folder,
     visible_entries,
 )
-from readers.image_io import fits_only_turned, mask_values, open_image, read_orientation, to_rgb
+from readers.image_io import fits_only_rotated, mask_values, open_image, read_orientation, to_rgb
 from readers.mvtec import read_normals, read_test_folders
 from utils import prefetch_map
 
 PUBLISHED = Path(__file__).parent.parent / "readers" / "expected_counts.json"
-THUMB = 32  # side of the thumbnails by which near-duplicates are told
-ALIKE = 1.0  # gray levels between two thumbnails (root mean square) below which they show the same image
+THUMBNAIL = 32  # side of the thumbnails that are compared for near-duplicates
+NEAR_DUPLICATE = 1.0  # greatest root mean square difference of two thumbnails, in gray levels
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `level` is "error" (numbers would be wrong or missing) or "warning"."""
+    """One line of the output. `level` is "error" (metrics would be wrong or missing) or "warning"."""
 
     level: str
     class_name: str
@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a class laid out in folders keeps its images; None where there is no such place."""
+    """The folders of a class; None where there is no such folder."""
 
     train: Path
     test: Path | None
@@ -71,23 +71,26 @@ class Folders:
 
 
 @dataclass(frozen=True)
-class TeacherFeatures:
-    """What one decoding of an image told, or why it failed."""
+class InspectedImage:
+    """The properties of a decoded image, or the problem that prevented decoding.
+
+    `pixels` is a hash of size and RGB values, `thumbnail` (1024,) gray levels.
+    """
 
     sample: Sample
     split: str
-    trouble: str = ""
+    problem: str = ""
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     orientation: int = 1
     pixels: str = ""
-    thumb: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings of every class and a summary line; returns the exit code."""
     flags = ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "workers")
-    config = parse_some("python -m scripts.check_data", __doc__, flags, argv)
+    config = parse_some("python -m scripts.validate_data", __doc__, flags, argv)
     benchmark = BENCHMARKS[config.dataset]
     source = locate(benchmark, config.source)
     names, findings = choose_classes(benchmark, source, config.classes)
@@ -96,33 +99,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(finding)
         levels[finding.level] += 1
     for class_name in names:
-        seen, found = check_class(config.dataset, benchmark, source, class_name, config.workers)
-        images += len(seen)
+        inspected, found = check_class(config.dataset, benchmark, source, class_name, config.workers)
+        images += len(inspected)
         for finding in found:
             print(finding, flush=True)
             levels[finding.level] += 1
-    print(
-        f"errors: {levels['error']}, warnings: {levels['warning']}; looked at {images} images of {len(names)} classes"
-    )
+    print(f"errors: {levels['error']}, warnings: {levels['warning']}; checked {images} images of {len(names)} classes")
     return 1 if levels["error"] else 0
 
 
 def choose_classes(
-    benchmark: Benchmark, source: Source, asked: tuple[str, ...]
+    benchmark: Benchmark, source: Source, requested: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """The classes to look at, and an error for each that the benchmark has but the folder lacks."""
+    """The classes to check, and an error for each class of the benchmark that the folder lacks."""
     try:
         there = find_classes(benchmark, source)
     except FileNotFoundError:
-        if not benchmark.classes:  # one's own images: there is nothing to miss but the folder that was named
+        if not benchmark.classes:  # the user's own images: no class can be missing
             raise
         there = ()
-    wanted = benchmark.classes if asked == ("all",) else asked
+    wanted = benchmark.classes if requested == ("all",) else requested
     if benchmark.find is None or not wanted:
         return wanted or there, []
     found = tuple(name for name in wanted if name in there)
-    if there and not found and asked == ("all",):
-        text = f"none of the classes of {benchmark.title}: looking at {', '.join(there)}, without published counts"
+    if there and not found and requested == ("all",):
+        text = f"none of the classes of {benchmark.title}: checking {', '.join(there)}, without published counts"
         return there, [Finding("warning", "all", source.root, text)]
     missing = f"the class is missing: no folder with train/good under {source.root}"
     return found, [Finding("error", name, None, missing) for name in wanted if name not in there]
@@ -130,8 +131,8 @@ def choose_classes(
 
 def check_class(
     name: str, benchmark: Benchmark, source: Source, class_name: str, workers: int
-) -> tuple[list[TeacherFeatures], list[Finding]]:
-    """Every image of a class decoded once, and the findings in the order: layout, counts, files, masks, duplicates."""
+) -> tuple[list[InspectedImage], list[Finding]]:
+    """Decode every image of a class once; returns the images and all findings on the class."""
     findings: list[Finding] = []
     folders = find_folders(benchmark, source, class_name)
     if folders is None:
@@ -145,18 +146,18 @@ def check_class(
         findings += check_layout(class_name, folders)
     findings += check_counts(class_name, train, test, published_counts(name).get(class_name))
     jobs = [(sample, split) for split, samples in (("train", train), ("test", test)) for sample in samples]
-    seen = list(prefetch_map(look, jobs, workers))
-    findings += [Finding("error", class_name, s.sample.image, s.trouble) for s in seen if s.trouble]
-    readable = [s for s in seen if not s.trouble]
+    inspected = list(prefetch_map(inspect_image, jobs, workers))
+    findings += [Finding("error", class_name, s.sample.image, s.problem) for s in inspected if s.problem]
+    readable = [s for s in inspected if not s.problem]
     findings += check_masks(class_name, readable, folders, benchmark.mask_threshold, workers)
-    findings += check_sameness(class_name, readable)
+    findings += check_uniformity(class_name, readable)
     findings += check_duplicates(class_name, readable)
-    findings += check_likeness(class_name, readable)
-    return seen, findings
+    findings += check_near_duplicates(class_name, readable)
+    return inspected, findings
 
 
 def find_folders(benchmark: Benchmark, source: Source, class_name: str) -> Folders | None:
-    """The folders of a class; None where a list in a file tells the split (raw VisA, ELPV)."""
+    """The folders of a class; None where the split is a list in a file (raw VisA, ELPV)."""
     if source.train_dir is not None:
         given = {"--test_dir": source.test_dir, "--mask_dir": source.mask_dir}
         test, masks = (folder and require_folder(folder, flag) for flag, folder in given.items())
@@ -170,7 +171,7 @@ def find_folders(benchmark: Benchmark, source: Source, class_name: str) -> Folde
 
 
 def read_folders(folders: Folders) -> tuple[list[Sample], list[Sample]]:
-    """Training and test samples as the readers see them, but a missing mask is None and no error."""
+    """Training and test samples as the readers find them, except that a missing mask is None rather than an error."""
     loose = [Sample(image, anomalous=False, defect="good") for image in list_images(folders.train)]
     train = read_normals(folders.train) or loose
     if folders.test is None:
@@ -188,12 +189,12 @@ def read_folders(folders: Folders) -> tuple[list[Sample], list[Sample]]:
 
 
 def check_layout(class_name: str, folders: Folders) -> Iterator[Finding]:
-    """Images that lie where nothing reads them, and folders that are left alone."""
-    say = partial(Finding, "warning", class_name)
+    """Files and folders that are not read."""
+    warning = partial(Finding, "warning", class_name)
     normal = [p for p in list_folders(folders.train) if is_normal_folder(p.name)]
     for folder in list_folders(folders.train):
         if folder not in normal:
-            yield say(folder, f"{count_images(folder)} images are left alone: only good/ is learnt from")
+            yield warning(folder, f"{count_images(folder)} images are ignored: only good/ is trained on")
     unread = list_images(folders.train) if normal else []
     read = normal or [folders.train]
     if folders.test is not None:
@@ -203,81 +204,83 @@ def check_layout(class_name: str, folders: Folders) -> Iterator[Finding]:
         for entry in visible_entries(folder):
             path = Path(entry.path)
             if entry.is_dir() and folder != folders.train:
-                yield say(path, f"{count_images(path)} images one folder too deep: nothing reads them; move them up")
+                yield warning(path, f"{count_images(path)} images one folder too deep are not read: move them up")
             elif not entry.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
-                yield say(path, "is no image by its name: nothing reads it; rename or remove it")
+                yield warning(path, "has no image suffix and is not read: rename or remove it")
     for path in unread:
         yield Finding("error", class_name, path, "lies beside the folders and is not read: move it into one of them")
 
 
 def count_images(folder: Path) -> int:
-    """Images inside, at any depth."""
+    """The number of images in the folder, at any depth."""
     return len(list_images(folder)) + sum(count_images(p) for p in list_folders(folder))
 
 
 def published_counts(name: str) -> dict[str, Any]:
-    """Per class {"train", "good", "bad"} as published; empty for a benchmark without such counts."""
+    """{class: {"train", "good", "bad"}} as published; empty for a benchmark without published counts."""
     return json.loads(PUBLISHED.read_text(encoding="utf-8")).get(name, {})
 
 
 def check_counts(
     class_name: str, train: Sequence[Sample], test: Sequence[Sample], published: dict[str, Any] | None
 ) -> Iterator[Finding]:
-    """Counts per folder against the published ones, and splits that no metric can be computed from."""
-    bad = Counter(sample.defect for sample in test if sample.anomalous)
+    """Counts that differ from the published ones, and splits without any metric."""
+    anomalous = Counter(sample.defect for sample in test if sample.anomalous)
     good = sum(not sample.anomalous for sample in test)
     if not train:
         yield Finding("error", class_name, None, "no training images: put normal ones into train/good")
-    if test and not (good and bad):
-        yield Finding("warning", class_name, None, f"{good} normal and {sum(bad.values())} bad test images: no AUROC")
+    if test and not (good and anomalous):
+        yield Finding(
+            "warning", class_name, None, f"{good} normal and {sum(anomalous.values())} anomalous test images: no AUROC"
+        )
     if published is None:
         return
     pairs = [("train/good", len(train), published["train"]), ("test/good", good, published["good"])]
     if isinstance(published["bad"], int):
-        pairs.append(("bad test images", sum(bad.values()), published["bad"]))
+        pairs.append(("anomalous test images", sum(anomalous.values()), published["bad"]))
     else:
-        kinds = sorted(bad.keys() | published["bad"].keys())
-        pairs += [(f"test/{kind}", bad[kind], published["bad"].get(kind, 0)) for kind in kinds]
+        kinds = sorted(anomalous.keys() | published["bad"].keys())
+        pairs += [(f"test/{kind}", anomalous[kind], published["bad"].get(kind, 0)) for kind in kinds]
     for what, found, wanted in pairs:
         if found != wanted:
             yield Finding(
-                "error", class_name, None, f"{what}: {found} images, published {wanted}: unpack the set again"
+                "error", class_name, None, f"{what}: {found} images, published {wanted}: unpack the data set again"
             )
 
 
-def look(job: tuple[Sample, str]) -> TeacherFeatures:
-    """Decode an image once and keep what the checks need."""
+def inspect_image(job: tuple[Sample, str]) -> InspectedImage:
+    """Decode the image of (sample, split) and keep what the checks need."""
     sample, split = job
     try:
         image = open_image(sample.image)
         rgb = to_rgb(image, sample.image)
         pixels = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
-        thumb = rgb.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
+        thumbnail = rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         orientation = read_orientation(sample.image)
     except (ValueError, FileNotFoundError) as error:
-        return TeacherFeatures(sample, split, trouble=str(error).removeprefix(f"{sample.image}: "))
-    flat = np.asarray(thumb, dtype=np.float32).ravel()
-    return TeacherFeatures(sample, split, "", image.size, image.mode, orientation, pixels, flat)
+        return InspectedImage(sample, split, problem=str(error).removeprefix(f"{sample.image}: "))
+    gray = np.asarray(thumbnail, dtype=np.float32).ravel()
+    return InspectedImage(sample, split, "", image.size, image.mode, orientation, pixels, gray)
 
 
 def check_masks(
-    class_name: str, seen: Sequence[TeacherFeatures], folders: Folders | None, threshold: int, workers: int
+    class_name: str, inspected: Sequence[InspectedImage], folders: Folders | None, threshold: int, workers: int
 ) -> Iterator[Finding]:
-    """Masks missing, unreadable, empty, of another size, doubled or without an image."""
-    bad = [s for s in seen if s.sample.anomalous]
-    if any(s.sample.mask for s in bad) or (folders is not None and folders.masks is not None):
-        for s in bad:
+    """Masks that are missing, unreadable, empty, of another size, or without an image."""
+    anomalous = [s for s in inspected if s.sample.anomalous]
+    if any(s.sample.mask for s in anomalous) or (folders is not None and folders.masks is not None):
+        for s in anomalous:
             if s.sample.mask is None:
                 yield Finding("error", class_name, s.sample.image, f"has no mask {s.sample.image.stem}_mask.*: add it")
-    for found in prefetch_map(partial(check_mask, class_name, threshold), bad, workers):
+    for found in prefetch_map(partial(check_mask, class_name, threshold), anomalous, workers):
         yield from found
     if folders is not None and folders.masks is not None and folders.test is not None:
         yield from check_orphans(class_name, folders.test, folders.masks)
 
 
-def check_mask(class_name: str, threshold: int, seen: TeacherFeatures) -> list[Finding]:
+def check_mask(class_name: str, threshold: int, inspected: InspectedImage) -> list[Finding]:
     """The findings on one image's mask."""
-    path = seen.sample.mask
+    path = inspected.sample.mask
     if path is None:
         return []
     try:
@@ -286,13 +289,15 @@ def check_mask(class_name: str, threshold: int, seen: TeacherFeatures) -> list[F
         return [Finding("error", class_name, path, str(error).removeprefix(f"{path}: "))]
     findings = []
     if not (mask_values(image) > threshold).any():
-        text = "is empty though its image is bad: pixel metrics count all of it as normal; draw it or remove the image"
+        text = "is empty though its image is anomalous: all pixels count as normal; draw the mask or remove the image"
         findings.append(Finding("warning", class_name, path, text))
-    if image.size != seen.size:
-        (width, height), (w, h) = seen.size, image.size
+    if image.size != inspected.size:
+        (width, height), (w, h) = inspected.size, image.size
         text = f"is {w}x{h}, its image {width}x{height}"
-        if fits_only_turned(image.size, seen.size, seen.orientation):
-            findings.append(Finding("warning", class_name, path, f"{text}: fits the turned image, and is turned back"))
+        if fits_only_rotated(image.size, inspected.size, inspected.orientation):
+            findings.append(
+                Finding("warning", class_name, path, f"{text}: fits the EXIF-rotated image, and is rotated back")
+            )
         elif abs(w * height - h * width) <= max(w, h, width, height):
             findings.append(Finding("warning", class_name, path, f"{text}: both are resized, so it is used as it is"))
         else:
@@ -303,7 +308,7 @@ def check_mask(class_name: str, threshold: int, seen: TeacherFeatures) -> list[F
 
 
 def check_orphans(class_name: str, test: Path, masks: Path) -> Iterator[Finding]:
-    """Masks that no image asks for, and images that two masks claim."""
+    """Masks without an image, and second masks of an image."""
     for folder in list_folders(masks):
         if is_normal_folder(folder.name):
             continue
@@ -313,60 +318,60 @@ def check_orphans(class_name: str, test: Path, masks: Path) -> Iterator[Finding]
             if mask in used:
                 continue
             stem = mask.stem.lower().removesuffix("_mask")
-            claimed = any(image.stem.lower() in (stem, mask.stem.lower()) for image in images)
-            text = "a second mask of the same image, not used" if claimed else f"no image under {test / folder.name}"
-            yield Finding("warning", class_name, mask, f"{text}: remove it, or bring its image back")
+            has_image = any(image.stem.lower() in (stem, mask.stem.lower()) for image in images)
+            text = "a second mask of the same image, not used" if has_image else f"no image under {test / folder.name}"
+            yield Finding("warning", class_name, mask, f"{text}: remove the mask, or restore its image")
     for mask in list_images(masks):
         yield Finding("warning", class_name, mask, "lies beside the defects' folders: move it into one of them")
 
 
-def check_sameness(class_name: str, seen: Sequence[TeacherFeatures]) -> Iterator[Finding]:
-    """Sizes and modes that differ within a class, and EXIF turns: one line each."""
+def check_uniformity(class_name: str, inspected: Sequence[InspectedImage]) -> Iterator[Finding]:
+    """One line for sizes, for modes and for EXIF orientations that differ within a class."""
     for what, values in (
-        ("sizes", Counter(f"{s.size[0]}x{s.size[1]}" for s in seen)),
-        ("modes", Counter(s.mode for s in seen)),
+        ("sizes", Counter(f"{s.size[0]}x{s.size[1]}" for s in inspected)),
+        ("modes", Counter(s.mode for s in inspected)),
     ):
         if len(values) > 1:
             listed = ", ".join(f"{value} ({n})" for value, n in values.most_common(6))
-            yield Finding("warning", class_name, None, f"mixed {what}: {listed}; all are made alike, but look why")
-    turned = [s for s in seen if s.orientation != 1]
-    if turned:
-        text = f"EXIF orientation {turned[0].orientation}, as {len(turned)} images have one: images are read as stored"
-        yield Finding("warning", class_name, turned[0].sample.image, f"{text}; turn them for good if that is wrong")
+            yield Finding(
+                "warning", class_name, None, f"mixed {what}: {listed}; all are converted to one, but find out why"
+            )
+    rotated = [s for s in inspected if s.orientation != 1]
+    if rotated:
+        text = f"EXIF orientation {rotated[0].orientation}; {len(rotated)} images have one: images are read as stored"
+        yield Finding("warning", class_name, rotated[0].sample.image, f"{text}; rotate the files if that is wrong")
 
 
-def check_duplicates(class_name: str, seen: Iterable[TeacherFeatures]) -> Iterator[Finding]:
-    """Images equal to the pixel: errors where they join train and test, or normal and bad."""
-    first: dict[str, TeacherFeatures] = {}
-    for s in seen:
+def check_duplicates(class_name: str, inspected: Iterable[InspectedImage]) -> Iterator[Finding]:
+    """Images with equal pixels: an error between train and test or between normal and anomalous, else a warning."""
+    first: dict[str, InspectedImage] = {}
+    for s in inspected:
         other = first.setdefault(s.pixels, s)
         if other is s:
             continue
-        leak, torn = other.split != s.split, other.sample.anomalous != s.sample.anomalous
-        level = "error" if leak or torn else "warning"
-        why = " (once normal, once bad)" if torn else " (train and test)" if leak else ""
+        leak, contradiction = other.split != s.split, other.sample.anomalous != s.sample.anomalous
+        level = "error" if leak or contradiction else "warning"
+        why = " (once normal, once anomalous)" if contradiction else " (train and test)" if leak else ""
         text = f"the same image as {other.sample.image}{why}: keep one of them"
         yield Finding(level, class_name, s.sample.image, text)
 
 
-def check_likeness(class_name: str, seen: Sequence[TeacherFeatures]) -> Iterator[Finding]:
-    """Test images that look like a training image without being equal: one line, with the most alike pair."""
-    train, test = ([s for s in seen if s.split == split] for split in ("train", "test"))
+def check_near_duplicates(class_name: str, inspected: Sequence[InspectedImage]) -> Iterator[Finding]:
+    """One line for test images that nearly equal a training image, with the closest pair."""
+    train, test = ([s for s in inspected if s.split == split] for split in ("train", "test"))
     if not train or not test:
         return
-    known = np.stack([s.thumb for s in train])
-    known_norms = (known**2).sum(axis=1)
-    alike: list[tuple[float, TeacherFeatures, TeacherFeatures]] = []
+    train_pixels = np.stack([s.thumbnail for s in train])
+    train_norms = (train_pixels**2).sum(axis=1)
+    similar: list[tuple[float, InspectedImage, InspectedImage]] = []
     for s in test:
-        squares = np.maximum(known_norms + (s.thumb**2).sum() - 2 * known @ s.thumb, 0) / THUMB**2
+        squares = np.maximum(train_norms + (s.thumbnail**2).sum() - 2 * train_pixels @ s.thumbnail, 0) / THUMBNAIL**2
         best = int(squares.argmin())
-        if squares[best] < ALIKE**2 and train[best].pixels != s.pixels:
-            alike.append((float(squares[best]), s, train[best]))
-    if alike:
-        _, s, other = min(alike, key=lambda entry: entry[0])
-        text = (
-            f"looks like {other.sample.image}, as {len(alike)} test images look like a training image: near-duplicates?"
-        )
+        if squares[best] < NEAR_DUPLICATE**2 and train[best].pixels != s.pixels:
+            similar.append((float(squares[best]), s, train[best]))
+    if similar:
+        _, s, other = min(similar, key=lambda entry: entry[0])
+        text = f"nearly equals {other.sample.image}, as {len(similar)} test images do: near-duplicates?"
         yield Finding("warning", class_name, s.sample.image, text)
 
 

@@ -1,0 +1,313 @@
+"""README and docs/: links, files, commands and flags are there, the recipes work, every table has its command."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from toys import TINY, MakeTree
+
+import flags
+import test as test_command
+from commandline import Parser, exit_code
+from config import Config
+from report.papers import PAPERS
+from scripts import controls, overlay_strip
+from scripts.sweep import ABLATIONS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MADE_ON_FIRST_USE = ("data/", "runs/", "parts/")  # folders in commands that a checkout does not have
+COMMANDS = ("python", "bash", "pip")
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+
+
+class Parsed(Exception):
+    """Raised in place of what a command does after it has parsed its arguments."""
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return without_blocks(page.read_text())
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@page
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        name, _, anchor = target.partition("#")
+        if name.startswith("http"):
+            continue
+        linked = page.parent / name if name else page
+        assert linked.is_file(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@page
+def test_named_files_and_folders_exist(page: Path) -> None:
+    own = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    for name in re.findall(r"`([\w./-]+)`", prose(page)):
+        is_code = "/" not in name and name.endswith((".py", ".sh", ".txt"))
+        if is_code or ("/" in name and name.split("/")[0] in own and not name.startswith(MADE_ON_FIRST_USE)):
+            assert (ROOT / name).exists(), name
+
+
+@page
+def test_no_place_of_a_machine_is_named(page: Path) -> None:
+    assert not re.findall(r"(?<![\w.])/(?:home|root|tmp|work|usr|mnt|opt)/", page.read_text())
+
+
+@page
+def test_every_table_has_the_command_that_writes_it(page: Path) -> None:
+    text = page.read_text()
+    markers = re.findall(r"^<!-- table:(\w+) -->$", text, re.MULTILINE)
+    assert markers == re.findall(r"^<!-- /table:(\w+) -->$", text, re.MULTILINE)
+    name = page.relative_to(ROOT).as_posix()
+    for marker in markers:
+        command = f"--into {name}" if marker == "speed" else f"--into {name} --marker {marker}"
+        assert re.search(rf"{re.escape(command)}\b", text.replace("\\\n    ", "")), marker
+
+
+def test_every_flag_of_main_is_explained() -> None:
+    text = (ROOT / "docs/usage.md").read_text()
+    for field in fields(Config):
+        names = (field.name, *field.metadata["names"])
+        assert any(f"`--{name}`" in text for name in names), field.name
+
+
+def shell_commands(page: Path, folder: Path) -> list[list[str]]:
+    """The commands of a page's shell blocks and inline code, as bash would start them: loops and variables expanded.
+
+    Recipes for adding rows are left out: their commands need the rows, and have tests of their own.
+    """
+    text = re.sub(r"^## Add your own\n.*?(?=^## )", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    inline = re.findall(rf"`((?:{'|'.join(COMMANDS)})\s[^`]+)`", without_blocks(text))
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").touch()
+    (folder / "bin").mkdir()
+    for name in COMMANDS:
+        (folder / "bin" / name).write_text(
+            '#!/bin/sh\n{ printf "%s\\037" "${0##*/}" "$@"; printf "\\036"; } >> "$RECORD"\n'
+        )
+        (folder / "bin" / name).chmod(0o755)
+    variables = {"PATH": str(folder / "bin"), "RECORD": str(folder / "record")}
+    bash = shutil.which("bash")
+    assert bash is not None
+    for script in [*blocks(text, "sh"), *inline]:
+        done = subprocess.run([bash, "-eu"], input=script, env=variables, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}\n{done.stderr}"
+    record = folder / "record"
+    found = record.read_text() if record.is_file() else ""
+    return [command.split("\037")[:-1] for command in found.split("\036")[:-1]]
+
+
+@page
+def test_every_command_has_the_flags_that_are_shown(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real parsers read each command; what the command would then do is not done."""
+    parse = Parser.parse_args
+
+    def only_parse(self: Parser, *arguments: Any) -> None:
+        parse(self, *arguments)
+        raise Parsed
+
+    commands = shell_commands(page, tmp_path)
+    assert commands or page.name == "methods.md"
+    problems = []
+    for command in commands:
+        with monkeypatch.context() as patch:
+            if command[1] == "main.py" or command[0] == "bash":
+                problem = check_flags_of_main(command)
+            else:
+                patch.setattr(Parser, "parse_args", only_parse)
+                problem = check_parser(command)
+        said = capsys.readouterr().err
+        if problem is not None:
+            problems.append(f"{' '.join(command)}: {problem} {said}")
+    assert not problems, "\n".join(problems)
+
+
+def check_flags_of_main(command: list[str]) -> str | None:
+    """What is wrong with a command whose flags are main.py's: main.py itself, or a script of the shell."""
+    program, script, *words = command
+    if not (ROOT / script).is_file():
+        return "no such file"
+    if script == "scripts/tests.sh":
+        return None if not words or words == ["--quick"] and "--quick" in (ROOT / script).read_text() else "unknown"
+    tables: dict[str, dict[str, set[str]]] = {
+        "scripts/paper.sh": {name: set(tables) for name, tables in PAPERS.items()},
+        "scripts/ablation.sh": {name: {s.label for s in ablation.settings} for name, ablation in ABLATIONS.items()},
+    }
+    if script in tables:
+        known = tables[script].get(words.pop(0), set())
+        while words and not words[0].startswith("--"):
+            if words.pop(0) not in known:
+                return f"not one of {', '.join(sorted(known)) or 'the known names'}"
+    try:
+        flags.parse(words)
+    except (ValueError, SystemExit) as error:
+        return None if words == ["--help"] else str(error)
+    return None
+
+
+def check_parser(command: list[str]) -> str | None:
+    """What is wrong with a command of a parser of its own."""
+    program, *words = command
+    if program == "pip":
+        missing = [
+            name for flag, name in zip(words, words[1:], strict=False) if flag == "-r" and not (ROOT / name).is_file()
+        ]
+        return f"no {missing[0]}" if missing else None
+    try:
+        module = importlib.import_module(words[1]) if words[0] == "-m" else test_command
+        module.main(words[2:] if words[0] == "-m" else words[1:])
+    except Parsed:
+        return None
+    except (ModuleNotFoundError, SystemExit) as error:
+        return str(error)
+    return "did not parse its arguments first"
+
+
+def apply_recipe(title: str, project: Path) -> str:
+    """Put the code of a recipe of docs/methods.md where it says; return the recipe's command."""
+    section = (ROOT / "docs/methods.md").read_text().partition(f"### {title}\n")[2]
+    section = re.split(r"^##", section, maxsplit=1, flags=re.MULTILINE)[0]
+    for block in blocks(section, "python"):
+        place, _, code = block.partition("\n")
+        if appended := re.fullmatch(r"# at the end of (\S+)", place):
+            with (project / appended[1]).open("a") as file:
+                file.write("\n\n" + code)
+        else:
+            new = re.fullmatch(r"# (\S+), a new file", place)
+            assert new, place
+            (project / new[1]).write_text(code)
+    (command,) = blocks(section, "sh")
+    return command
+
+
+def run_recipe(title: str, data: Path, folder: Path) -> Path:
+    """The run folder that a recipe's own command leaves behind, in a copy of the project with the recipe's code."""
+    project = folder / "project"
+    ignored = shutil.ignore_patterns(".*", "runs", "data", "tests", "docs", "__pycache__")
+    shutil.copytree(ROOT, project, ignore=ignored)
+    words = apply_recipe(title, project).split()
+    words[words.index("D")] = str(data)
+    arguments = [*words[1:], *([] if "--class" in words else ["--class", "bottle"]), "--epochs", "1", *TINY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = project.glob("runs/*/*/bottle/seed111")
+    assert (run / "metrics.json").is_file()
+    return run
+
+
+@pytest.mark.parametrize("title", ["Add a variant", "Add a synthetic anomaly"])
+def test_a_new_variant_and_a_new_synthetic_anomaly_are_rows(title: str, mvtec_tree: MakeTree, tmp_path: Path) -> None:
+    run = run_recipe(title, mvtec_tree(), tmp_path)
+    assert run.parent.parent.name in ("drd_skips", "rd_cut_out")
+
+
+def test_a_new_data_set_is_a_reader_and_a_row(mvtec_tree: MakeTree, tmp_path: Path) -> None:
+    root = mvtec_tree()
+    rows = []
+    for image in sorted((root / "bottle").glob("t*/*/*.png")):
+        split, defect, _ = image.relative_to(root / "bottle").parts
+        mask = f"ground_truth/{defect}/{image.stem}_mask.png" if defect != "good" else ""
+        name = image.relative_to(root / "bottle").as_posix()
+        rows.append({"image": name, "split": split, "defect": defect.replace("good", ""), "mask": mask})
+    with (root / "bottle/list.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    run = run_recipe("Add a data set", root, tmp_path)
+    with (run / "predictions.csv").open(newline="") as file:
+        predictions = list(csv.DictReader(file))
+    assert [row["defect"] for row in predictions].count("disc") == 3 and len(predictions) == 6
+
+
+@pytest.fixture
+def runs(mvtec_tree: MakeTree, tmp_path: Path, train_command: Callable[..., int]) -> Iterator[Path]:
+    """The folder of finished toy runs of two classes."""
+    root = mvtec_tree(classes=("bottle", "cable"), train=4)
+    arguments = ["--data_path", root, "--variant", "rd4ad", "--epochs", 1, "--save_path", tmp_path / "runs"]
+    assert train_command(*arguments) == 0
+    yield tmp_path / "runs"
+
+
+def test_the_python_of_the_usage_page_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks((ROOT / "docs/usage.md").read_text(), "python")
+    run, folder = runs / "mvtec/rd4ad/bottle/seed111", tmp_path / "mvtec/bottle/test/disc"
+    capsys.readouterr()
+    exec(code.replace('"RUN"', repr(str(run))).replace('"folder"', repr(str(folder))), {})
+    assert capsys.readouterr().out == "(3,) (3, 64, 64)\n"
+
+
+def test_a_strip_of_overlays_shows_images_chosen_by_name(runs: Path, tmp_path: Path) -> None:
+    strip = tmp_path / "strip.png"
+    assert exit_code(lambda: overlay_strip.main([str(runs), "--out", str(strip), "--side", "64"])) == 0
+    image = np.asarray(Image.open(strip).convert("RGB"))
+    columns = 2  # one defect in each of two classes
+    gaps, lines = overlay_strip.GAP, overlay_strip.LINE
+    assert image.shape == (lines + 3 * 64 + 2 * gaps, lines + columns * 64 + overlay_strip.WIDE_GAP, 3)
+    shown = image[lines : lines + 64, lines : lines + 64].astype(int)
+    stored = np.asarray(Image.open(tmp_path / "mvtec/bottle/test/disc/000.png")).astype(int)
+    assert np.abs(shown - stored).mean() < 8  # a palette is not exact
+    command = [str(runs), "--out", str(strip), "--defects", "scratch"]
+    assert exit_code(lambda: overlay_strip.main(command)) == 2
+
+
+def test_the_controls_are_written_into_a_page_beside_finished_runs(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "page.md"
+    text.write_text("before\n<!-- table:controls -->\n<!-- /table:controls -->\nafter\n")
+    arguments = f"--data_path {tmp_path / 'mvtec'} --net efficientnet_lite0 --image_size 64 --workers 0".split()
+    place = ["--into", str(text), "--marker", "controls"]
+    assert exit_code(lambda: controls.main([*arguments, "--beside", str(runs), *place])) == 0
+    rows = [line.split("|")[1].strip() for line in text.read_text().splitlines() if line.startswith("| ")][1:]
+    assert rows == ["-" * len(rows[0]), *["pixel z-score"] * 3, *["nearest neighbor"] * 3, "rd4ad, 1 seed"]
+    assert text.read_text().startswith("before\n") and text.read_text().endswith("after\n")
+    capsys.readouterr()
+    assert exit_code(lambda: controls.main([*arguments, "--into", str(text), "--marker", "other"])) == 2
+    assert "<!-- table:other -->" in capsys.readouterr().err
+
+
+def test_the_citation_file_has_what_its_format_asks_for() -> None:
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["license"] in (ROOT / "pyproject.toml").read_text()
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert all("name" in author or "family-names" in author for author in reference["authors"])
