@@ -1,8 +1,8 @@
 """Time this project against a plain restatement of the published loop: python -m benchmarks.run [--check] [--out FILE]
 
-Both run in turn, each in a process of its own, from the same weights on the same images. A speed-up is the plain
-loop's seconds over this project's in the same round. Weights are random and images synthetic: only time and memory are
-measured. Nothing else should run on the machine meanwhile.
+This project and the published loop run in turn, each in a process of its own, from the same weights on the same images.
+A speed-up is the seconds of what a row is compared with over its own, in the same round. Weights are random and images
+synthetic: only time and memory are measured. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def anomalib(settings: Settings) -> list[Row]:
     """anomalib's ReverseDistillation beside this project's rd4ad, the same network and loss, both in fp32.
 
     A training step on decoded images, with the teacher's features cached and without; then inference, for one image
-    and for a batch. Their random weights differ, so results are not compared.
+    and for a batch. Random weights differ, so the results are not compared.
     """
     if find_spec("anomalib") is None:
         print("anomalib is not installed, so its section is left out: pip install 'anomalib==2.7.*'")
@@ -245,7 +245,7 @@ def anomalib(settings: Settings) -> list[Row]:
         theirs = Implementation(partial(implementations.anomalib_inference, settings, count), keeps_memory=False)
         ours = Implementation(partial(implementations.our_inference, settings, {"variant": "rd4ad"}, count))
         compared = {f"inference, anomalib{suffix}": theirs, f"inference, ours fp32{suffix}": ours}
-        rows += [replace(row, difference=None) for row in compare("anomalib", compared, settings)]
+        rows += compare("anomalib", compared, settings)
     return rows
 
 
