@@ -100,7 +100,7 @@ class Detector:
     @functools.cached_property
     def network(self) -> Distiller:
         """The network for inference: a copy with its batch norms folded, compiled with --compile."""
-        network = self.distiller.to_inference()
+        network = self.distiller.to_inference(channels_last=self.config.fast)
         if self.config.compile:
             from torch._inductor import config as inductor_config  # slow to import
 

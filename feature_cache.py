@@ -150,8 +150,9 @@ class FeatureCache:
 
 def _allocate(count: int, level: Tensor, place: torch.device) -> Tensor:
     """Memory for `count` levels like the first of these, in the same layout: a batch is gathered in long runs."""
-    shape = (count, *level.shape[1:])
-    return torch.empty(shape, dtype=level.dtype, device=place, memory_format=torch.channels_last)
+    channels_last = level.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((count, *level.shape[1:]), dtype=level.dtype, device=place, memory_format=layout)
 
 
 def _free_disk(folder: Path) -> int:

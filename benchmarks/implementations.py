@@ -25,7 +25,6 @@ from dataset import ImageSet, image_batches
 from detector import frozen_teacher
 from engine import train_one_epoch
 from experiment import Experiment
-from feature_cache import FeatureCache
 from methods import build_distiller
 from model import Distiller, Teacher
 from model.fast_convolution import use_fast_gradients
@@ -120,13 +119,6 @@ class WithoutChannelsLast(ThisProject):
         for part in (distiller.bottleneck, distiller.student):
             use_fast_gradients(part)
         return distiller
-
-    def cache_features(self, images: ImageSet) -> FeatureCache:
-        """A cache in the default layout: one in channels-last layout would pass it on to the student."""
-        cache = super().cache_features(images)
-        if cache.levels is not None:
-            cache.levels = [level.contiguous() for level in cache.levels]
-        return cache
 
 
 def published(settings: Settings) -> tuple[plain.Plain, list[Any]]:

@@ -57,12 +57,13 @@ class Distiller(nn.Module):
             use_fast_gradients(part)
         return self.to(memory_format=torch.channels_last)
 
-    def to_inference(self) -> Distiller:
+    def to_inference(self, channels_last: bool = True) -> Distiller:
         """A copy for inference alone, its batch norms folded, equal up to rounding; it shares the teacher."""
         frozen = {name: copy.deepcopy(part).eval().requires_grad_(False) for name, part in self._trained_parts()}
         for part in frozen.values():
             fold_batch_norms(part)
-        return Distiller(self.teacher, **frozen).to(memory_format=torch.channels_last).eval()
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return Distiller(self.teacher, **frozen).to(memory_format=layout).eval()
 
     def trainable(self) -> list[nn.Parameter]:
         """Every parameter that an optimizer should see."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from toys import CPU, MakeTree, random_images, randomize_batch_norms
 
-from engine import compute_losses
+from config import Config
+from engine import compute_losses, train_one_epoch
+from experiment import Experiment
 from methods import VARIANTS, TeacherFeatures, build_distiller
 from model import Distiller, build_teacher
 from model.fold_batch_norm import fold_batch_norms
@@ -117,3 +120,23 @@ def test_a_run_in_bf16_with_features_in_a_file_is_scored_again_identically(
         assert test_command.main([str(run), "--images", str(good), "--device", "cpu", "--precision", precision]) == 0
         scores.append([float(line.split(",")[1]) for line in (run / "images/scores.csv").read_text().split()[1:]])
     assert scores[0] == pytest.approx(scores[1], rel=0.1) and scores[0] != scores[1]
+
+
+def test_fast_0_leaves_out_the_tricks_and_gives_the_same(mvtec_tree: MakeTree) -> None:
+    """Layout, gradients and allocator are for speed alone: the losses of an epoch are equal up to rounding."""
+    losses = {}
+    for fast in (True, False):
+        config = Config(data_path=mvtec_tree(), classes=("bottle",), image_size=64, net="res18", weights="random")
+        experiment = Experiment(replace(config, fast=fast, batch_size=4), CPU)
+        (batch, *_) = experiment.features.batches(range(8), 4)
+        layouts = {level.is_contiguous(memory_format=torch.channels_last) for level in batch.clean}
+        own = any(part.__module__ == "model.fast_convolution" for part in map(type, experiment.distiller.modules()))
+        network = experiment.detector().network
+        weights = [p for p in network.student.parameters() if p.dim() == 4 and p.shape[-1] > 1 and p.shape[1] > 1]
+        assert layouts == {fast} and own == fast
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) == fast for weight in weights)
+        training = experiment.config.training
+        batches = experiment.features.batches(range(8), training.batch_size)
+        losses[fast] = train_one_epoch(experiment.distiller, batches, experiment.optimizer, experiment.config.recipe)
+    for name, value in losses[True].items():
+        assert losses[False][name] == pytest.approx(value, rel=1e-3)
