@@ -60,7 +60,7 @@ def shapes(net, side, batch):
     return [(batch, c, side // stride, side // stride) for c, stride in zip(channels, (4, 8, 16), strict=True)]
 
 
-@pytest.mark.parametrize("net", TEACHERS)
+@pytest.mark.parametrize("net", SLOW_AND_QUICK)
 def test_pairs_have_the_teacher_s_shapes_finest_first(net):
     distiller, _ = build(net=net)
     targets = distiller.teacher(random_images())

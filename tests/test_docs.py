@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from toys import TINY, MakeTree
+from toys import ROOT, TINY, MakeTree
 
 import flags
 import test as test_command
@@ -27,7 +27,6 @@ from report.papers import PAPERS
 from scripts import controls, overlay_strip
 from scripts.sweep import ABLATIONS
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE_ON_FIRST_USE = ("data/", "runs/", "parts/")  # folders in commands that a checkout does not have
 COMMANDS = ("python", "bash", "pip")

@@ -82,7 +82,10 @@ def refusal(content, tmp_path, net="res18"):
     return text
 
 
-@pytest.mark.parametrize(("net", "variant"), [("res18", "sk_rd4ad"), ("res34", "rd4ad"), ("res50", "sk_rd4ad")])
+@pytest.mark.parametrize(
+    ("net", "variant"),
+    [("res18", "sk_rd4ad"), ("res34", "rd4ad"), pytest.param("res50", "sk_rd4ad", marks=pytest.mark.slow)],
+)
 def test_a_published_checkpoint_computes_here_what_it_computed_there(net, variant, tmp_path):
     checkpoint = published_state(net)
     torch.save(checkpoint, tmp_path / "published.pth")

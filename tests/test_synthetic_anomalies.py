@@ -50,7 +50,13 @@ def test_a_corruption_changes_every_image_of_a_copy_and_repeats_with_its_seed(na
     assert (shares > 0).all() and (shares < 0.8).all()  # the rest equals the input to the bit
 
 
-@pytest.mark.parametrize("size, bands", [(256, ((10, 32), (64, 100), (150, 200))), (64, ((2, 8), (16, 25), (38, 50)))])
+@pytest.mark.parametrize(
+    "size, bands",
+    [
+        pytest.param(256, ((10, 32), (64, 100), (150, 200)), marks=pytest.mark.slow),
+        (64, ((2, 8), (16, 25), (38, 50))),
+    ],
+)
 def test_copy_paste_draws_one_side_per_batch_from_three_bands(size, bands):
     rng, images = np.random.default_rng(0), torch.ones(8, 3, size, size)
     sides = []
