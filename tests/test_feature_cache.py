@@ -82,7 +82,7 @@ def test_the_corruption_map_is_the_angle_between_the_normalized_colors(distiller
 
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
-    return build_teacher("efficientnet_lite0", "random")
+    return build_teacher("efficientnet_lite0", "random").optimize_for_inference()
 
 
 def counted(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> list[int]:
