@@ -179,8 +179,8 @@ class Config:
     fast: bool = field(
         True,
         MACHINE,
-        "channels-last layout and, on a processor, weight gradients by matrix products and an allocator that keeps "
-        "freed memory; results are equal up to rounding",
+        "channels-last layout; on a processor also an allocator that keeps freed memory and, without AVX-512, weight "
+        "gradients by matrix products; results are equal up to rounding",
     )
     compile: bool = field(False, MACHINE, "compile the network that scores, which takes a minute or two once")
     workers: int = runtime_field(min(8, os.cpu_count() or 1), MACHINE, "threads that read and resize images ahead")

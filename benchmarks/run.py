@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += found
     if given.out is not None:
         lines = [{**asdict(row), "of_peak": row.share_of(peaks), "floor": FLOORS.get(row.key)} for row in rows]
-        used = {**sizes, "device": str(device), "one_process": given.one_process}
+        limit = os.environ.get("ATEN_CPU_CAPABILITY")  # torch's own switch: avx2 or default
+        used = {**sizes, "device": str(device), "one_process": given.one_process, "limited_to": limit}
         record = {**environment, "settings": used, "peaks": peaks, "rows": lines}
         write_atomically(given.out, json.dumps(record, indent=2) + "\n")
     return check(rows) if given.check else 0

@@ -62,7 +62,10 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     lines, notes = [], []
     for record in records:
         rows = [parse_row(saved) for saved in record["rows"]]
-        suffix = " (one process)" if record["settings"].get("one_process") else ""
+        settings = record["settings"]
+        suffix = " (one process)" if settings.get("one_process") else ""
+        if limit := settings.get("limited_to"):
+            suffix += f" (limited to {limit})"
         for row in rows:
             title, *rest = cells(row, record["peaks"])
             lines.append([title + suffix, *rest])

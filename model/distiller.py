@@ -52,7 +52,7 @@ class Distiller(nn.Module):
             return self.projection(features)
 
     def use_fast_gradients(self) -> Distiller:
-        """Itself in channels-last layout, with weight gradients by matrix products: equal up to rounding."""
+        """Itself, channels last and with matrix-product gradients where they are faster; equal up to rounding."""
         for _, part in self._trained_parts():
             use_fast_gradients(part)
         return self.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Convolutions whose weight gradients are matrix products: on a processor faster than torch's own algorithm."""
+"""Convolutions whose weight gradients are matrix products: faster than torch's own on processors without AVX-512."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Limited to AVX2, a training step took less than half the time; with AVX-512 torch's own gradients are as fast
+# (docs/speed.md). Other processors were not measured and keep torch's.
+FASTER_HERE = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def use_fast_gradients(network: nn.Module) -> None:
@@ -42,9 +46,9 @@ class _FastGradientMixin:
         return made.train(other.training)  # type: ignore[attr-defined]
 
     def _use_fast_gradient(self, x: Tensor) -> bool:
-        """False on a GPU and in half precision, where the two algorithms have not been measured against each other."""
+        """Whether it is faster: never on a GPU or in half precision, where it was not measured."""
         plain = self.bias is None and torch.is_grad_enabled()  # type: ignore[attr-defined]
-        return plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return FASTER_HERE and plain and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 class Conv2d(_FastGradientMixin, nn.Conv2d):

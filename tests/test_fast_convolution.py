@@ -1,4 +1,4 @@
-"""Gradients by matrix products are torch's; bf16 without the hardware rounds as the hardware does."""
+"""Gradients by matrix products are torch's, wherever they are used."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toys import CPU
 
 from model import fast_convolution
 from model.fast_convolution import use_fast_gradients, weight_gradient
 from model.fold_batch_norm import fold_batch_norms
-from model.precision import autocast
+
+
+@pytest.fixture(autouse=True)
+def on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are of the matrix products, whatever processor they run on."""
+    monkeypatch.setattr(fast_convolution, "FASTER_HERE", True)
 
 
 @pytest.mark.parametrize("kernel, stride", list(itertools.product((1, 2, 3, 5), (1, 2, 3))))
@@ -77,23 +81,10 @@ def test_images_that_need_no_gradient_get_none() -> None:
     assert images.grad is not None
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(8, 16, 3, padding=1), nn.ConvTranspose2d(8, 16, 2, stride=2, bias=False)])
-def test_bf16_is_rounded_alike_with_and_without_the_hardware(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    nn.init.normal_(layer.weight)  # type: ignore[arg-type]
-    images = torch.randn(2, 8, 8, 8)
-    made = {}
-    for hardware in (False, True):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda hardware=hardware: hardware)
-        x = images.clone().requires_grad_()
-        layer.zero_grad()
-        with autocast(CPU, "bf16"):
-            y = layer(x)
-        assert y.dtype == torch.bfloat16
-        y.float().square().sum().backward()
-        made[hardware] = (y.detach(), x.grad, *(p.grad for p in layer.parameters()))
-    for found, wanted in zip(made[False], made[True], strict=True):
-        assert found is not None and wanted is not None and found.dtype == wanted.dtype
-        scale = float(wanted.abs().max())  # bf16 keeps 8 bits: a sum on the edge is rounded to either side
-        torch.testing.assert_close(found, wanted, rtol=2**-7, atol=2**-7 * scale)
-    assert (made[False][0] == made[True][0]).float().mean() > 0.9
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_processor_decides_whose_gradients_are_used(faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_convolution, "FASTER_HERE", faster)
+    layer = nn.Sequential(nn.Conv2d(3, 2, 3, bias=False))
+    use_fast_gradients(layer)
+    name = type(layer(torch.randn(1, 3, 8, 8)).grad_fn).__name__
+    assert name == ("_ConvolutionBackward" if faster else "ConvolutionBackward0")
