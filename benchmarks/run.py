@@ -86,9 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{environment['hardware']}; load {environment['load'][0]:.1f}; revision {environment['revision']}")
     print(", ".join(f"{name} {version}" for name, version in environment["versions"].items()))
 
-    precisions = tuple(dict.fromkeys(("fp32", resolve_precision("auto", device))))
+    limit = os.environ.get("ATEN_CPU_CAPABILITY")  # torch's own switch, for measuring as on an older processor
+    precisions = ("fp32",) if limit else tuple(dict.fromkeys(("fp32", resolve_precision("auto", device))))
     if "bf16" not in precisions:
-        print("bf16 is not timed: this device does not have it in hardware")
+        print("bf16 is not timed: this device does not have it in hardware, or is limited")
     peaks = {name: measure_peaks(name, device, given.image_size) for name in precisions}
     for precision, rates in peaks.items():
         print(f"peak {precision}: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
@@ -108,7 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += found
     if given.out is not None:
         lines = [{**asdict(row), "of_peak": row.share_of(peaks), "floor": FLOORS.get(row.key)} for row in rows]
-        limit = os.environ.get("ATEN_CPU_CAPABILITY")  # torch's own switch: avx2 or default
         used = {**sizes, "device": str(device), "one_process": given.one_process, "limited_to": limit}
         record = {**environment, "settings": used, "peaks": peaks, "rows": lines}
         write_atomically(given.out, json.dumps(record, indent=2) + "\n")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Limited to AVX2, a training step took less than half the time; with AVX-512 torch's own gradients are as fast
+# Limited to AVX2, a training step is faster with them; with AVX-512 torch's own gradients are as fast
 # (docs/speed.md). Other processors were not measured and keep torch's.
 FASTER_HERE = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
