@@ -135,7 +135,12 @@ def test_pairs_of_every_variant_do_not_depend_on_the_batch(variant):
 
 @pytest.mark.parametrize(
     ("net", "changes"),
-    [("res18", {}), ("res50", {}), (NARROW, {}), (NARROW, {"student_width": (16, 24, 32), "student_blocks": 2})],
+    [
+        ("res18", {}),
+        pytest.param("res50", {}, marks=pytest.mark.slow),
+        (NARROW, {}),
+        (NARROW, {"student_width": (16, 24, 32), "student_blocks": 2}),
+    ],
 )
 def test_zeroed_skips_equal_rd4ad_with_the_same_weights(net, changes):
     plain, _ = build("rd4ad", net, **changes)

@@ -76,6 +76,7 @@ def check_quick_settings_are_owned_up_to(table: str) -> None:
     assert "image_size 64 instead of 256" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_name_or_an_unknown_one_is_one_line_that_lists_the_names(script: str) -> None:
     for arguments in ([], ["nothing"]):
