@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import files_below, make_mvtec, record_of, rows_of, score_again, train
+from toys import files_below, make_mvtec, published_state, record_of, rows_of, score_again, train
 
 import main as main_command
 from commandline import exit_code
@@ -146,6 +146,51 @@ def test_another_run_in_its_place_is_refused(trained: Trained, capsys: pytest.Ca
     assert score_again(trained.run, "--anomaly_map", mode) == 2
     assert "holds a run of another configuration: anomaly_map is" in capsys.readouterr().err
     assert files_below(made) == before
+
+
+def test_overlays_of_another_map_are_written_where_vis_asks_for_them(trained: Trained) -> None:
+    mode = other_mode(trained)
+    plain = Trained(trained.root / "plain", trained.flags)
+    assert plain.train() == 0
+    assert score_again(plain.run, "--anomaly_map", mode, "--vis") == 0
+    made = plain.root / f"runs/mvtec/rd4ad-{mode}/bottle/seed111"
+    assert len(list((made / "overlays").iterdir())) == 6
+
+
+def test_another_map_lands_beside_a_renamed_run_and_a_folder_elsewhere_is_refused(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mode, sweeps = other_mode(trained), trained.root / "runs/mvtec"
+    shutil.copytree(sweeps / "rd4ad", sweeps / "renamed")
+    assert score_again(sweeps / "renamed/bottle/seed111", "--anomaly_map", mode) == 0
+    assert (sweeps / f"renamed-{mode}/bottle/seed111/metrics.json").is_file()
+    capsys.readouterr()
+    for place in ("copy", "some/other/place/of/mine"):
+        shutil.copytree(trained.run, trained.root / place)
+        before = sorted(trained.root.rglob("*"))
+        assert score_again(trained.root / place, "--anomaly_map", mode) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert sorted(trained.root.rglob("*")) == before
+
+
+def test_another_map_needs_no_published_checkpoint_again(tmp_path: Path) -> None:
+    torch.save(published_state("res18"), tmp_path / "published.pth")
+    flags = ["--data_path", make_mvtec(tmp_path / "mvtec"), "--variant", "rd4ad", "--net", "res18", "--epochs", 0]
+    flags += ["--weights", "random", "--checkpoint", tmp_path / "published.pth", "--save_path", tmp_path / "runs"]
+    assert train(*flags) == 0
+    (tmp_path / "published.pth").rename(tmp_path / "moved.pth")
+    run = tmp_path / "runs/mvtec/rd4ad/bottle/seed111"
+    assert score_again(run, "--anomaly_map", "mean") == 0
+    identities = [
+        Run(folder).read("config.json")["identity"]
+        for folder in (run, run.parents[1].parent / "rd4ad-mean/bottle/seed111")
+    ]
+    assert identities[0] | {"anomaly_map": "mean"} == identities[1]
+
+
+def test_without_the_training_images_another_map_leaves_no_folder_behind(trained: Trained) -> None:
+    assert score_again(trained.run, "--anomaly_map", other_mode(trained), "--data_path", trained.root) == 2
+    assert [folder.name for folder in (trained.root / "runs/mvtec").iterdir() if folder.is_dir()] == ["rd4ad"]
 
 
 # --- from Python ---
