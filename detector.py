@@ -124,6 +124,8 @@ class Detector:
     def predict(self, images: ImageSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Image scores (B,) and anomaly maps (B, S, S), float32, batch by batch in the order of the images."""
         scoring = self.config.scoring
+        standardized = scoring.anomaly_map == "standardized"
+        assert not standardized or self.map_statistics is not None, "fit_map_statistics comes first"
         for pairs in self._scored_pairs(images):
             if self.map_statistics is not None:
                 maps = self.map_statistics.standardized(level_maps(pairs, images.size))

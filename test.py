@@ -22,7 +22,7 @@ from experiment import Experiment, score
 from model.precision import PRECISIONS
 from readers.base import list_images
 from report.overlays import OverlayWriter
-from runs import METRICS, Progress, Run, score_columns
+from runs import CONFIG, METRICS, Progress, Run, score_columns
 from scoring.anomaly_map import MAP_MODES
 from scoring.normalization import Normalizer
 from utils import format_table, keep_freed_memory, set_determinism
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if not options.images and (options.precision is not None or options.compile is not None):
         raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
+    if options.out is not None and not options.images:
+        raise ValueError("--out goes with --images")
     if options.images and options.anomaly_map is not None:
         raise ValueError(
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.images:
         return predict_images(detector, options.run, options.images, options.out or options.run / "images")
     if options.anomaly_map is not None:
-        return score_with(detector, options.run, options.anomaly_map)
+        return score_with(detector, options.run, options.anomaly_map, options.vis)
     return score_again(detector, options.run, options.vis)
 
 
@@ -66,17 +68,30 @@ def score_again(detector: Detector, run: Path, vis: bool) -> int:
     return 0 if same else 1
 
 
-def score_with(detector: Detector, run: Path, mode: str) -> int:
-    """Score the run with another anomaly map, into a run folder beside it; print the metrics of both."""
-    run, recorded = run.resolve(), Run(run).read(METRICS)
-    state = Run(run).load_checkpoint()
+def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
+    """Score the run with another anomaly map, into a run folder beside it; print the metrics of both.
+
+    Raises ValueError for the map that the run has already, and where the run does not lie at
+    .../<benchmark>/<name>/<class>/seed<k>.
+    """
+    run, config = run.resolve(), detector.config
+    if mode == config.scoring.anomaly_map:
+        raise ValueError(f"--anomaly_map {mode}: {run} is scored with it already")
+    name, own = run.parent.parent.name, config.run_folder.parts[-4:]
+    if run.parts[-4:] != (own[0], name, *own[2:]):
+        raise ValueError(
+            f"--anomaly_map writes beside the run, which must lie at .../{own[0]}/<name>/{own[2]}/{own[3]}"
+        )
+    recorded, state = Run(run).read(METRICS), Run(run).load_checkpoint()
     assert state is not None, "the detector was loaded from it"
-    own = f"{recorded['name']}-{mode}"
-    config = replace(detector.config, anomaly_map=mode, name=own, save_path=run.parents[3])
+    config = replace(config, anomaly_map=mode, name=f"{name}-{mode}", save_path=run.parents[3], vis=vis or config.vis)
     experiment = Experiment(config, detector.device)
     experiment.distiller = detector.distiller  # trained, in place of a new one
+    experiment.train_images, experiment.test_images  # noqa: B018 - missing images show before a folder is made
+    identity = Run(run).read(CONFIG)["identity"]  # of the files that were used, wherever they are now
+    files = {key: identity[key] for key in ("teacher_weights", "precision", "checkpoint") if key in identity}
     folder = Run(config.run_folder)
-    folder.open(config.to_json(), experiment.identity)
+    folder.open(config.to_json(), config.identity() | files)
     progress = Progress(**state["progress"])
     progress.evaluations.clear()  # they were made with the other map
     if not folder.finished:

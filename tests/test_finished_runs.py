@@ -138,6 +138,16 @@ def test_another_map_goes_with_the_runs_test_images_alone(
     assert "--anomaly_map goes with the run's test images" in capsys.readouterr().err
 
 
+def test_the_map_that_the_run_has_is_refused(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    own = trained.flags[trained.flags.index("--anomaly_map") + 1]
+    before = files_below(trained.root / "runs")
+    assert score_again(trained.run, "--anomaly_map", own) == 2
+    assert "is scored with it already" in capsys.readouterr().err
+    assert score_again(trained.run, "--out", trained.root / "out") == 2
+    assert capsys.readouterr().err == "error: --out goes with --images\n"
+    assert files_below(trained.root / "runs") == before
+
+
 def test_another_run_in_its_place_is_refused(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     mode = other_mode(trained)
     made = trained.root / f"runs/mvtec/rd4ad-{mode}/bottle/seed111"
