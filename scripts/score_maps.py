@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = [anomaly_map.max() if anomaly_map.size else math.nan for anomaly_map in maps]
     report = compute_metrics(labels, scores, maps, masks, given.fpr_limit, per_image=False)
     if given.json:
-        print(json.dumps({name: None if math.isnan(value) else value for name, value in report.values.items()}))
+        print(json.dumps(report.defined()))
         return 0
     width = max(map(len, report.values))
     for name, value in report.values.items():
