@@ -16,7 +16,7 @@ from dataset import ImageSet, image_batches
 from methods import build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
-from runs import CHECKPOINT, CONFIG, METRICS, Run
+from run_files import CHECKPOINT, CONFIG, METRICS, Run
 from scoring.anomaly_map import (
     MapStatistics,
     Pair,

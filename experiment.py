@@ -19,7 +19,7 @@ from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
 from report.overlays import OverlayWriter
-from runs import Progress, Run
+from run_files import Progress, Run
 from scoring.normalization import Normalizer, f1_metrics
 from utils import file_sha256, seed_everything
 

@@ -18,7 +18,7 @@ from commandline import exit_code
 from engine import held_out_loss, train_one_epoch
 from experiment import Experiment, experiments, score
 from flags import parse
-from runs import Progress, Run
+from run_files import Progress, Run
 from utils import choose_device, keep_freed_memory, seed_everything, set_determinism
 
 

@@ -22,7 +22,7 @@ from experiment import Experiment, score
 from model.precision import PRECISIONS
 from readers.base import list_images
 from report.overlays import OverlayWriter
-from runs import CONFIG, METRICS, Progress, Run, score_columns
+from run_files import CONFIG, METRICS, Progress, Run, score_columns
 from scoring.anomaly_map import MAP_MODES
 from scoring.normalization import Normalizer
 from utils import format_table, keep_freed_memory, set_determinism

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runs import CONFIG, METRICS
+from run_files import CONFIG, METRICS
 
 Result = dict[str, Any]  # the content of one metrics.json
 

@@ -21,7 +21,7 @@ from detector import Detector
 from experiment import Experiment
 from readers.image_io import read_rgb
 from report.overlays import HEIGHT, overlay
-from runs import METRICS, Run
+from run_files import METRICS, Run
 from utils import write_atomically
 
 GAP, WIDE_GAP, LINE, TEXT = 6, 18, 32, 20  # pixels: between panels, between classes, a line of text, its letters

@@ -19,7 +19,7 @@ from dataset import ImageSet
 from detector import Detector
 from experiment import Experiment
 from model import Distiller
-from runs import Run
+from run_files import Run
 from scripts import summarize
 
 OWN = {"name", "train_seconds", "score_seconds", "scored_from", "oracle"}  # what two equal runs may differ in

@@ -13,14 +13,14 @@ FLOORS = [
     {"model", "scoring", "readers"},
     {"methods", "dataset"},
     {"config", "engine", "feature_cache"},
-    {"flags", "runs"},
+    {"flags", "run_files"},
     {"report"},
     {"detector"},
     {"experiment"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]
-PACKAGES = ("methods", "model", "scoring", "readers", "report", "scripts", "benchmarks")
+PACKAGES = ("run_files", "methods", "model", "scoring", "readers", "report", "scripts", "benchmarks")
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 

@@ -11,7 +11,7 @@ import torch
 
 from config import Config
 from dataset import Sample
-from runs import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run, oracle_rule
+from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run, oracle_rule
 from scoring.metrics import Report
 
 
