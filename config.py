@@ -159,6 +159,9 @@ class Config:
     name: str | None = runtime_field(None, OUTPUT, "folder name in place of the variant's, for ablations")
     resume: bool = runtime_field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1")
     fresh: bool = runtime_field(False, OUTPUT, "discard these runs, finished or not, and run them again")
+    keep_optimizer: bool = runtime_field(
+        True, OUTPUT, "1: a finished run can be given more --epochs later; 0: its checkpoint takes a third of the space"
+    )
     vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image")
     img_path: Path | None = runtime_field(None, OUTPUT, "where overlays go (default: the run folder)")
     print_loss: bool = runtime_field(True, OUTPUT, "print a line per epoch")
@@ -322,13 +325,18 @@ class Config:
     def run_folder(self) -> Path:
         """Where a run of one class and one seed lies."""
         (class_name,), (seed,) = self.classes, self.seeds
-        return self.sweep_folder / class_name / f"seed{seed}"
+        return _below(self.save_path, self.sweep_folder / class_name / f"seed{seed}", depth=4)
 
     @property
     def overlay_folder(self) -> Path:
         """Where a run's overlays go."""
         own = self.run_folder.relative_to(self.save_path)
         return self.img_path / own if self.img_path is not None else self.run_folder / "overlays"
+
+    @property
+    def content_hashes(self) -> Path:
+        """Where the hashes of a class's files are kept for the next process."""
+        return _below(self.save_path, self.save_path / self.dataset / ".hashes" / f"{self.classes[0]}.json", depth=3)
 
     @property
     def title(self) -> str:
@@ -393,6 +401,13 @@ def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, 
     found = {f.name: config.plain(f.name) for f in fields} | settled
     plain = json.dumps({k: v for k, v in found.items() if k not in left_out}, default=dataclasses.asdict)
     return json.loads(plain)
+
+
+def _below(root: Path, path: Path, depth: int) -> Path:
+    """`path`, which lies `depth` levels below `root`. Raises ValueError for one that leaves it, as a name with `..`."""
+    if len(path.parts) != len(root.parts) + depth or ".." in path.parts[len(root.parts) :]:
+        raise ValueError(f"{path}: must lie {depth} levels below --save_path {root}; a name there holds / or ..")
+    return path
 
 
 def _typed(value: Any, hint: Any) -> Any:

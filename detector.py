@@ -16,7 +16,7 @@ from dataset import ImageSet, image_batches
 from methods import build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
-from run_files import CHECKPOINT, CONFIG, METRICS, Run
+from run_files import CONFIG, METRICS, Run
 from scoring.anomaly_map import (
     MapStatistics,
     Pair,
@@ -60,9 +60,7 @@ class Detector:
             raise FileNotFoundError(
                 f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training"
             )
-        record, state = folder.read(CONFIG), folder.load_checkpoint()
-        if state is None:
-            raise FileNotFoundError(f"{folder}: no {CHECKPOINT}; main.py with --fresh trains the run again")
+        record, state = folder.read(CONFIG), folder.load_finished()
         config = replace(Config(**Config.from_json(record["config"])), **changes)
         teacher = frozen_teacher(config, choose_device(config.device))
         recorded = record["identity"]["teacher_weights"]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
 from report.overlays import OverlayWriter
-from run_files import Progress, Run
-from scoring.normalization import Normalizer, f1_metrics
+from run_files import DataRecord, Progress, Run
+from scoring.normalization import f1_metrics
 from utils import file_sha256, seed_everything
 
 
@@ -145,7 +146,26 @@ class Experiment:
         identity |= {"teacher_weights": self.teacher.weights, "precision": self.teacher.precision}
         if self.config.checkpoint is not None:
             identity["checkpoint"] = file_sha256(self.config.checkpoint)
+        identity["data"] = self.data.digests()
         return identity
+
+    @cached_property
+    def data(self) -> DataRecord:
+        """Names, labels and contents of all images of the class, as they were first looked at."""
+        return self.read_data(self.config.content_hashes)
+
+    def check_data(self) -> None:
+        """Raises ValueError where the images are no longer those that `data` has seen. Unchanged files cost a stamp."""
+        if differences := self.data.differences(self.read_data(self.config.content_hashes)):
+            raise ValueError(
+                f"{self.config.title}: its images changed while they were in use: {'; '.join(differences)}. "
+                "No metrics are written; --fresh runs it again on the images of now"
+            )
+
+    def read_data(self, store: Path | None) -> DataRecord:
+        """The record of the images as they are now; `store` is that of `readers.contents.content_hashes`."""
+        splits = {"train": self.normal_images.samples, "test": self.test_images.samples}
+        return DataRecord.of(splits, store, self.config.workers)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -153,6 +173,13 @@ class Experiment:
         return {
             "teacher_weights": self.teacher.weights,
             "precision": self.teacher.precision,
+            **self.counts,
+        }
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images there are of each kind."""
+        return {
             "n_train": len(self.train_images),
             "n_held_out": len(self.held_out_images or ()),
             "n_test": len(self.test_images),
@@ -202,7 +229,7 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     progress.evaluated(progress.epoch, evaluation.report.values)
 
     fitted = evaluation.normalizers() if config.normalize else {}
-    facts["normalized"] = _normalized_record(fitted, evaluation) if fitted else None
+    facts["normalized"] = normalized_record(evaluation) if config.normalize else None
     folder.write_predictions(images.samples, evaluation.scores, fitted.get("image"))
     if config.print_scores:
         for sample, value in zip(images.samples, evaluation.scores, strict=True):
@@ -218,13 +245,20 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
         print(f"{config.title}: overlays in {config.overlay_folder}")
 
     folder.write_progress(progress)
-    folder.save_checkpoint({**detector.state(), "progress": asdict(progress)})
+    state = {**detector.state(), "progress": asdict(progress)}
+    if config.keep_optimizer and (experiment.optimizer.state or not progress.epoch):
+        state["optimizer"] = experiment.optimizer.state_dict()
+    folder.save_checkpoint(state)
+    experiment.check_data()
     folder.finish(config, evaluation.report, progress, facts)
 
 
-def _normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:
-    """What metrics.json keeps of --normalize: thresholds, ranges, and F1 at the thresholds."""
+def normalized_record(evaluation: Evaluation) -> dict[str, Any] | None:
+    """What metrics.json keeps of --normalize: thresholds, ranges, and F1 at the thresholds; None without thresholds."""
     assert evaluation.maps is not None, "evaluate with keep_maps=True"
+    fitted = evaluation.normalizers()
+    if not fitted:
+        return None
     f1 = f1_metrics(fitted, evaluation.labels, evaluation.scores, evaluation.maps, evaluation.masks)
     return {
         "chosen_on": "the test set",

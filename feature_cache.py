@@ -1,9 +1,9 @@
 """The teacher's features of the training images: computed once where that is exact, in memory or in files.
 
-In files, a folder per key, named by its hash: `key.json` says what the features were made of, `level0` to `level2` hold
-them, (N, H, W, C) without a header. A folder is filled under another name and renamed when it is whole, so what lies
-under its own name is complete, whoever else was filling at the same time. Runs that need the same
-features share them.
+In files, a folder per key, named by its hash: `key.json` says what the features were made of and has a checksum of each
+level, `level0` to `level2` hold them, (N, H, W, C) without a header. A folder is filled under another name and renamed
+when it is whole, so what lies under its own name is complete, whoever else was filling at the same time. Runs that need
+the same features share them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from dataset import ImageSet, image_batches
 from methods.pairs import TeacherFeatures
 from methods.synthetic_anomalies import Corruption
 from model.teacher import Teacher
-from readers.base import file_stamp
+from readers.contents import content_hashes
 from scoring.anomaly_map import cosine_distance
 from utils import prefetch_map, to_device
 
@@ -121,9 +122,11 @@ class FeatureCache:
                 stored[indices] = level.to(stored.device)
 
     def _key(self) -> dict[str, Any]:
-        """All that decides the features: teacher and precision, image size, and each image's file as it is now."""
+        """All that decides the features: teacher and precision, image size, and the content of each image's file."""
         teacher = [self.teacher.name, self.teacher.weights, self.teacher.precision, self.device.type]
-        files = [(str(path.resolve()), *file_stamp(path)) for path in (s.image for s in self.images.samples)]
+        paths = [sample.image for sample in self.images.samples]
+        hashes = content_hashes(paths, workers=self.workers)
+        files = [hashes[path] for path in paths]
         return {"teacher": teacher, "size": self.images.size, "torch": torch.__version__, "files": files}
 
     def _corrupted_batch(self, images: Tensor, clean: list[Tensor], rng: np.random.Generator) -> TeacherFeatures:
@@ -167,22 +170,28 @@ def stored_levels(
     """Levels of `count` images, each (N, C, H, W) laid out channels last, as `like`'s (1, C, H, W): read or made.
 
     `key` is all that decides them, as JSON takes it. `fill` writes all levels into the tensors it is given. What lies
-    there under the same hash with another key or size is not used but made again.
+    there under the same hash with another key, size or checksum is not used but made again. Raises OSError where the
+    disk has no room for all of them.
     """
-    text = json.dumps({**key, "count": count, "levels": [[str(x.dtype), *x.shape[1:]] for x in like]}, indent=1)
-    folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
-    if not _holds(folder, text, count, like):
+    key = {**key, "count": count, "levels": [[str(x.dtype), *x.shape[1:]] for x in like]}
+    folder = root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    if not _holds(folder, key, count, like):
+        if folder.exists():
+            print(f"{folder}: the stored features are damaged; they are made again")
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
+            for k, level in enumerate(like):
+                _reserve(partial / f"level{k}", bytes_of(count, [level]))
             fill(_mapped(partial, count, like, writable=True))
-            (partial / KEY).write_text(text)
+            checksums = [_checksum(partial / f"level{k}") for k in range(len(like))]
+            (partial / KEY).write_text(json.dumps({"key": key, "crc32": checksums}, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 partial.rename(folder)
             except OSError:  # another process was as fast
-                if not _holds(folder, text, count, like):
+                if not _holds(folder, key, count, like):
                     raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -194,11 +203,38 @@ def bytes_of(count: int, like: Sequence[Tensor]) -> int:
     return count * sum(level[0].numel() * level.element_size() for level in like)
 
 
-def _holds(folder: Path, text: str, count: int, like: Sequence[Tensor]) -> bool:
-    if not (folder / KEY).is_file() or (folder / KEY).read_text() != text:
+def _holds(folder: Path, key: Mapping[str, Any], count: int, like: Sequence[Tensor]) -> bool:
+    """Whether the folder holds the features of this key, whole and as they were written."""
+    files = [folder / f"level{k}" for k in range(len(like))]
+    try:
+        content = json.loads((folder / KEY).read_text())
+        sizes = [path.stat().st_size for path in files if path.is_file()]
+        if sizes != [bytes_of(count, [level]) for level in like] or content["key"] != json.loads(json.dumps(key)):
+            return False
+        return content["crc32"] == [_checksum(path) for path in files]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    files = [(folder / f"level{k}", bytes_of(count, [level])) for k, level in enumerate(like)]
-    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes. Raises OSError where the disk is too full: writing to a mapped file cannot."""
+    with path.open("wb") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate") and size:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as problem:
+                raise OSError(
+                    problem.errno, f"{problem.strerror}: {size / GIB:.1f} GiB are needed", str(path)
+                ) from None
 
 
 def _mapped(folder: Path, count: int, like: Sequence[Tensor], writable: bool) -> list[Tensor]:

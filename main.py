@@ -18,7 +18,7 @@ from commandline import exit_code
 from engine import held_out_loss, train_one_epoch
 from experiment import Experiment, experiments, score
 from flags import parse
-from run_files import Progress, Run
+from run_files import Busy, Progress, Run
 from utils import choose_device, keep_freed_memory, seed_everything, set_determinism
 
 
@@ -29,24 +29,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_determinism(config.deterministic)
     if config.fast:
         keep_freed_memory()
-    for experiment in experiments(config, device):
-        run(experiment)
+    left = [experiment for experiment in experiments(config, device) if not run(experiment)]
     results = report.collect([config.sweep_folder])
     print(f"\n{report.write_tables(config.sweep_folder, results, oracle=config.print_max)}")
     print(f"\ntables and runs: {config.sweep_folder}")
-    return 0
+    if left:
+        print(f"{len(left)} runs are not in the tables, since other processes write them: run the command again later")
+    return 1 if left else 0
 
 
-def run(experiment: Experiment) -> None:
-    """Train on one class with one seed and score it once; a finished run stays as it is, an unfinished one goes on."""
-    config = experiment.config
-    folder = Run(config.run_folder)
-    folder.open(config.to_json(), experiment.identity, fresh=config.fresh, resume=config.resume)
-    if folder.finished:
+def run(experiment: Experiment) -> bool:
+    """Train on one class with one seed and score it once; a finished run stays as it is, an unfinished one goes on.
+
+    Returns False, having done nothing, where another process writes the run.
+    """
+    config, folder = experiment.config, Run(experiment.config.run_folder)
+    identity, data = experiment.identity, experiment.data
+    if not config.fresh and folder.holds(identity, data):
         print(f"{config.title}: finished already, in {folder}")
-        return
-    progress = train(experiment, folder)
-    score(experiment, folder, progress)
+        return True
+    try:
+        with folder.lock():
+            folder.open(config.to_json(), identity, data, fresh=config.fresh, resume=config.resume)
+            if not folder.finished:  # another process may have finished it just now
+                score(experiment, folder, train(experiment, folder))
+    except Busy as problem:
+        print(f"{config.title}: left out: {problem}")
+        return False
+    return True
 
 
 def train(experiment: Experiment, folder: Run) -> Progress:
@@ -57,8 +67,8 @@ def train(experiment: Experiment, folder: Run) -> Progress:
     """
     config, training = experiment.config, experiment.config.training
     images, held_out = experiment.train_images, experiment.held_out_images
-    progress = folder.restore(experiment.distiller, experiment.optimizer)
-    if progress.epoch >= training.epochs or progress.should_stop(training.patience):
+    progress = folder.restore(experiment.distiller, experiment.optimizer, training)
+    if progress.is_complete(training):
         return progress
     experiment.features, experiment.held_out_features  # noqa: B018 - computed now, outside the first epoch's time
     epochs = tqdm(
@@ -84,7 +94,8 @@ def train(experiment: Experiment, folder: Run) -> Progress:
             metrics = experiment.detector().evaluate(experiment.test_images).report.values
             progress.evaluated(epoch, metrics)
             epochs.write(f"{config.title}: epoch {epoch}: {report.one_line(metrics)}")
-        folder.record(progress, experiment.distiller, experiment.optimizer, config.checkpoint_seconds)
+        interval = 0 if progress.is_complete(training) else config.checkpoint_seconds
+        folder.record(progress, experiment.distiller, experiment.optimizer, interval)
         epochs.set_postfix(loss=f"{losses['loss']:.4f}")
         if config.print_loss and epochs.disable:
             speed = f"{len(images) / seconds:.0f} images/s"

@@ -1,6 +1,7 @@
 """Score a finished run again from its folder alone, or predict on new images.
 
 python test.py RUN                       the same metrics again; exit code 1 if they differ from the recorded ones
+python test.py RUN --verify              all that the run recorded against its data of now; exit code 1 for a difference
 python test.py RUN --anomaly_map MODE    the run scored with another anomaly map, in a run folder of its own
 python test.py RUN --images PATH...      a CSV of scores and an overlay for every image
 """
@@ -26,6 +27,7 @@ from run_files import CONFIG, METRICS, Progress, Run, score_columns
 from scoring.anomaly_map import MAP_MODES
 from scoring.normalization import Normalizer
 from utils import format_table, keep_freed_memory, set_determinism
+from verification import environment_differences, verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     names = ("data_path", "weights", "device", "workers", "precision", "compile")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.verify:
+        if options.images or options.anomaly_map is not None or options.vis:
+            raise ValueError("--verify stands alone: it compares a run with its own data")
+        return verify_run(options.run, changes)
     detector = Detector.load(options.run, **changes)
     set_determinism(detector.config.deterministic)
     if detector.config.fast:
@@ -63,9 +69,24 @@ def score_again(detector: Detector, run: Path, vis: bool) -> int:
         writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale)
         writer.write(0, evaluation.maps, evaluation.scores)
         print(f"overlays in {config.overlay_folder}")
-    same = metrics == recorded
-    print("identical to the recorded metrics" if same else "DIFFERENT from the recorded metrics")
-    return 0 if same else 1
+    if metrics == recorded:
+        print("identical to the recorded metrics")
+        return 0
+    data = Run(run).data_differences(Experiment(config, detector.device).read_data(store=None))
+    elsewhere = environment_differences(Run(run).read(METRICS))
+    causes = [f"the data: {data}"] * bool(data) + [f"the environment: {'; '.join(elsewhere)}"] * bool(elsewhere)
+    print(f"DIFFERENT from the recorded metrics; {' and '.join(causes) or 'data and environment are the same'}")
+    print(f"python test.py {run} --verify compares everything else")
+    return 1
+
+
+def verify_run(run: Path, changes: Mapping[str, Any]) -> int:
+    """Print what of the run is as recorded, and what is not."""
+    checks = verify(run, **changes)
+    print("\n".join(map(str, checks)))
+    different = [check.name for check in checks if check.ok is False]
+    print(f"DIFFERENT: {', '.join(different)}" if different else "verified: the run is as recorded")
+    return 1 if different else 0
 
 
 def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
@@ -82,20 +103,25 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
         raise ValueError(
             f"--anomaly_map writes beside the run, which must lie at .../{own[0]}/<name>/{own[2]}/{own[3]}"
         )
-    recorded, state = Run(run).read(METRICS), Run(run).load_checkpoint()
-    assert state is not None, "the detector was loaded from it"
+    recorded, state = Run(run).read(METRICS), Run(run).load_finished()
     config = replace(config, anomaly_map=mode, name=f"{name}-{mode}", save_path=run.parents[3], vis=vis or config.vis)
     experiment = Experiment(config, detector.device)
     experiment.distiller = detector.distiller  # trained, in place of a new one
     experiment.train_images, experiment.test_images  # noqa: B018 - missing images show before a folder is made
     identity = Run(run).read(CONFIG)["identity"]  # of the files that were used, wherever they are now
     files = {key: identity[key] for key in ("teacher_weights", "precision", "checkpoint") if key in identity}
+    if differences := Run(run).data_differences(experiment.data):
+        raise ValueError(f"--anomaly_map: the images are not those of {run}: {differences}")
     folder = Run(config.run_folder)
-    folder.open(config.to_json(), config.identity() | files)
     progress = Progress(**state["progress"])
     progress.evaluations.clear()  # they were made with the other map
-    if not folder.finished:
-        score(experiment, folder, progress, scored_from=str(run))
+    if "optimizer" in state:
+        experiment.optimizer.load_state_dict(state["optimizer"])
+    with folder.lock():
+        identity = config.identity() | files | {"data": experiment.data.digests()}
+        folder.open(config.to_json(), identity, experiment.data)
+        if not folder.finished:
+            score(experiment, folder, progress, scored_from=str(run))
     found = folder.read(METRICS)["metrics"]
     print(_beside({mode: found, detector.config.scoring.anomaly_map: recorded["metrics"]}, config.title, digits=4))
     print(f"scored with --anomaly_map {mode}: {folder}")
@@ -157,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, nargs="+", help="images or folders to predict on, not the test set")
     parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")
     parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
+    parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")
     parser.add_argument("--vis", default=False, help="save overlays", **flag)
     parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")
     parser.add_argument("--weights", help="the teacher's weights file, where it has moved")

@@ -45,12 +45,6 @@ class Source:
     mask_dir: Path | None = None
 
 
-def file_stamp(path: Path) -> tuple[int, int]:
-    """(size in bytes, time of the last change in nanoseconds) of a file."""
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
 def is_junk(name: str) -> bool:
     """Whether a file was left by an operating system or an archiver: hidden files, Thumbs.db, __MACOSX, ..."""
     return name.startswith(".") or name.lower() in JUNK

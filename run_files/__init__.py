@@ -1,17 +1,35 @@
 """The folder of a run: its files, and whether the run is finished, can be resumed, or is another run."""
 
-from run_files.folder import CHECKPOINT, CONFIG, EVALUATIONS, METRICS, PREDICTIONS, TRAIN, Run, score_columns
+from run_files.data import DataRecord
+from run_files.folder import (
+    CHECKPOINT,
+    CONFIG,
+    DATA,
+    EVALUATIONS,
+    METRICS,
+    PREDICTIONS,
+    TRAIN,
+    Run,
+    identity_sha256,
+    score_columns,
+)
+from run_files.lock import Busy, FolderLock
 from run_files.progress import Progress, oracle_rule
 
 __all__ = [
     "CHECKPOINT",
     "CONFIG",
+    "DATA",
     "EVALUATIONS",
     "METRICS",
     "PREDICTIONS",
     "TRAIN",
+    "Busy",
+    "DataRecord",
+    "FolderLock",
     "Progress",
     "Run",
+    "identity_sha256",
     "oracle_rule",
     "score_columns",
 ]

@@ -1,19 +1,21 @@
-"""The folder of a run: its files, and whether the run is finished, can be resumed, or is another run.
+"""The files of a run, and whether it is finished, can be resumed, or is another run.
 
 <save_path>/<benchmark>/<variant or --name>/<class>/seed<k>/
-    config.json       written first: all settings, code revision, versions, hash of the teacher's weights
+    data.csv          a line per image of the training and test split, with the SHA-256 of its files
+    config.json       then: all settings, identity, code revision, versions
     train.csv         a line per epoch
     evaluations.csv   a line per evaluation
     checkpoint.pt     the trained parameters and what resuming needs
     predictions.csv   a line per test image
-    metrics.json      written last: a run with this file is finished
+    metrics.json      written last: a run with this file is finished, if it fits config.json
 
-Every file is written atomically.
+Every file is written atomically, and by one process at a time (`Run.lock`). Nothing is deleted without --fresh.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -28,13 +30,16 @@ import torch
 
 from config import Config
 from dataset import Sample
+from methods import Training
 from model import Distiller
+from run_files.data import DataRecord
+from run_files.lock import FolderLock
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
-from utils import code_revision, environment_info, write_atomically
+from utils import code_revision, environment_info, file_sha256, write_atomically
 
-CONFIG, TRAIN, EVALUATIONS = "config.json", "train.csv", "evaluations.csv"
+DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
 
 
@@ -44,56 +49,157 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._saved = time.monotonic()  # when the last resume point was written, or this object was made
+        self._record: dict[str, Any] = {}  # the content of config.json, once the run is open
+        self._data: DataRecord | None = None
 
     def __str__(self) -> str:
         return str(self.folder)
 
-    def open(self, config: dict[str, Any], identity: dict[str, Any], fresh: bool = False, resume: bool = True) -> None:
+    def lock(self) -> FolderLock:
+        """A context in which no other process writes this folder. Entering raises Busy, naming the other one."""
+        return FolderLock(self.folder)
+
+    def holds(self, identity: Mapping[str, Any], data: DataRecord) -> bool:
+        """Whether the folder holds this run, finished. Nothing is written.
+
+        Raises ValueError where it holds another run, finished or not, by what differs. More epochs of the same run are
+        none: it is not finished yet.
+        """
+        if not (self.folder / CONFIG).exists():
+            kept = [name for name in (METRICS, CHECKPOINT) if (self.folder / name).exists()]
+            if kept:
+                raise ValueError(
+                    f"{self.folder} holds {' and '.join(kept)} without {CONFIG}, so it cannot be told which run that "
+                    f"is: put {CONFIG} back, or give another --save_path or --name, or --fresh to discard it"
+                )
+            return False
+        found = self._identity()
+        differences = self._differences(found, identity, data)
+        if not differences:
+            return self.finished
+        if self._is_begun and not self._is_shorter(found, identity):
+            raise ValueError(
+                f"{self.folder} holds a run of another configuration: {'; '.join(differences)}. "
+                "Give another --save_path or --name, or --fresh to discard it"
+            )
+        return False
+
+    def open(
+        self,
+        config: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        data: DataRecord,
+        fresh: bool = False,
+        resume: bool = True,
+    ) -> None:
         """Start the run, or continue the one in this folder; `fresh` discards it, `resume=False` an unfinished one.
 
-        `identity` holds the settings that affect results and differ from their defaults. Raises ValueError with the
-        settings in which the run in this folder differs.
+        `identity` holds what affects results and differs from its default, `data` what images there are. The folder of
+        a run without a resume point is taken over. Call it in the run's `lock`. Raises ValueError as `holds`.
         """
         for leftover in self.folder.glob(".*.partial"):  # left by a killed process
             leftover.unlink()
         if fresh or not (resume or self.finished):
             self.discard()
-        if (self.folder / CONFIG).exists():
-            self._check_identity(identity)
-        else:
-            self.discard()  # files without a configuration are no run
-            record = {"config": config, "identity": identity, "revision": code_revision(), **environment_info()}
-            write_atomically(self.folder / CONFIG, json.dumps(record, indent=2) + "\n")
+        finished = self.holds(identity, data)
+        self._data = data
+        environment = {"revision": code_revision(), **environment_info()}
+        if not self._is_begun:
+            self._record = {"config": dict(config), "identity": plain(identity), **environment}
+            self._write_record()
+            return
+        self._record = self.read(CONFIG)
+        if finished:
+            return
+        before = {key: (self._record.get("resumed") or [self._record])[-1].get(key) for key in environment}
+        changed = [f"{key}: {before[key]} before, {now} now" for key, now in environment.items() if before[key] != now]
+        if changed:
+            print(f"{self.folder}: goes on elsewhere, so metrics may differ by rounding; {'; '.join(changed)}")
+            self._record["resumed"] = [*self._record.get("resumed", []), environment]
+        self._record |= {"config": dict(config), "identity": plain(identity)}
+        if self._record != self.read(CONFIG):
+            self._write_record()
 
-    def _check_identity(self, identity: dict[str, Any]) -> None:
-        """Raises ValueError where the identities differ. A setting that one of them lacks has its default there."""
+    def _write_record(self) -> None:
+        assert self._data is not None, "open the run first"
+        write_atomically(self.folder / DATA, self._data.to_csv().encode("utf-8", "surrogateescape"))
+        write_atomically(self.folder / CONFIG, json.dumps(self._record, indent=2) + "\n")
+
+    def _identity(self) -> dict[str, Any]:
         found = self.read(CONFIG).get("identity")
         if not isinstance(found, dict):
             raise ValueError(
                 f"{self.folder / CONFIG}: written by another version of this project; --fresh starts again"
             )
-        wanted = json.loads(json.dumps(identity))
-        different = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
-        if different:
-            there, here = ({key: _format_setting(side.get(key)) for key in different} for side in (found, wanted))
-            details = "; ".join(f"{key} is {there[key]} there, {here[key]} here" for key in different)
-            raise ValueError(
-                f"{self.folder} holds a run of another configuration: {details}. "
-                "Give another --save_path or --name, or --fresh to discard it"
-            )
+        return found
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether the run has a resume point, or has been scored; otherwise there is nothing to lose."""
+        return any((self.folder / name).exists() for name in (CHECKPOINT, METRICS))
+
+    @staticmethod
+    def _is_shorter(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        """Whether the two differ in their epochs alone, and more are wanted: every epoch is as it would have been."""
+        before, now = (identity.get("epochs", Training().epochs) for identity in (found, plain(wanted)))
+        return {**found, "epochs": 0} == {**plain(wanted), "epochs": 0} and before < now
+
+    def _differences(self, found: Mapping[str, Any], identity: Mapping[str, Any], data: DataRecord) -> list[str]:
+        """What differs between the run in this folder and another one, in words.
+
+        A setting that one of them lacks has its default there.
+        """
+        wanted = plain(identity)
+        keys = [key for key in sorted({*found, *wanted} - {"data"}) if found.get(key) != wanted.get(key)]
+        there, here = ({key: _format_setting(side.get(key)) for key in keys} for side in (found, wanted))
+        differences = [f"{key} is {there[key]} there, {here[key]} here" for key in keys]
+        if found.get("data") != wanted.get("data"):
+            differences.append(self.data_differences(data) or "its images are not known")
+        return differences
+
+    def data_differences(self, now: DataRecord) -> str:
+        """What differs between the images that the run has seen and those of `now`, in words; empty for the same.
+
+        Raises ValueError for a damaged config.json.
+        """
+        recorded = self._identity().get("data")
+        if recorded is None:
+            return "its images are not recorded, since an earlier version of this project made it"
+        digests, nothing = now.digests(), {"images": 0}
+        if recorded == digests:
+            return ""
+        try:
+            record = DataRecord.read(self.folder / DATA)
+            if record.digests() == recorded:
+                return "; ".join(record.differences(now))
+        except (OSError, ValueError):
+            pass
+        listed = "; ".join(
+            f"{split}: {recorded.get(split, nothing)['images']} images, {digests.get(split, nothing)['images']} others "
+            "are there now"
+            for split in dict.fromkeys((*recorded, *digests))
+            if recorded.get(split) != digests.get(split)
+        )
+        return f"{listed} ({DATA} is missing or changed, so it cannot be said which)"
 
     def discard(self) -> None:
         """Remove the files of the run. metrics.json is the first, so a half-removed run does not look finished."""
         (self.folder / METRICS).unlink(missing_ok=True)
-        for name in (CHECKPOINT, PREDICTIONS, TRAIN, EVALUATIONS):
+        for name in (CHECKPOINT, PREDICTIONS, TRAIN, EVALUATIONS, DATA):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "overlays", ignore_errors=True)
         (self.folder / CONFIG).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
-        """Whether metrics.json is there, which is written last."""
-        return (self.folder / METRICS).is_file()
+        """Whether metrics.json is there and fits config.json where both are: more epochs may have been asked for.
+
+        Raises ValueError for a file that is not a run's.
+        """
+        if not (self.folder / METRICS).is_file():
+            return False
+        recorded = self.read(METRICS).get("identity_sha256")  # earlier versions have none
+        return recorded is None or not (self.folder / CONFIG).is_file() or recorded == identity_sha256(self._identity())
 
     def read(self, name: str) -> dict[str, Any]:
         """The content of a JSON file of the run. Raises FileNotFoundError, ValueError."""
@@ -119,21 +225,48 @@ class Run:
         except Exception as problem:  # torch raises many kinds of errors for a damaged file
             raise ValueError(f"{path} is damaged ({type(problem).__name__}): --fresh trains this run again") from None
 
-    def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer) -> Progress:
-        """Load the last resume point into distiller and optimizer; a new Progress where there is none."""
+    def load_finished(self) -> dict[str, Any]:
+        """The state of a finished run, on the CPU.
+
+        Raises FileNotFoundError where it is missing, ValueError where it is damaged or not the one that was scored.
+        """
+        path, recorded = self.folder / CHECKPOINT, self.read(METRICS).get("checkpoint_sha256")
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.folder}: no {CHECKPOINT}; main.py with --fresh trains the run again")
+        if recorded not in (None, file_sha256(path)):  # earlier versions recorded none
+            raise ValueError(
+                f"{path}: is not the file that was scored: its SHA-256 differs from the one in {METRICS}; put that file "
+                "back, or --fresh trains the run again"
+            )
+        state = self.load_checkpoint()
+        assert state is not None
+        return state
+
+    def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer, training: Training) -> Progress:
+        """Load the last resume point into distiller and optimizer; a new Progress where there is none.
+
+        Raises ValueError where training is to go on and the optimizer's state was not kept.
+        """
         state = self.load_checkpoint()
         if state is None:
             return Progress()
+        progress = Progress(**state["progress"])
         distiller.load_trained_state(state["trained"])
-        if "optimizer" not in state:  # training is finished and only scoring is left
-            return Progress(**state["progress"])
-        optimizer.load_state_dict(state["optimizer"])
-        return Progress(**state["progress"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
+        elif not progress.is_complete(training):
+            raise ValueError(
+                f"{self.folder}: finished after epoch {progress.epoch} without the optimizer's state (--keep_optimizer "
+                "0), so more epochs cannot go on from there; --fresh trains it again"
+            )
+        return progress
 
     def record(
         self, progress: Progress, distiller: Distiller, optimizer: torch.optim.Optimizer, interval: float
     ) -> None:
         """Write the tables of progress, and a resume point unless the last one is less than `interval` seconds old."""
+        if not (self.folder / CONFIG).exists():  # somebody removed the folder meanwhile: what is trained is not lost
+            self._write_record()
         self.write_progress(progress)
         if time.monotonic() - self._saved >= interval:
             state = {"trained": distiller.trained_state(), "optimizer": optimizer.state_dict()}
@@ -171,8 +304,32 @@ class Run:
         write_atomically(self.folder / name, text.getvalue())
 
     def finish(self, config: Config, report: Report, progress: Progress, facts: Mapping[str, Any]) -> None:
-        """Write metrics.json, the last file: settings, metrics (null where undefined), oracle, `facts`, environment."""
+        """Write metrics.json, the last file: settings, metrics (null where undefined), oracle, `facts`, environment.
+
+        It also holds the SHA-256 of the identity, of checkpoint.pt and of predictions.csv.
+        """
+        if not (self.folder / CONFIG).exists():
+            self._write_record()
+        predictions = self.folder / PREDICTIONS
         record = {
+            **self.described(config, progress),
+            "metrics": report.defined(),
+            "reasons": report.reasons,
+            "oracle": progress.oracle(oracle_rule(config.variant, config.dataset)),
+            "train_seconds": round(progress.seconds, 2),
+            **facts,
+            "identity_sha256": identity_sha256(self._record["identity"]),
+            "checkpoint_sha256": file_sha256(self.folder / CHECKPOINT),
+            "predictions_sha256": file_sha256(predictions) if predictions.is_file() else None,
+            "revision": code_revision(),
+            **environment_info(),
+        }
+        write_atomically(self.folder / METRICS, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+    @staticmethod
+    def described(config: Config, progress: Progress) -> dict[str, Any]:
+        """The settings that metrics.json names, so that a table needs no other file."""
+        return {
             "class_name": config.classes[0],
             "seed": config.seeds[0],
             "benchmark": config.dataset,
@@ -183,15 +340,7 @@ class Run:
             "batch_size": config.training.batch_size,
             "epochs": config.training.epochs,
             "epochs_trained": progress.epoch,
-            "metrics": report.defined(),
-            "reasons": report.reasons,
-            "oracle": progress.oracle(oracle_rule(config.variant, config.dataset)),
-            "train_seconds": round(progress.seconds, 2),
-            **facts,
-            "revision": code_revision(),
-            **environment_info(),
         }
-        write_atomically(self.folder / METRICS, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]:
@@ -201,6 +350,16 @@ def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]
         columns["normalized"] = f"{float(normalizer.normalized(score)):.9g}"
         columns["predicted"] = str(int(normalizer.decide(score)))
     return columns
+
+
+def plain(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(identity))
+
+
+def identity_sha256(identity: Mapping[str, Any]) -> str:
+    """The SHA-256 of an identity, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _format_setting(value: Any) -> str:

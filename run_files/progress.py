@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from methods import Training
+
 # How the published code of a variant chooses its epoch on the test set: by the mean of these metrics (DRD takes their
 # sum, which chooses the same epoch). SK-RD4AD has a script per benchmark, hence VARIANT/BENCHMARK. AUPRO is per image
 # in all of them.
@@ -50,6 +52,10 @@ class Progress:
         """Whether the loss on held-out images has not fallen for `patience` epochs; always False with 0."""
         val_losses = [row["held_out"] for row in self.history if "held_out" in row]
         return bool(patience and val_losses) and len(val_losses) - 1 - val_losses.index(min(val_losses)) >= patience
+
+    def is_complete(self, training: Training) -> bool:
+        """Whether no epoch is left to be done."""
+        return self.epoch >= training.epochs or self.should_stop(training.patience)
 
     def oracle(self, rule: Sequence[str]) -> dict[str, Any]:
         """The epoch with the highest mean of the metrics of `rule`: {"epoch", "rule" in words, "metrics" by name}.

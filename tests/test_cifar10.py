@@ -30,7 +30,8 @@ from toys import files_below
 
 from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate
 from readers import cifar10
-from readers.base import Sample, file_stamp
+from readers.base import Sample
+from readers.contents import file_stamp
 from readers.image_io import open_image, read_orientation, read_rgb, read_size
 from report.overlays import overlay_names
 from scripts import validate_data

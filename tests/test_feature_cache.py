@@ -123,7 +123,9 @@ def test_features_in_files_are_those_in_memory_and_are_made_once(
     assert sorted(path.name for path in folder.iterdir()) == [KEY, "level0", "level1", "level2"]
 
 
-@pytest.mark.parametrize("change", ["touched image", "another teacher", "cut file", "another key", "half made"])
+@pytest.mark.parametrize(
+    "change", ["other image", "another teacher", "cut file", "one bit", "another key", "half made"]
+)
 def test_features_that_are_not_these_are_made_again(
     teacher: Teacher, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -131,12 +133,19 @@ def test_features_that_are_not_these_are_made_again(
     cache = CachePolicy("file", folder=root)
     expected = levels_of(FeatureCache(teacher, images, cache))
     (folder,) = root.iterdir()
-    if change == "touched image":
-        os.utime(images.samples[2].image, (1, 1))
+    if change == "other image":
+        image, stat = images.samples[2].image, images.samples[2].image.stat()
+        image.with_suffix(".new").write_bytes(images.samples[3].image.read_bytes())
+        image.with_suffix(".new").replace(image)
+        os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     elif change == "another teacher":
         teacher = build_teacher("efficientnet_lite0", "random", seed=5)
     elif change == "cut file":
         os.truncate(folder / "level1", 100)
+    elif change == "one bit":
+        content = bytearray((folder / "level1").read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / "level1").write_bytes(content)
     elif change == "another key":
         (folder / KEY).write_text("{}")
     else:

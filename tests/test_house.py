@@ -17,6 +17,7 @@ FLOORS = [
     {"report"},
     {"detector"},
     {"experiment"},
+    {"verification"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]

@@ -11,22 +11,30 @@ import torch
 
 from config import Config
 from dataset import Sample
-from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run, oracle_rule
+from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, DataRecord, Progress, Run, oracle_rule
 from scoring.metrics import Report
 
+NOTHING = DataRecord([])
 
-def opened(folder: Path, **identity: object) -> Run:
+
+def opened(folder: Path, data: DataRecord = NOTHING, **identity: object) -> Run:
     run = Run(folder)
-    run.open({"epochs": 3}, {"epochs": 3, **identity})
+    run.open({"epochs": 3}, {"epochs": 3, "data": data.digests(), **identity}, data)
+    return run
+
+
+def checkpointed(run: Run) -> Run:
+    run.save_checkpoint({"trained": {}, "progress": {"epoch": 1}})
     return run
 
 
 def finish(run: Run) -> None:
+    checkpointed(run)
     run.finish(Config(classes=("bottle",)), Report({"image_auroc": 0.5}, {}), Progress(), {})
 
 
 def test_the_same_run_opens_again_and_another_is_refused_by_name(tmp_path: Path) -> None:
-    opened(tmp_path / "run", rate=0.05, width=(1, 2, 3))
+    checkpointed(opened(tmp_path / "run", rate=0.05, width=(1, 2, 3)))
     opened(tmp_path / "run", rate=0.05, width=(1, 2, 3))
     with pytest.raises(ValueError, match=r"rate is 0.05 there, 0.1 here.*--fresh") as problem:
         opened(tmp_path / "run", rate=0.1, width=(1, 2, 3))
@@ -35,10 +43,9 @@ def test_the_same_run_opens_again_and_another_is_refused_by_name(tmp_path: Path)
 
 def test_fresh_discards_and_begins_again(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    run.save_checkpoint({"epoch": 1})
     finish(run)
     assert run.finished
-    run.open({}, {"epochs": 9}, fresh=True)
+    run.open({}, {"epochs": 9}, NOTHING, fresh=True)
     assert not run.finished
     assert run.load_checkpoint() is None
     assert run.read(CONFIG)["identity"] == {"epochs": 9}
@@ -46,11 +53,11 @@ def test_fresh_discards_and_begins_again(tmp_path: Path) -> None:
 
 def test_without_resume_an_unfinished_run_starts_again_and_a_finished_one_stays(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    run.save_checkpoint({"epoch": 1})
-    run.open({}, {"epochs": 3}, resume=False)
+    checkpointed(run)
+    run.open({}, {"epochs": 3, "data": {}}, NOTHING, resume=False)
     assert run.load_checkpoint() is None
     finish(run)
-    run.open({}, {"epochs": 3}, resume=False)
+    run.open({}, {"epochs": 3, "data": {}}, NOTHING, resume=False)
     assert run.finished
 
 
@@ -59,7 +66,7 @@ def test_leftovers_of_a_killed_write_are_swept(tmp_path: Path) -> None:
     leftover = run.folder / f".{METRICS}.4711.partial"
     leftover.write_text("{")
     assert not run.finished
-    run.open({}, {"epochs": 3})
+    run.open({}, {"epochs": 3, "data": {}}, NOTHING)
     assert not leftover.exists()
 
 

@@ -1,0 +1,118 @@
+"""What data a run has seen: a line per image of its splits, and in words what differs from the data of today."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dataset import Sample
+from readers.contents import content_hashes
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image: its split, its path below the split's common folder, its label, and the contents of its files.
+
+    anomalous     0 or 1
+    sha256        of the image's file
+    mask_sha256   of the mask's file; empty without a mask
+    """
+
+    split: str
+    path: str
+    defect: str
+    anomalous: str
+    sha256: str
+    mask_sha256: str
+
+
+class DataRecord:
+    """The images of a class by split, in the order in which they are read.
+
+    Two records are of the same data where their `digests` are equal: names, labels and contents, wherever the files
+    lie.
+    """
+
+    def __init__(self, rows: Sequence[ImageRecord]) -> None:
+        self.rows = tuple(rows)
+
+    @classmethod
+    def of(cls, splits: Mapping[str, Sequence[Sample]], store: Path | None = None, workers: int = 8) -> DataRecord:
+        """The record of {split: samples}. Raises FileNotFoundError or ValueError, naming a file that is not there."""
+        files = [file for samples in splits.values() for s in samples for file in (s.image, s.mask) if file is not None]
+        hashes = content_hashes(files, store, workers)
+        rows = []
+        for split, samples in splits.items():
+            common = os.path.commonpath([os.path.abspath(s.image.parent) for s in samples]) if samples else ""
+            for s in samples:
+                path = os.path.relpath(os.path.abspath(s.image), common).replace(os.sep, "/")
+                mask = "" if s.mask is None else hashes[s.mask]
+                rows.append(ImageRecord(split, path, s.defect, str(int(s.anomalous)), hashes[s.image], mask))
+        return cls(rows)
+
+    @classmethod
+    def read(cls, path: Path) -> DataRecord:
+        """The record that `to_csv` wrote. Raises FileNotFoundError, ValueError for a file that is no record."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        names = [f.name for f in fields(ImageRecord)]
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
+            header, *rows = list(csv.reader(handle)) or [[]]
+        if header != names or any(len(row) != len(names) for row in rows):
+            raise ValueError(f"{path}: wanted the columns {', '.join(names)} in every line; found another table")
+        return cls([ImageRecord(*row) for row in rows])
+
+    def to_csv(self) -> str:
+        """A line per image, with a header."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([f.name for f in fields(ImageRecord)])
+        writer.writerows(astuple(row) for row in self.rows)
+        return text.getvalue()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits, in order."""
+        return tuple(dict.fromkeys(row.split for row in self.rows))
+
+    def digests(self) -> dict[str, dict[str, Any]]:
+        """{split: {"images": count, "sha256": of all names, labels and contents}}, as an identity holds it."""
+        found = {}
+        for split in self.splits:
+            rows = [row for row in self.rows if row.split == split]
+            text = "\n".join("\x1f".join(astuple(row)) for row in rows)
+            digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+            found[split] = {"images": len(rows), "sha256": digest}
+        return found
+
+    def differences(self, now: DataRecord) -> list[str]:
+        """What is different `now`, a line per split; empty for the same data.
+
+        "train: 8 images, 16 are there now: 8 new, 0 gone, 0 changed"
+        """
+        lines = []
+        ours, theirs = self.digests(), now.digests()
+        for split in dict.fromkeys((*self.splits, *now.splits)):
+            if ours.get(split) == theirs.get(split):
+                continue
+            before, after = self._by_path(split), now._by_path(split)
+            shared = before.keys() & after.keys()
+            changed = sorted(path for path in shared if before[path].sha256 != after[path].sha256)
+            labels = sorted(path for path in shared - set(changed) if before[path] != after[path])
+            new, gone = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
+            counts = f"{len(new)} new, {len(gone)} gone, {len(changed)} changed"
+            if labels:
+                counts += f", {len(labels)} with another mask or label"
+            example = (changed or new or gone or labels)[:1]
+            first = f" (e.g. {example[0]})" if example else " (another order)"
+            lines.append(f"{split}: {len(before)} images, {len(after)} are there now: {counts}{first}")
+        return lines
+
+    def _by_path(self, split: str) -> dict[str, ImageRecord]:
+        return {row.path: row for row in self.rows if row.split == split}

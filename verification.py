@@ -1,0 +1,183 @@
+"""Whether a finished run still says what it said: what can be recomputed is recomputed and compared with its files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset import Sample
+from detector import Detector
+from experiment import Experiment, normalized_record
+from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run, identity_sha256, oracle_rule
+from scoring.metrics import IMAGE_METRICS, image_metrics
+from utils import code_revision, environment_info, file_sha256, set_determinism
+
+SCORE_TOLERANCE = 1e-4  # of the range of the recorded scores, in another environment
+METRIC_TOLERANCE = 1e-3  # of a metric, in another environment
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared: whether it is as recorded (None: not compared), and what was found."""
+
+    name: str
+    ok: bool | None
+    found: str
+
+    def __str__(self) -> str:
+        state = {True: "ok", False: "DIFFERENT", None: "not compared"}[self.ok]
+        return f"{state:<12}  {self.name}: {self.found}"
+
+
+def verify(folder: Path | str, **changes: Any) -> list[Check]:
+    """Recompute the metrics, predictions, counts and hashes of a finished run from its data; a Check for each.
+
+    `changes` are those of `Detector.load`, where data or weights have moved. In the environment that scored the run
+    (revision, versions, hardware, threads) all must be equal; elsewhere scores may differ by 1e-4 of their range and
+    metrics by 1e-3, which is rounding. Raises FileNotFoundError where there is no finished run.
+    """
+    run = Run(Path(folder))
+    if not run.finished:
+        raise FileNotFoundError(f"{run}: no finished run (no {METRICS} that fits its {CONFIG})")
+    return [*_files(run), *_recomputed(run, changes)]
+
+
+def environment_differences(recorded: Mapping[str, Any]) -> list[str]:
+    """How the code's revision, the versions and the hardware of now differ from the recorded ones, in words."""
+    now = {"revision": code_revision(), **environment_info()}
+    return [f"{key}: {recorded.get(key)} then, {value} now" for key, value in now.items() if recorded.get(key) != value]
+
+
+def _files(run: Run) -> Iterator[Check]:
+    """The run's files against one another; nothing is computed."""
+    record = run.read(METRICS)
+    yield _hashed(CONFIG, record.get("identity_sha256"), lambda: identity_sha256(run.read(CONFIG)["identity"]))
+    yield _hashed(CHECKPOINT, record.get("checkpoint_sha256"), lambda: file_sha256(run.folder / CHECKPOINT))
+    yield _hashed(PREDICTIONS, record.get("predictions_sha256"), lambda: file_sha256(run.folder / PREDICTIONS))
+
+
+def _hashed(name: str, recorded: str | None, found: Callable[[], str]) -> Check:
+    if recorded is None:
+        return Check(name, None, f"{METRICS} holds no hash of it")
+    try:
+        same = found() == recorded
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        return Check(name, False, str(problem))
+    return Check(name, same, "the one that was scored" if same else "is not the one that was scored")
+
+
+def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
+    """The run's numbers against those that its model and its data give now."""
+    record = run.read(METRICS)
+    elsewhere = environment_differences(record)
+    yield Check("environment", None if elsewhere else True, "; ".join(elsewhere) or "as when it was scored")
+    try:
+        detector = Detector.load(run.folder, **changes)
+        experiment = Experiment(detector.config, detector.device)
+        images, progress = experiment.test_images, Progress(**run.load_finished()["progress"])
+        differences = run.data_differences(experiment.read_data(store=None))
+    except (OSError, ValueError) as problem:
+        yield Check("model and data", False, str(problem))
+        return
+    yield Check("data", not differences, differences or _counted(record))
+    config = detector.config
+    set_determinism(config.deterministic)
+    wanted = {**run.described(config, progress), **experiment.counts}
+    wrong = [
+        f"{key} is {record.get(key)!r}, wanted {value!r}" for key, value in wanted.items() if record.get(key) != value
+    ]
+    yield Check("settings and counts", not wrong, "; ".join(wrong) or "as in config.json")
+    oracle = progress.oracle(oracle_rule(config.variant, config.dataset))
+    yield Check("oracle", oracle == record["oracle"], f"epoch {oracle.get('epoch', 'none')}, from {CHECKPOINT}")
+
+    evaluation = detector.evaluate(images, keep_maps=config.normalize)
+    rows = read_predictions(run.folder / PREDICTIONS) if len(images) else []
+    yield _predictions(rows, images.samples, evaluation.scores, bool(elsewhere))
+    scores = np.array([row[2] for row in rows], np.float32)
+    labels = np.array([row[1] for row in rows], bool)
+    derived = image_metrics(labels, scores).defined()
+    recorded = {name: record["metrics"].get(name) for name in IMAGE_METRICS}
+    yield Check("image metrics", derived == recorded, _largest(derived, recorded, f"of the scores in {PREDICTIONS}"))
+    now = evaluation.report.defined()
+    same = _close(now, record["metrics"], METRIC_TOLERANCE if elsewhere else 0)
+    yield Check("metrics", same, _largest(now, record["metrics"], "of maps and scores made now"))
+    if config.normalize:
+        again = normalized_record(evaluation) or {}
+        same = _close(_flat(again), _flat(record.get("normalized") or {}), METRIC_TOLERANCE if elsewhere else 0)
+        yield Check("normalized", same, "thresholds, ranges and F1 of scores made now")
+
+
+def _counted(record: Mapping[str, Any]) -> str:
+    return f"the {record['n_train'] + record['n_held_out']} training and {record['n_test']} test images of the run"
+
+
+def read_predictions(path: Path) -> list[tuple[str, bool, float]]:
+    """(path, anomalous, score) of every line of a run's predictions.csv. Raises ValueError for another table."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        try:
+            return [
+                (row["path"], {"0": False, "1": True}[row["anomalous"]], float(row["score"]))
+                for row in csv.DictReader(handle)
+            ]
+        except (KeyError, TypeError, ValueError) as problem:
+            raise ValueError(
+                f"{path}: wanted the columns path, anomalous (0 or 1) and score; found {problem}"
+            ) from None
+
+
+def _predictions(
+    rows: list[tuple[str, bool, float]], samples: tuple[Sample, ...], scores: np.ndarray, elsewhere: bool
+) -> Check:
+    """The lines of predictions.csv against the images and scores of now."""
+    listed = [(Path(path).name, anomalous) for path, anomalous, _ in rows]
+    if listed != [(sample.image.name, sample.anomalous) for sample in samples]:
+        return Check("scores", False, f"{PREDICTIONS} does not list the {len(samples)} test images with their labels")
+    recorded = np.array([score for *_, score in rows], np.float32)
+    if not len(recorded):
+        return Check("scores", None, "no test images")
+    largest = float(np.abs(recorded - scores).max())
+    spread = float(recorded.max() - recorded.min()) or 1.0
+    same = largest <= SCORE_TOLERANCE * spread if elsewhere else largest == 0
+    return Check(
+        "scores", same, f"{len(rows)} made now; the largest difference is {largest / spread:.1g} of their range"
+    )
+
+
+def _close(now: Mapping[str, Any], recorded: Mapping[str, Any], tolerance: float) -> bool:
+    """Whether two records have the same names and values; numbers may differ by `tolerance`, relative above 1."""
+    if now.keys() != recorded.keys():
+        return False
+    for name, value in now.items():
+        other = recorded[name]
+        if isinstance(value, float) and isinstance(other, float | int) and not isinstance(other, bool):
+            if not math.isclose(value, other, rel_tol=tolerance, abs_tol=tolerance):
+                return False
+        elif value != other:
+            return False
+    return True
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _largest(now: Mapping[str, float | None], recorded: Mapping[str, Any], what: str) -> str:
+    """The metric that differs most, in words."""
+    gaps = {
+        name: abs(value - recorded[name]) if None not in (value, recorded.get(name)) else math.inf
+        for name, value in now.items()
+        if value != recorded.get(name)
+    }
+    if not gaps:
+        return f"equal to those {what}"
+    name = max(gaps, key=lambda name: gaps[name])
+    return f"{name} is {recorded.get(name)} in {METRICS}, {now[name]} {what}"
