@@ -50,6 +50,11 @@ def unfinished(roots: Sequence[Path]) -> list[Path]:
     return [path.parent for path in _find(roots, CONFIG) if not path.with_name(METRICS).is_file()]
 
 
+def finished_runs(roots: Sequence[Path]) -> list[Path]:
+    """The run folders that have a metrics.json, as `collect` finds them."""
+    return [path.parent for path in _find(roots, METRICS)]
+
+
 def run_name(result: Result) -> str:
     """The name of a run: --name, or else its variant."""
     return result.get("name") or result["variant"]

@@ -235,8 +235,8 @@ class Run:
             raise FileNotFoundError(f"{self.folder}: no {CHECKPOINT}; main.py with --fresh trains the run again")
         if recorded not in (None, file_sha256(path)):  # earlier versions recorded none
             raise ValueError(
-                f"{path}: is not the file that was scored: its SHA-256 differs from the one in {METRICS}; put that file "
-                "back, or --fresh trains the run again"
+                f"{path}: is not the file that was scored: its SHA-256 differs from the one in {METRICS}; put that "
+                "file back, or --fresh trains the run again"
             )
         state = self.load_checkpoint()
         assert state is not None

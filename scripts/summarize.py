@@ -2,22 +2,24 @@
 
 Writes summary.csv, summary.json and summary.md; --into writes the Markdown table between two markers of a file. With
 --compare there is a row per variant or --name, in the order of RUNS; then only --out (comparison.md) and --into write
-files.
+files. --verify compares every run with its data instead, and prints what is not as recorded.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import report
 from commandline import Parser, exit_code
 from report.comparison import compare, render_comparison
 from report.rendering import into_page
-from report.results import collect, unfinished
+from report.results import collect, finished_runs, unfinished
 from report.tables import SETTINGS, summarize
 from utils import write_atomically
+from verification import verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="settings in which compared rows may differ",
     )
+    parser.add_argument("--verify", action="store_true", help="compare every run with its data; see test.py --verify")
+    parser.add_argument("--data_path", type=Path, help="with --verify: where the benchmark lies now")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
     parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown table into this file")
     parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
@@ -45,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--oracle goes with the tables by class, not with --compare")
     if given.swept and not given.compare:
         parser.error("--swept goes with --compare")
+
+    if given.data_path is not None and not given.verify:
+        parser.error("--data_path goes with --verify")
+    if given.verify:
+        return verify_runs(given.runs, {} if given.data_path is None else {"data_path": given.data_path})
 
     results, left_out = collect(given.runs), unfinished(given.runs)
     places = ", ".join(map(str, given.runs))
@@ -69,6 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if left_out:
         print(f"note: unfinished and left out: {', '.join(map(str, left_out))}", file=sys.stderr)
     return 0
+
+
+def verify_runs(roots: Sequence[Path], changes: Mapping[str, Any]) -> int:
+    """Print for every finished run whether it is as recorded, and what is not; returns 1 where one is not."""
+    folders = finished_runs(roots)
+    if not folders:
+        raise ValueError(f"no finished run under {', '.join(map(str, roots))}")
+    verified = 0
+    for folder in folders:
+        different = [check for check in verify(folder, **changes) if check.ok is False]
+        verified += not different
+        print(f"{'DIFFERENT' if different else 'ok':<12}  {folder}", flush=True)
+        for check in different:
+            print(f"    {check}")
+    print(f"{verified} of {len(folders)} runs verified")
+    return 0 if verified == len(folders) else 1
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ def test_a_run_leaves_its_folder_and_the_same_command_trains_nothing(
     assert train_command(*arguments) == 0
     run = tmp_path / "runs/mvtec/sk_rd4ad/bottle/seed111"
     names = {
+        "data.csv",
         "config.json",
         "train.csv",
         "evaluations.csv",
@@ -177,14 +178,14 @@ def test_another_configuration_is_refused_by_field_and_harms_nothing(
     mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--data_path", mvtec_tree(), "--save_path", tmp_path / "runs"]
-    assert train_command(*arguments, "--epochs", 1) == 0
-    assert train_command(*arguments, "--epochs", 2) == 2
+    assert train_command(*arguments, "--epochs", 2) == 0
+    assert train_command(*arguments, "--epochs", 1) == 2
     error = capsys.readouterr().err
-    assert "epochs is 1 there, 2 here" in error
+    assert "epochs is 2 there, 1 here" in error
     assert error.count("\n") == 1
-    assert record_of(tmp_path / "runs/mvtec/sk_rd4ad/bottle/seed111")["epochs"] == 1
-    assert train_command(*arguments, "--epochs", 2, "--name", "longer") == 0
-    assert record_of(tmp_path / "runs/mvtec/longer/bottle/seed111")["epochs"] == 2
+    assert record_of(tmp_path / "runs/mvtec/sk_rd4ad/bottle/seed111")["epochs"] == 2
+    assert train_command(*arguments, "--epochs", 1, "--name", "shorter") == 0
+    assert record_of(tmp_path / "runs/mvtec/shorter/bottle/seed111")["epochs"] == 1
 
 
 def test_scoring_again_gives_identical_metrics_and_notices_others(
