@@ -6,6 +6,7 @@ python main.py --dataset demo --net efficientnet_lite0 --epochs 10        every 
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -31,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_freed_memory()
     for experiment in experiments(config, device):
         run(experiment)
-    results = report.collect([config.sweep_folder])
-    print(f"\n{report.write_tables(config.sweep_folder, results, oracle=config.print_max)}")
+    print(f"\n{report.update_tables(config.sweep_folder, oracle=config.print_max)}")
     print(f"\ntables and runs: {config.sweep_folder}")
     return 0
 
@@ -44,6 +44,8 @@ def run(experiment: Experiment) -> None:
     folder.open(config.to_json(), experiment.identity, fresh=config.fresh, resume=config.resume)
     if folder.finished:
         print(f"{config.title}: finished already, in {folder}")
+        if config.vis and not config.overlay_folder.is_dir():
+            print(f"{config.title}: --vis changes nothing now: python test.py {shlex.quote(str(folder))} --vis")
         return
     progress = train(experiment, folder)
     score(experiment, folder, progress)

@@ -13,8 +13,6 @@ Every file is written atomically.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import time
@@ -29,6 +27,7 @@ import torch
 from config import Config
 from dataset import Sample
 from model import Distiller
+from run_files.csv_files import to_csv
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
@@ -151,7 +150,7 @@ class Run:
         """Write predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image."""
         rows = [
             {
-                "path": str(s.image),
+                "path": s.image,
                 "defect": s.defect,
                 "anomalous": int(s.anomalous),
                 **score_columns(score, normalizer),
@@ -161,14 +160,11 @@ class Run:
         self.write_csv(PREDICTIONS, rows)
 
     def write_csv(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows with the same keys as a CSV file with a header; nothing without rows."""
+        """Write rows with the same keys, in one order, as a CSV file with a header; nothing without rows."""
         if not rows:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.folder / name, text.getvalue())
+        text = to_csv(list(rows[0]), (list(row.values()) for row in rows))
+        write_atomically(self.folder / name, text)
 
     def finish(self, config: Config, report: Report, progress: Progress, facts: Mapping[str, Any]) -> None:
         """Write metrics.json, the last file: settings, metrics (null where undefined), oracle, `facts`, environment."""

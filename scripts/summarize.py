@@ -17,7 +17,7 @@ from report.comparison import compare, render_comparison
 from report.rendering import into_page
 from report.results import collect, unfinished
 from report.tables import SETTINGS, summarize
-from utils import write_atomically
+from utils import printable, write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--swept goes with --compare")
 
     results, left_out = collect(given.runs), unfinished(given.runs)
-    places = ", ".join(map(str, given.runs))
+    places = printable(", ".join(map(str, given.runs)))
     if not results:
         raise ValueError(
             f"no finished run under {places} ({len(left_out)} unfinished): a finished run has a metrics.json"
@@ -60,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.into is not None:  # before anything is written, since markers may be missing
         page = into_page(given.into, given.marker, markdown)
     if not given.compare:
-        text = report.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
+        text = report.update_tables(given.out or given.runs[0], given.oracle, given.runs)
     elif given.out is not None:
         write_atomically(given.out / "comparison.md", markdown + "\n")
     if given.into is not None:
         write_atomically(given.into, page)
     print(markdown if given.markdown else text)
     if left_out:
-        print(f"note: unfinished and left out: {', '.join(map(str, left_out))}", file=sys.stderr)
+        print(f"note: unfinished and left out: {printable(', '.join(map(str, left_out)))}", file=sys.stderr)
     return 0
 
 

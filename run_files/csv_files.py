@@ -1,0 +1,60 @@
+"""CSV files that a spreadsheet shows as text, and from which every name can be read back.
+
+A cell of text that begins like a formula (=, +, -, @, tab, line feed, carriage return) and is no number gets an
+apostrophe in front, as OWASP advises against CSV injection; one that has such an apostrophe of its own gets another. A
+relative path gets ./ in front instead, so that it still leads to its file. Names that are not UTF-8 keep their bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are the full-width = + - @
+ENCODING: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # for `open`
+
+
+def safe_cell(value: Any) -> Any:
+    """A value as a cell; numbers, None and harmless text stay as they are."""
+    if isinstance(value, Path):
+        return f"./{value}" if FORMULA.match(str(value)) else str(value)
+    if isinstance(value, str) and FORMULA.match(value) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def cell_text(cell: str) -> str:
+    """The text that `safe_cell` made the cell of; a path is one already."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+def safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of such cells, for a `csv.DictWriter`."""
+    return {name: safe_cell(value) for name, value in row.items()}
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The text of a CSV file."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([safe_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of such a file, by column, as they were before `safe_cell`. Raises FileNotFoundError."""
+    with path.open(**ENCODING) as file:  # type: ignore[call-overload]
+        return [{name: cell_text(cell or "") for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
