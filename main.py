@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 import report
 from commandline import exit_code
+from config import Config
 from engine import held_out_loss, train_one_epoch
 from experiment import Experiment, experiments, score
 from flags import parse
-from run_files import Progress, Run
+from run_files import METRICS, Progress, Run
 from utils import choose_device, keep_freed_memory, seed_everything, set_determinism
 
 
@@ -44,11 +45,19 @@ def run(experiment: Experiment) -> None:
     folder.open(config.to_json(), experiment.identity, fresh=config.fresh, resume=config.resume)
     if folder.finished:
         print(f"{config.title}: finished already, in {folder}")
-        if config.vis and not config.overlay_folder.is_dir():
-            print(f"{config.title}: --vis changes nothing now: python test.py {shlex.quote(str(folder))} --vis")
+        name_late_flags(config, folder)
         return
     progress = train(experiment, folder)
     score(experiment, folder, progress)
+
+
+def name_late_flags(config: Config, folder: Run) -> None:
+    """Say how a finished run gets what the flags ask for and only a run that is being scored leaves behind."""
+    late = ["--vis"] * (config.vis and not config.overlay_folder.is_dir())
+    late += ["--intervals"] * (config.intervals and "intervals" not in folder.read(METRICS))
+    if late:
+        command = f"python test.py {shlex.quote(str(folder))} {' '.join(late)}"
+        print(f"{config.title}: {' and '.join(late)} of a finished run: {command}")
 
 
 def train(experiment: Experiment, folder: Run) -> Progress:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are the full-width = + - @
-ENCODING: dict[str, str] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # for `open`
 
 
 def safe_cell(value: Any) -> Any:
@@ -32,23 +31,22 @@ def cell_text(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
-def safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of such cells, for a `csv.DictWriter`."""
-    return {name: safe_cell(value) for name, value in row.items()}
-
-
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The text of a CSV file."""
+def csv_line(values: Iterable[Any]) -> str:
+    """A line of a CSV file with its line feed."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([safe_cell(value) for value in row] for row in rows)
-    return text.getvalue()
+    # with this terminator every version of Python quotes cells that hold a carriage return
+    csv.writer(text, lineterminator="\r\n").writerow(map(safe_cell, values))
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """The text of a CSV file."""
+    return "".join(map(csv_line, [header, *rows]))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of such a file, by column, as they were before `safe_cell`. Raises FileNotFoundError."""
-    with path.open(**ENCODING) as file:  # type: ignore[call-overload]
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return [{name: cell_text(cell or "") for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
