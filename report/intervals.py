@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +25,14 @@ def render_intervals(report: Report, labels: np.ndarray, intervals: Intervals, l
     ]
     if not rows:
         return "no intervals: no metric is defined"
+    counts = f"{int((labels == 0).sum())} normal and {int((labels == 1).sum())} anomalous"
     notes = [
-        f"{100 * level:g} % intervals for other test images like these ({int((labels == 0).sum())} normal, "
-        f"{int((labels == 1).sum())} anomalous);",
-        "another training run or seed would add to them",
+        f"{100 * level:g} % intervals: where the metric may lie for other test images like these {counts} ones. "
+        "Another seed moves it as well; that is not in them.",
         *explain_intervals(intervals, labels),
     ]
-    return "\n".join([format_table(["metric", "value", "low", "high", "n"], rows), *(f"  {note}" for note in notes)])
+    wrap = textwrap.TextWrapper(78, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join([format_table(["metric", "value", "low", "high", "n"], rows), *map(wrap.fill, notes)])
 
 
 def record_intervals(intervals: Intervals) -> dict[str, Any]:

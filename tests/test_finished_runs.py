@@ -238,8 +238,9 @@ def test_intervals_are_printed_and_change_no_file(trained: Trained, capsys: pyte
     assert score_again(trained.run, "--intervals", 0.9) == 0
     out = capsys.readouterr().out
     assert "identical to the recorded metrics" in out and "90 % intervals" in out
-    assert "(3 normal, 3 anomalous)" in out and "only 3 normal images" in out
-    table = out[out.index("metric") :].splitlines()
+    said = " ".join(out.split())
+    assert "like these 3 normal and 3 anomalous ones" in said and "only 3 normal images" in said
+    table = out[out.index("\nmetric") :].splitlines()
     assert max(map(len, table)) <= 80
     metrics = record_of(trained.run)["metrics"]
     title, value, low, high, n = re.split(r"  +", next(line for line in table if line.startswith("AUPRO")))
