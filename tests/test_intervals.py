@@ -56,7 +56,23 @@ def test_the_aurocs_interval_is_that_of_scipy() -> None:
         return (anomalous[..., :, None] > normal[..., None, :]).mean(axis=(-1, -2))
 
     sets, draw = (scores[labels], scores[~labels]), np.random.default_rng(0)
-    wanted = stats.bootstrap(sets, auroc, n_resamples=10_000, batch=500, method="BCa", rng=draw).confidence_interval
+    wanted = stats.bootstrap(
+        sets, auroc, n_resamples=10_000, batch=500, method="BCa", random_state=draw
+    ).confidence_interval
+    assert ours == pytest.approx(tuple(wanted), abs=0.01)
+
+
+def test_the_interval_of_f1max_which_is_biased_is_that_of_scipy() -> None:
+    labels, scores = binormal(1, 25, 25, 0.8)
+
+    def f1max(anomalous: np.ndarray, normal: np.ndarray) -> float:
+        kinds = np.arange(len(anomalous) + len(normal)) < len(anomalous)
+        return image_metrics(kinds, np.append(anomalous, normal)).values["image_f1max"]
+
+    sets, draw = (scores[labels], scores[~labels]), np.random.default_rng(0)
+    options = {"n_resamples": 5000, "method": "BCa", "vectorized": False, "random_state": draw}
+    wanted = stats.bootstrap(sets, f1max, **options).confidence_interval
+    ours = bootstrap_intervals(labels, scores, bootstrap=Bootstrap(replicates=10_000))["image_f1max"]
     assert ours == pytest.approx(tuple(wanted), abs=0.01)
 
 

@@ -130,6 +130,7 @@ def test_no_two_overlays_have_one_name() -> None:
     assert names_of("x.png", "x.jpg", "x_2.png") == ["good_x", "good_x_3", "good_x_2"]
     assert names_of("x_2.png", "x.jpg", "x.png", "x.bmp") == ["good_x_2", "good_x", "good_x_3", "good_x_4"]
     assert names_of("x.png", "x_2.jpg", "x_2.png", "x.jpg") == ["good_x", "good_x_2", "good_x_2_2", "good_x_3"]
+    assert names_of("x.png", "x.bmp", "X_2.png") == ["good_x", "good_x_3", "good_X_2"], "disks may ignore case"
     names = names_of("X.png", "x.png", "é" * 120 + "1.png", "é" * 120 + "2.png")
     assert len({name.casefold() for name in names}) == 4
     assert all(len(f"{name}.png".encode()) < 255 for name in names)
