@@ -25,9 +25,9 @@ def render_intervals(report: Report, labels: np.ndarray, intervals: Intervals, l
     ]
     if not rows:
         return "no intervals: no metric is defined"
-    counts = f"{int((labels == 0).sum())} normal and {int((labels == 1).sum())} anomalous"
+    counts = f"{int((labels == 0).sum())} normal, {int((labels == 1).sum())} anomalous"
     notes = [
-        f"{100 * level:g} % intervals: where the metric may lie for other test images like these {counts} ones. "
+        f"{100 * level:g} % intervals: where the metric may lie for other test images like these ({counts}). "
         "Another seed moves it as well; that is not in them.",
         *explain_intervals(intervals, labels),
     ]

@@ -239,7 +239,7 @@ def test_intervals_are_printed_and_change_no_file(trained: Trained, capsys: pyte
     out = capsys.readouterr().out
     assert "identical to the recorded metrics" in out and "90 % intervals" in out
     said = " ".join(out.split())
-    assert "like these 3 normal and 3 anomalous ones" in said and "only 3 normal images" in said
+    assert "like these (3 normal, 3 anomalous)" in said and "only 3 normal images" in said
     table = out[out.index("\nmetric") :].splitlines()
     assert max(map(len, table)) <= 80
     metrics = record_of(trained.run)["metrics"]
