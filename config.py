@@ -151,6 +151,9 @@ class Config:
     )
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
     seg: bool = field(True, SCORING, "1: pixel metrics and AUPRO beside the image metrics; 0: image metrics only")
+    intervals: bool = runtime_field(
+        False, SCORING, "also record 95 % intervals of the metrics, by a bootstrap over the test images"
+    )
     print_epoch: int = runtime_field(
         0, SCORING, "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only"
     )

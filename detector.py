@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from scoring.anomaly_map import (
     level_maps,
     score_refinement_factor,
 )
+from scoring.intervals import Bootstrap, bootstrap_intervals
 from scoring.metrics import Report, compute_metrics
 from scoring.normalization import Normalizer, normalizers
 from utils import choose_device, prefetch_map, to_device
@@ -183,6 +185,11 @@ class Evaluation:
         """The normalizers of image scores and of pixels, chosen on this very set, as anomalib does by default."""
         assert self.maps is not None, "evaluate with keep_maps=True"
         return normalizers(self.report.thresholds, self.scores, self.maps)
+
+    def intervals(self, seed_key: str, level: float = Bootstrap.level) -> dict[str, tuple[float, float]]:
+        """{metric: (low, high)} by a bootstrap over the images; pixel metrics where maps and masks were kept."""
+        bootstrap = Bootstrap(level, seed=zlib.crc32(f"{seed_key} intervals".encode(errors="surrogateescape")))
+        return bootstrap_intervals(self.labels, self.scores, self.maps, self.masks, bootstrap)
 
 
 def frozen_teacher(config: Config, device: torch.device) -> Teacher:

@@ -19,6 +19,7 @@ from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
+from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
 from run_files import DataRecord, Progress, Run
 from scoring.normalization import f1_metrics
@@ -223,13 +224,17 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     config, images = experiment.config, experiment.test_images
     started = time.perf_counter()
     detector = experiment.detector()
-    evaluation = detector.evaluate(images, keep_maps=config.vis or config.normalize)
+    evaluation = detector.evaluate(images, keep_maps=config.vis or config.normalize or config.intervals)
     facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
     detector.fit_color_scale(experiment.train_images)
     progress.evaluated(progress.epoch, evaluation.report.values)
 
     fitted = evaluation.normalizers() if config.normalize else {}
     facts["normalized"] = normalized_record(evaluation) if config.normalize else None
+    if config.intervals:
+        intervals = evaluation.intervals(config.seed_key)
+        facts["intervals"] = record_intervals(intervals)
+        print(f"{config.title}:\n{render_intervals(evaluation.report, evaluation.labels, intervals)}")
     folder.write_predictions(images.samples, evaluation.scores, fitted.get("image"))
     if config.print_scores:
         for sample, value in zip(images.samples, evaluation.scores, strict=True):

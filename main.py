@@ -6,6 +6,7 @@ python main.py --dataset demo --net efficientnet_lite0 --epochs 10        every 
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ from tqdm import tqdm
 
 import report
 from commandline import exit_code
+from config import Config
 from engine import held_out_loss, train_one_epoch
 from experiment import Experiment, experiments, score
 from flags import parse
-from run_files import Busy, Progress, Run
+from run_files import METRICS, Busy, Progress, Run
 from utils import choose_device, keep_freed_memory, seed_everything, set_determinism
 
 
@@ -30,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.fast:
         keep_freed_memory()
     left = [experiment for experiment in experiments(config, device) if not run(experiment)]
-    results = report.collect([config.sweep_folder])
-    print(f"\n{report.write_tables(config.sweep_folder, results, oracle=config.print_max)}")
+    print(f"\n{report.update_tables(config.sweep_folder, oracle=config.print_max)}")
     print(f"\ntables and runs: {config.sweep_folder}")
     if left:
         print(f"{len(left)} runs are not in the tables, since other processes write them: run the command again later")
@@ -47,6 +48,7 @@ def run(experiment: Experiment) -> bool:
     identity, data = experiment.identity, experiment.data
     if not config.fresh and folder.holds(identity, data):
         print(f"{config.title}: finished already, in {folder}")
+        name_late_flags(config, folder)
         return True
     try:
         with folder.lock():
@@ -57,6 +59,15 @@ def run(experiment: Experiment) -> bool:
         print(f"{config.title}: left out: {problem}")
         return False
     return True
+
+
+def name_late_flags(config: Config, folder: Run) -> None:
+    """Say how a finished run gets what the flags ask for and only a run that is being scored leaves behind."""
+    late = ["--vis"] * (config.vis and not config.overlay_folder.is_dir())
+    late += ["--intervals"] * (config.intervals and "intervals" not in folder.read(METRICS))
+    if late:
+        command = f"python test.py {shlex.quote(str(folder))} {' '.join(late)}"
+        print(f"{config.title}: {' and '.join(late)} of a finished run: {command}")
 
 
 def train(experiment: Experiment, folder: Run) -> Progress:

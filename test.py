@@ -3,18 +3,20 @@
 python test.py RUN                       the same metrics again; exit code 1 if they differ from the recorded ones
 python test.py RUN --verify              all that the run recorded against its data of now; exit code 1 for a difference
 python test.py RUN --anomaly_map MODE    the run scored with another anomaly map, in a run folder of its own
-python test.py RUN --images PATH...      a CSV of scores and an overlay for every image
+python test.py RUN --intervals           and how far the metrics could be off with other test images
+python test.py RUN --images PATH...      a CSV of scores, an overlay of every image; exit code 3 if some cannot be read
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from commandline import Parser, boolean, exit_code
 from dataset import ImageSet, Sample
@@ -22,12 +24,25 @@ from detector import Detector
 from experiment import Experiment, score
 from model.precision import PRECISIONS
 from readers.base import list_images
+from report.intervals import render_intervals
 from report.overlays import OverlayWriter
 from run_files import CONFIG, METRICS, Progress, Run, score_columns
+from run_files.csv_files import csv_line
 from scoring.anomaly_map import MAP_MODES
+from scoring.intervals import Bootstrap
 from scoring.normalization import Normalizer
-from utils import format_table, keep_freed_memory, set_determinism
+from utils import (
+    format_table,
+    keep_freed_memory,
+    printable,
+    set_determinism,
+    sweep_partials,
+    walk_folders,
+    write_atomically,
+)
 from verification import environment_differences, verify
+
+UNREAD = 3  # the exit code of a prediction that could not read some image
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,10 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
         )
+    if options.intervals is not None:
+        Bootstrap(options.intervals)  # shows a level without sense now
+        if options.images or options.anomaly_map is not None:
+            raise ValueError("--intervals goes with the run's own metrics: not with --images or --anomaly_map")
     names = ("data_path", "weights", "device", "workers", "precision", "compile")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.verify:
-        if options.images or options.anomaly_map is not None or options.vis:
+        if options.images or options.intervals is not None or options.anomaly_map is not None or options.vis:
             raise ValueError("--verify stands alone: it compares a run with its own data")
         return verify_run(options.run, changes)
     detector = Detector.load(options.run, **changes)
@@ -55,20 +74,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return predict_images(detector, options.run, options.images, options.out or options.run / "images")
     if options.anomaly_map is not None:
         return score_with(detector, options.run, options.anomaly_map, options.vis)
-    return score_again(detector, options.run, options.vis)
+    return score_again(detector, options.run, options.vis, options.intervals)
 
 
-def score_again(detector: Detector, run: Path, vis: bool) -> int:
-    """Print the metrics of a second scoring beside the recorded ones."""
+def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
+    """Print the metrics of a second scoring beside the recorded ones, and their intervals where a level is given."""
     config = detector.config
     images = Experiment(config, detector.device).test_images
-    evaluation = detector.evaluate(images, keep_maps=vis)
+    evaluation = detector.evaluate(images, keep_maps=vis or level is not None)
     metrics, recorded = evaluation.report.defined(), Run(run).read(METRICS)["metrics"]
     print(_beside({"now": metrics, "recorded": recorded}, config.title, digits=6))
+    if level is not None:
+        intervals = evaluation.intervals(config.seed_key, level)
+        print(f"\n{render_intervals(evaluation.report, evaluation.labels, intervals, level)}\n")
     if vis and evaluation.maps is not None and detector.color_scale is not None:
-        writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale)
+        in_place = run.resolve() == config.run_folder.resolve()
+        folder = config.overlay_folder if in_place else run / "overlays"  # a copy keeps its overlays to itself
+        writer = OverlayWriter(folder, images.samples, detector.color_scale)
         writer.write(0, evaluation.maps, evaluation.scores)
-        print(f"overlays in {config.overlay_folder}")
+        print(f"overlays in {folder}")
     if metrics == recorded:
         print("identical to the recorded metrics")
         return 0
@@ -132,32 +156,63 @@ def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Pa
     """Write `out`/scores.csv and `out`/overlays for images and folders of images, batch by batch.
 
     The columns are path and score; after a run with --normalize also the normalized score and the decision, by the
-    run's threshold.
+    run's threshold; last `error`: why an image could not be read, which then has no score. Returns the exit code: 0, or
+    3 where there is such an image. scores.csv is replaced when all images are done.
     """
     files = [image for path in paths for image in find_images(path)]
-    samples = [Sample(path, anomalous=False, defect=path.parent.name) for path in files]
+    images = ReadableImages([Sample(path, False, path.parent.name) for path in files], detector.config.image_size)
     normalized = Run(run).read(METRICS).get("normalized")
     normalizer = Normalizer(**normalized["image"]) if normalized else None
     assert detector.color_scale is not None, "every finished run has one"
-    overlays = OverlayWriter(out / "overlays", samples, detector.color_scale)
-    out.mkdir(parents=True, exist_ok=True)
-    done = 0
-    with (out / "scores.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, ["path", *score_columns(0.0, normalizer)], lineterminator="\n")
-        writer.writeheader()
-        for scores, maps in detector.predict(ImageSet(samples, detector.config.image_size)):
-            rows = zip(samples[done : done + len(scores)], scores, strict=True)
-            writer.writerows({"path": sample.image, **score_columns(score, normalizer)} for sample, score in rows)
-            overlays.write(done, maps, scores)
-            done += len(scores)
-    print(f"{done} images: scores in {out / 'scores.csv'}, overlays in {out / 'overlays'}")
+    overlays = OverlayWriter(out / "overlays", images.samples, detector.color_scale)
+
+    def write(path: Path) -> None:
+        columns = ["path", *score_columns(0.0, normalizer), "error"]
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
+            handle.write(csv_line(columns))
+            number = 0
+            for scores, maps in detector.predict(images):
+                for score, anomaly_map in zip(scores, maps, strict=True):
+                    row: dict[str, Any] = {"path": files[number], "error": images.errors.get(number)}
+                    if number not in images.errors:
+                        row |= score_columns(score, normalizer)
+                        overlays.write(number, anomaly_map[None], score[None])
+                    handle.write(csv_line(row.get(column) for column in columns))
+                    number += 1
+
+    sweep_partials(out)
+    write_atomically(out / "scores.csv", write)
+    print(printable(f"{len(files)} images: scores in {out / 'scores.csv'}, overlays in {out / 'overlays'}"))
+    if images.errors:
+        example = next(iter(images.errors.values()))
+        print(printable(f"{len(images.errors)} of them could not be read (column error), e.g. {example}"))
+        return UNREAD
     return 0
+
+
+class ReadableImages(ImageSet):
+    """Images of which some may be unreadable: they count as black, and `errors` says in one line what is wrong.
+
+    `errors` has the numbers of the images that were read so far and could not be.
+    """
+
+    def __init__(self, samples: Sequence[Sample], size: int) -> None:
+        super().__init__(samples, size)
+        self.errors: dict[int, str] = {}
+
+    def image(self, index: int) -> np.ndarray:
+        """(3, size, size) in 0..255."""
+        try:
+            return super().image(index)
+        except (ValueError, OSError, MemoryError) as problem:
+            self.errors[index] = printable(str(problem)) or f"{self.samples[index].image}: {type(problem).__name__}"
+            return np.zeros((3, self.size, self.size), np.uint8)
 
 
 def find_images(path: Path) -> list[Path]:
     """An image itself, or all images below a folder, by name. Raises FileNotFoundError where there is none."""
     if path.is_dir():
-        found = sorted({*list_images(path), *(i for sub in path.rglob("*") if sub.is_dir() for i in list_images(sub))})
+        found = sorted(image for folder in walk_folders(path) for image in list_images(folder))
     else:
         found = [path] if path.is_file() else []
     if not found:
@@ -183,6 +238,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=Path, nargs="+", help="images or folders to predict on, not the test set")
     parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")
     parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
+    parser.add_argument(
+        "--intervals", type=float, nargs="?", const=Bootstrap().level, metavar="LEVEL",
+        help="bootstrap intervals of the metrics over the test images, of this level (0.95)",
+    )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")
     parser.add_argument("--vis", default=False, help="save overlays", **flag)
     parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")

@@ -1,14 +1,19 @@
-"""General functions: seeding, devices, atomic writes, hashes, a prefetching map, tables of text, versions."""
+"""General functions: seeding, devices, atomic writes, folders, hashes, a prefetching map, tables of text, versions."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import random
+import re
+import socket
 import subprocess
 import sys
+import time
+import unicodedata
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +34,7 @@ def seed_everything(*parts: object) -> int:
 
     The seed is a checksum of the text of the parts, so it is the same on every machine and in every process.
     """
-    seed = zlib.crc32("\x1f".join(map(str, parts)).encode())
+    seed = zlib.crc32("\x1f".join(map(str, parts)).encode(errors="surrogateescape"))
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -81,20 +86,80 @@ def keep_freed_memory() -> None:
 def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
     """Write the whole file or nothing: a temporary file beside it is flushed to disk, then renamed to `path`.
 
-    `content` is text, bytes, or a function that writes to the path that it is given (such as torch.save).
+    `content` is text, bytes, or a function that writes to the path that it is given (such as torch.save). Text may hold
+    file names that are not UTF-8: they keep their bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial_path(path)
     try:
         if callable(content):
             content(partial)
         else:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial_path(path: Path) -> Path:
+    """.NAME.PID@HOST.partial beside the path; a name for which there would be no room is replaced by its checksum."""
+    name = path.name if len(os.fsencode(path.name)) <= 150 else f"{zlib.crc32(os.fsencode(path.name)):08x}"
+    return path.with_name(f".{name}.{os.getpid()}@{socket.gethostname()[:64]}.partial")
+
+
+def sweep_partials(folder: Path) -> None:
+    """Remove what killed processes left in the folder in the middle of `write_atomically`.
+
+    A file of a process that is alive is not touched, nor one of another host unless it is a day old. Where nothing can
+    be removed, the files stay.
+    """
+    for path in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            if _is_abandoned(path):
+                path.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that wrote a .partial file is gone. Raises OSError where the file is gone itself."""
+    owner = re.search(r"\.(\d+)(?:@(.+))?\.partial$", path.name)
+    if owner is None:  # not a name of ours
+        return False
+    if owner[2] not in (None, socket.gethostname()[:64]) or os.name != "posix":
+        return time.time() - path.lstat().st_mtime > 24 * 3600
+    try:
+        os.kill(int(owner[1]), 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    return False
+
+
+def walk_folders(root: Path) -> Iterator[Path]:
+    """`root` and all folders below it, each once, also through symbolic links; those last, links in a circle never.
+
+    A link to a folder that holds `root` is not followed: what lies beside `root` is not below it. Raises OSError where
+    a folder cannot be read.
+    """
+
+    def fail(problem: OSError) -> None:
+        if not isinstance(problem, FileNotFoundError | NotADirectoryError):  # it vanished meanwhile
+            raise problem
+
+    own, seen, waiting = root.resolve(), set(), deque([root])
+    while waiting:
+        for place, names, _ in os.walk(waiting.popleft(), onerror=fail):
+            folder = Path(place)
+            target = folder.resolve()
+            if target in seen or target in own.parents:
+                names.clear()
+                continue
+            seen.add(target)
+            names.sort()
+            waiting.extend(folder / name for name in names if (folder / name).is_symlink())
+            yield folder
 
 
 def file_sha256(path: Path) -> str:
@@ -131,7 +196,12 @@ def prefetch_map(function: Callable[[Item], Result], items: Iterable[Item], work
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    """Cells of text -> an aligned table: the first column to the left, the others to the right."""
+    """Cells of text -> an aligned table: the first column to the left, the others to the right.
+
+    For a terminal the cells are made `printable`; for Markdown they must be escaped already.
+    """
+    if not markdown:
+        header, rows = list(map(printable, header)), [list(map(printable, row)) for row in rows]
     least = 3 if markdown else 1  # Markdown needs dashes beside the colon that aligns a column
     widths = [max(least, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
 
@@ -141,6 +211,20 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
 
     dashes = ["-" * widths[0], *("-" * (w - 1) + ":" if markdown else "-" * w for w in widths[1:])]
     return "\n".join([line(header), line(dashes), *map(line, rows)])
+
+
+def printable(text: str) -> str:
+    """The text in one line, with line feeds, other control characters and bytes that are not UTF-8 shown escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    """A line feed -> \\n, an escape character -> \\x1b, a stray byte 255 -> \\xff."""
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # how Python holds a byte of a name that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode() if unicodedata.category(character)[0] == "C" else " "
 
 
 def code_revision() -> str:

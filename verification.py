@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ import numpy as np
 from dataset import Sample
 from detector import Detector
 from experiment import Experiment, normalized_record
+from report.intervals import record_intervals
 from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run, identity_sha256, oracle_rule
+from run_files.csv_files import read_csv
 from scoring.metrics import IMAGE_METRICS, image_metrics
 from utils import code_revision, environment_info, file_sha256, set_determinism
 
@@ -96,7 +97,7 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
     oracle = progress.oracle(oracle_rule(config.variant, config.dataset))
     yield Check("oracle", oracle == record["oracle"], f"epoch {oracle.get('epoch', 'none')}, from {CHECKPOINT}")
 
-    evaluation = detector.evaluate(images, keep_maps=config.normalize)
+    evaluation = detector.evaluate(images, keep_maps=config.normalize or "intervals" in record)
     rows = read_predictions(run.folder / PREDICTIONS) if len(images) else []
     yield _predictions(rows, images.samples, evaluation.scores, bool(elsewhere))
     scores = np.array([row[2] for row in rows], np.float32)
@@ -107,6 +108,10 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
     now = evaluation.report.defined()
     same = _close(now, record["metrics"], METRIC_TOLERANCE if elsewhere else 0)
     yield Check("metrics", same, _largest(now, record["metrics"], "of maps and scores made now"))
+    if "intervals" in record:
+        again = record_intervals(evaluation.intervals(config.seed_key))
+        same = _close(_flat(again), _flat(record["intervals"]), METRIC_TOLERANCE if elsewhere else 0)
+        yield Check("intervals", same, "of scores and maps made now, by the same bootstrap")
     if config.normalize:
         again = normalized_record(evaluation) or {}
         same = _close(_flat(again), _flat(record.get("normalized") or {}), METRIC_TOLERANCE if elsewhere else 0)
@@ -119,16 +124,10 @@ def _counted(record: Mapping[str, Any]) -> str:
 
 def read_predictions(path: Path) -> list[tuple[str, bool, float]]:
     """(path, anomalous, score) of every line of a run's predictions.csv. Raises ValueError for another table."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
-        try:
-            return [
-                (row["path"], {"0": False, "1": True}[row["anomalous"]], float(row["score"]))
-                for row in csv.DictReader(handle)
-            ]
-        except (KeyError, TypeError, ValueError) as problem:
-            raise ValueError(
-                f"{path}: wanted the columns path, anomalous (0 or 1) and score; found {problem}"
-            ) from None
+    try:
+        return [(row["path"], {"0": False, "1": True}[row["anomalous"]], float(row["score"])) for row in read_csv(path)]
+    except (KeyError, ValueError) as problem:
+        raise ValueError(f"{path}: wanted the columns path, anomalous (0 or 1) and score; found {problem}") from None
 
 
 def _predictions(

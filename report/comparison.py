@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from report.escaping import shown, shown_cell
 from report.rendering import PARTIAL, benchmark_title, cell, count, duration, heading, notes_below, partial
 from report.results import METRIC_TITLES, Result
 from report.tables import Row, collect_facts, differing_settings, group_runs, has_random_teacher, make_row
@@ -80,11 +81,20 @@ def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False)
         metrics = [name for name in METRIC_TITLES if any(row.metrics[name].mean is not None for row in rows)]
         header = ["setting", "n", "classes", *(METRIC_TITLES[name] for name in metrics), "training"]
         body = [
-            [row.label, str(row.n), str(row.classes), *(cell(row.metrics[name], row) for name in metrics), time]
+            [
+                shown_cell(row.label, markdown),
+                str(row.n),
+                str(row.classes),
+                *(cell(row.metrics[name], row) for name in metrics),
+                time,
+            ]
             for row, time in zip(rows, map(duration, comparison.seconds), strict=True)
         ]
         notes = [PARTIAL] if any(map(partial, rows)) else []
-        notes += [*(f"warning: {warning}" for warning in comparison.warnings), *comparison.notes]
-        title = heading((benchmark_title(comparison.benchmark), "settings compared", "percent"), markdown)
+        warnings = (f"warning: {warning}" for warning in comparison.warnings)
+        notes += [shown(note, markdown) for note in (*warnings, *comparison.notes)]
+        title = heading(
+            (shown(benchmark_title(comparison.benchmark), markdown), "settings compared", "percent"), markdown
+        )
         parts += [title, format_table(header, body, markdown), notes_below(notes, markdown)]
     return "\n\n".join([*parts, LEGEND if markdown else notes_below([LEGEND], markdown)])

@@ -5,20 +5,24 @@ An undefined metric is n/a and is never filled in.
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from dataset import BENCHMARKS
+from report.escaping import shown, shown_cell
 from report.published import METHODS
-from report.results import METRIC_TITLES, Result
+from report.results import METRIC_TITLES, Result, collect
 from report.tables import Row, Spread, Table, has_random_teacher, summarize
-from utils import format_table, write_atomically
+from run_files import CONFIG
+from run_files.csv_files import to_csv as csv_text
+from run_files.lock import FolderLock
+from utils import format_table, printable, sweep_partials, write_atomically
 
 LEGEND = (
     "Metrics of the last epoch: mean ± sample standard deviation over n seeds. The mean row is the mean over classes; "
@@ -43,7 +47,8 @@ def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False
 
 def _results(table: Table, markdown: bool) -> list[str]:
     body = [
-        [row.label, str(row.n), *(cell(row.metrics[metric], row) for metric in METRIC_TITLES)] for row in table.rows
+        [shown_cell(row.label, markdown), str(row.n), *(cell(row.metrics[metric], row) for metric in METRIC_TITLES)]
+        for row in table.rows
     ]
     if markdown and len(body) > 1:  # the mean row
         body[-1] = [f"**{text}**" for text in body[-1]]
@@ -58,6 +63,7 @@ def _results(table: Table, markdown: bool) -> list[str]:
         f"training {duration(facts['train_seconds'])}, scoring {duration(facts['score_seconds'])} over all runs, on "
         f"{' | '.join(facts['hardware']) or 'unknown hardware'}; {' | '.join(facts['versions']) or 'versions unknown'}",
     ]
+    notes = [shown(note, markdown) for note in notes]
     if any(partial(row) for row in table.rows):
         notes.insert(0, PARTIAL)
     header = ["class", "n", *METRIC_TITLES.values()]
@@ -68,7 +74,7 @@ def _beside_published(table: Table, markdown: bool) -> list[str]:
     """Per metric: ours, the published one, and their difference in percentage points; below, the sources."""
     rows = [row for row in table.rows if row.published]
     sources = list(dict.fromkeys(known.source for row in rows for known in row.published.values()))
-    header, body = ["class"], [[row.label] for row in rows]
+    header, body = ["class"], [[shown_cell(row.label, markdown)] for row in rows]
     for metric in METRIC_TITLES:
         keys = sorted({sources.index(row.published[metric].source) + 1 for row in rows if metric in row.published})
         if not keys:
@@ -90,16 +96,18 @@ def _oracle(table: Table, markdown: bool) -> list[str]:
     body = []
     for row in rows:
         values = [cell(row.oracle[metric], row) if metric in row.oracle else "n/a" for metric in metrics]
-        body.append([row.label, str(row.n), _epochs(row), *values])
+        body.append([shown_cell(row.label, markdown), str(row.n), _epochs(row), *values])
     header = ["class", "n", "epoch", *(METRIC_TITLES[metric] for metric in metrics)]
     title = _title(table, "epoch chosen on the test set, not a result (oracle), percent", markdown)
-    note = f"one epoch of each run, the one with the highest {' | '.join(table.facts['oracle_rules'])}"
+    rules = shown(" | ".join(table.facts["oracle_rules"]), markdown)
+    note = f"one epoch of each run, the one with the highest {rules}"
     return [title, format_table(header, body, markdown), notes_below([note], markdown)]
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
     variant = "" if table.variant == table.name else f" ({table.variant})"
-    return heading((benchmark_title(table.benchmark), f"{table.name}{variant}", text), markdown)
+    names = (benchmark_title(table.benchmark), f"{table.name}{variant}")
+    return heading((*(shown(name, markdown) for name in names), text), markdown)
 
 
 def benchmark_title(name: str) -> str:
@@ -120,7 +128,7 @@ def notes_below(notes: Iterable[str], markdown: bool) -> str:
     wrap = textwrap.TextWrapper(
         118, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
     )
-    return "\n".join(map(wrap.fill, notes))
+    return "\n".join(wrap.fill(printable(note)) for note in notes)
 
 
 def percent(fraction: float) -> str:
@@ -163,18 +171,16 @@ def duration(seconds: float) -> str:
 
 def to_csv(tables: Sequence[Table]) -> str:
     """One line per table, class and metric: fractions in full precision, empty where undefined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     place = ["benchmark", "name", "variant", "class", "metric"]
-    writer.writerow([*place, "n", "classes", "mean", "std", "published", "difference", "source"])
+    rows = []
     for table in tables:
         for row in table.rows:
             for metric, ours in row.metrics.items():
                 known = row.published.get(metric)
                 beside = [known.value, known.difference, known.source] if known else [None, None, None]
                 labels = [table.benchmark, table.name, table.variant, row.label, metric]
-                writer.writerow([*labels, ours.n, ours.classes, ours.mean, ours.std, *beside])
-    return text.getvalue()
+                rows.append([*labels, ours.n, ours.classes, ours.mean, ours.std, *beside])
+    return csv_text([*place, "n", "classes", "mean", "std", "published", "difference", "source"], rows)
 
 
 def to_json(tables: Sequence[Table]) -> str:
@@ -190,6 +196,25 @@ def write_tables(folder: Path, results: Iterable[Result], oracle: bool = False) 
     write_atomically(folder / "summary.json", to_json(tables))
     write_atomically(folder / "summary.md", render(tables, markdown=True, oracle=oracle) + "\n")
     return render(tables, oracle=oracle)
+
+
+def update_tables(folder: Path, oracle: bool = False, roots: Sequence[Path] | None = None) -> str:
+    """`write_tables` over the finished runs below `roots`, by default below the folder itself; returns the text.
+
+    One process at a time collects and writes, so that of two sweeps side by side the last table has the runs of both.
+    Where the folder cannot be written the text is returned all the same, and a line on stderr says so. Raises as
+    `collect`.
+    """
+    roots = [folder] if roots is None else roots
+    is_run = (folder / CONFIG).is_file()  # its lock is held while it is trained
+    try:
+        with contextlib.nullcontext() if is_run else FolderLock(folder, wait=True):
+            sweep_partials(folder)
+            return write_tables(folder, collect(roots), oracle)
+    except OSError as problem:
+        text = render(summarize(collect(roots)), oracle=oracle)  # raises again what has another cause
+        print(f"note: no tables written in {folder}: {problem.strerror or problem}", file=sys.stderr)
+        return text
 
 
 def insert(text: str, marker: str, table: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from run_files import CONFIG, METRICS
+from run_files import CONFIG, METRICS, Run
+from utils import printable, walk_folders
 
 Result = dict[str, Any]  # the content of one metrics.json
 
@@ -27,18 +28,20 @@ ORACLE_KEYS = ("epoch", "rule", "metrics")
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
-    """The content of every metrics.json under the folders, at any depth, sorted by path within each folder.
+    """The metrics.json of every finished run under the folders, at any depth, sorted by path within each folder.
 
-    Raises FileNotFoundError for a missing folder, and ValueError, naming the file, for an invalid metrics.json and for
-    two that hold the same run.
+    Links are followed (`walk_folders`). Raises FileNotFoundError for a missing folder, OSError for one that cannot be
+    read, and ValueError, naming the file, for an invalid metrics.json and for two that hold the same run.
     """
     places: dict[tuple[Any, ...], Path] = {}
     results = []
-    for path in _find(roots, METRICS):
+    for path in find_files(roots, METRICS):
+        if not Run(path.parent).finished:
+            continue
         result = _read(path)
         key = (result["benchmark"], run_name(result), result["class_name"], result["seed"])
         if key in places:
-            run = " ".join(map(str, key))
+            run = printable(" ".join(map(str, key)))
             raise ValueError(f"{places[key]} and {path} hold the same run, {run}: leave one of them out")
         places[key] = path
         results.append(result)
@@ -46,13 +49,13 @@ def collect(roots: Sequence[Path]) -> list[Result]:
 
 
 def unfinished(roots: Sequence[Path]) -> list[Path]:
-    """The run folders that have a config.json but no metrics.json. Raises FileNotFoundError as `collect`."""
-    return [path.parent for path in _find(roots, CONFIG) if not path.with_name(METRICS).is_file()]
+    """The folders of runs that have begun and are not finished. Raises as `collect` where folders cannot be read."""
+    return [path.parent for path in find_files(roots, CONFIG) if not Run(path.parent).finished]
 
 
 def finished_runs(roots: Sequence[Path]) -> list[Path]:
     """The run folders that have a metrics.json, as `collect` finds them."""
-    return [path.parent for path in _find(roots, METRICS)]
+    return [path.parent for path in find_files(roots, METRICS)]
 
 
 def run_name(result: Result) -> str:
@@ -60,12 +63,20 @@ def run_name(result: Result) -> str:
     return result.get("name") or result["variant"]
 
 
-def _find(roots: Sequence[Path], name: str) -> list[Path]:
+def find_files(roots: Sequence[Path], name: str) -> list[Path]:
+    """The files of this name under the folders, each once, sorted by path within each folder. Raises as `collect`."""
     found: dict[Path, Path] = {}  # by resolved path, so each file counts once
     for root in roots:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; give run folders, or folders that contain some")
-        for path in sorted(path for path in root.rglob(name) if path.is_file()):
+        try:
+            paths = [folder / name for folder in walk_folders(root) if (folder / name).is_file()]
+        except OSError as problem:
+            raise type(problem)(
+                f"{problem.filename}: cannot be read ({problem.strerror}), so runs in it would be missing: "
+                "check its permissions"
+            ) from None
+        for path in sorted(paths):
             found.setdefault(path.resolve(), path)
     return list(found.values())
 

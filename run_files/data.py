@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -13,6 +11,7 @@ from typing import Any
 
 from dataset import Sample
 from readers.contents import content_hashes
+from run_files.csv_files import read_csv, to_csv
 
 
 @dataclass(frozen=True)
@@ -62,19 +61,14 @@ class DataRecord:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         names = [f.name for f in fields(ImageRecord)]
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as handle:
-            header, *rows = list(csv.reader(handle)) or [[]]
-        if header != names or any(len(row) != len(names) for row in rows):
-            raise ValueError(f"{path}: wanted the columns {', '.join(names)} in every line; found another table")
-        return cls([ImageRecord(*row) for row in rows])
+        try:
+            return cls([ImageRecord(**row) for row in read_csv(path)])
+        except TypeError:
+            raise ValueError(f"{path}: wanted the columns {', '.join(names)}; found another table") from None
 
     def to_csv(self) -> str:
         """A line per image, with a header."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([f.name for f in fields(ImageRecord)])
-        writer.writerows(astuple(row) for row in self.rows)
-        return text.getvalue()
+        return to_csv([f.name for f in fields(ImageRecord)], map(astuple, self.rows))
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -14,9 +14,7 @@ Every file is written atomically, and by one process at a time (`Run.lock`). Not
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import shutil
 import time
@@ -32,12 +30,13 @@ from config import Config
 from dataset import Sample
 from methods import Training
 from model import Distiller
+from run_files.csv_files import to_csv
 from run_files.data import DataRecord
 from run_files.lock import FolderLock
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
-from utils import code_revision, environment_info, file_sha256, write_atomically
+from utils import code_revision, environment_info, file_sha256, sweep_partials, write_atomically
 
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
@@ -97,8 +96,7 @@ class Run:
         `identity` holds what affects results and differs from its default, `data` what images there are. The folder of
         a run without a resume point is taken over. Call it in the run's `lock`. Raises ValueError as `holds`.
         """
-        for leftover in self.folder.glob(".*.partial"):  # left by a killed process
-            leftover.unlink()
+        sweep_partials(self.folder)
         if fresh or not (resume or self.finished):
             self.discard()
         finished = self.holds(identity, data)
@@ -198,7 +196,10 @@ class Run:
         """
         if not (self.folder / METRICS).is_file():
             return False
-        recorded = self.read(METRICS).get("identity_sha256")  # earlier versions have none
+        record = self.read(METRICS)
+        if not isinstance(record, dict):
+            raise ValueError(f"{self.folder / METRICS}: not the metrics of a run, which is a JSON object")
+        recorded = record.get("identity_sha256")  # earlier versions have none
         return recorded is None or not (self.folder / CONFIG).is_file() or recorded == identity_sha256(self._identity())
 
     def read(self, name: str) -> dict[str, Any]:
@@ -284,7 +285,7 @@ class Run:
         """Write predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image."""
         rows = [
             {
-                "path": str(s.image),
+                "path": s.image,
                 "defect": s.defect,
                 "anomalous": int(s.anomalous),
                 **score_columns(score, normalizer),
@@ -294,14 +295,11 @@ class Run:
         self.write_csv(PREDICTIONS, rows)
 
     def write_csv(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows with the same keys as a CSV file with a header; nothing without rows."""
+        """Write rows with the same keys, in one order, as a CSV file with a header; nothing without rows."""
         if not rows:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.folder / name, text.getvalue())
+        text = to_csv(list(rows[0]), (list(row.values()) for row in rows))
+        write_atomically(self.folder / name, text)
 
     def finish(self, config: Config, report: Report, progress: Progress, facts: Mapping[str, Any]) -> None:
         """Write metrics.json, the last file: settings, metrics (null where undefined), oracle, `facts`, environment.

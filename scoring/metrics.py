@@ -110,16 +110,14 @@ def pixel_metrics(
     Source: Bergmann et al., The MVTec Anomaly Detection Dataset (IJCV 2021).
     """
     names = _pixel_names(limits, per_image)
-    checked = [_checked(i, scores) for i, scores in enumerate(maps)]
+    checked = [checked_map(i, scores) for i, scores in enumerate(maps)]
     if masks is None or all(mask is None for mask in masks):
         return _undefined(names, "no masks")
     if len(masks) != len(checked):
         raise ValueError(
             f"{len(checked)} maps but {len(masks)} masks: give one per image, None where it has no defects"
         )
-    defects = [
-        _find_defects(i, scores.shape, mask) for i, (scores, mask) in enumerate(zip(checked, masks, strict=True))
-    ]
+    defects = [find_defects(i, scores.shape, mask) for i, (scores, mask) in enumerate(zip(checked, masks, strict=True))]
     flat = [scores.reshape(-1) for scores in checked]
     pairs = [(scores, found) for scores, found in zip(flat, defects, strict=True) if found]
     if not pairs:
@@ -191,7 +189,7 @@ def _area_under_pro(overlap: np.ndarray, lower: np.ndarray, upper: np.ndarray, l
     return min(float(np.dot(overlap, area) / limit), 1.0)
 
 
-def _checked(i: int, scores: ArrayLike) -> np.ndarray:
+def checked_map(i: int, scores: ArrayLike) -> np.ndarray:
     scores = np.asarray(scores)
     if scores.ndim != 2 or not scores.size or scores.dtype.kind not in "biuf":
         raise ValueError(
@@ -204,7 +202,7 @@ def _checked(i: int, scores: ArrayLike) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Defects:
+class Defects:
     """Of one image: the defect pixels' places in the flattened map (p,), rising, their regions (p,), the areas (r,)."""
 
     places: np.ndarray
@@ -212,7 +210,7 @@ class _Defects:
     areas: np.ndarray
 
 
-def _find_defects(i: int, shape: tuple[int, ...], mask: ArrayLike | None) -> _Defects | None:
+def find_defects(i: int, shape: tuple[int, ...], mask: ArrayLike | None) -> Defects | None:
     """None where there are none. Looks only inside the box around the defects, most often a small part of the image."""
     if mask is None:
         return None
@@ -231,10 +229,10 @@ def _find_defects(i: int, shape: tuple[int, ...], mask: ArrayLike | None) -> _De
         raise ValueError(f"image {i}: a mask holds 0 and 1, or 0 and 255: found {np.unique(values)[:3]}")
     regions = cv2.connectedComponents(defect, connectivity=8, ltype=cv2.CV_32S)[1].reshape(-1)[inside] - 1
     rows, columns = np.divmod(inside, width)
-    return _Defects((rows + y) * shape[1] + columns + x, regions, np.bincount(regions))
+    return Defects((rows + y) * shape[1] + columns + x, regions, np.bincount(regions))
 
 
-def _published_aupro(scores: np.ndarray, defects: _Defects) -> float:
+def _published_aupro(scores: np.ndarray, defects: Defects) -> float:
     """AUPRO of one image (its map flattened) as the code published with RD4AD defines it, but by counting.
 
     Thresholds climb from the map's minimum by 1/200 of its range; what lies strictly above is found. Of the points with

@@ -32,6 +32,7 @@ from dataset import BENCHMARKS, ImageSet, image_batches
 from experiment import experiments
 from flags import parse_some
 from model import Teacher
+from report.escaping import shown, shown_cell
 from report.rendering import count, into_page
 from report.results import METRIC_TITLES, Result, collect
 from report.tables import summarize
@@ -111,8 +112,9 @@ def note(config: Config, classes: Sequence[str], results: Sequence[Result]) -> s
     """What the metrics were measured with, for the page."""
     about = environment_info()
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    named = shown(", ".join(classes), markdown=True)
     text = (
-        f"- controls of {', '.join(classes)}: teacher {config.net}, {config.image_size} pixels, revision "
+        f"- controls of {named}: teacher {config.net}, {config.image_size} pixels, revision "
         f"{code_revision()}, on {about['hardware']}; {versions}"
     )
     if not results:
@@ -156,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cells += rows_of_runs(results)
     if page is not None:
         title = f"**{BENCHMARKS[config.dataset].title} · controls · fractions**"
-        table = format_table(["control", "class", *TITLES], cells, markdown=True)
+        escaped = [[*(shown_cell(name, markdown=True) for name in row[:2]), *row[2:]] for row in cells]
+        table = format_table(["control", "class", *TITLES], escaped, markdown=True)
         text = f"{title}\n\n{table}\n\n{note(config, names, results)}"
         write_atomically(page, into_page(page, marker, text))
     print(format_table(["control", "class", *METRICS], cells))

@@ -21,6 +21,7 @@ from detector import Detector
 from experiment import Experiment
 from readers.image_io import read_rgb
 from report.overlays import HEIGHT, overlay
+from report.results import find_files
 from run_files import METRICS, Run
 from utils import write_atomically
 
@@ -58,8 +59,10 @@ def first_runs(roots: Sequence[Path]) -> list[Path]:
     """The first finished run of each class below the folders, by path. Raises FileNotFoundError where there is none."""
     found: dict[str, Path] = {}
     for root in roots:
-        for path in sorted(root.rglob(METRICS)):
-            found.setdefault(Run(path.parent).read(METRICS)["class_name"], path.parent)
+        for path in find_files([root], METRICS):
+            run = Run(path.parent)
+            if run.finished:
+                found.setdefault(run.read(METRICS)["class_name"], run.folder)
     if not found:
         raise FileNotFoundError(
             f"no finished run under {', '.join(map(str, roots))}: want the folders of finished runs"

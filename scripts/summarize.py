@@ -18,8 +18,8 @@ from report.comparison import compare, render_comparison
 from report.rendering import into_page
 from report.results import collect, finished_runs, unfinished
 from report.tables import SETTINGS, summarize
-from utils import write_atomically
-from verification import verify
+from utils import printable, write_atomically
+from verification import Check, verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return verify_runs(given.runs, {} if given.data_path is None else {"data_path": given.data_path})
 
     results, left_out = collect(given.runs), unfinished(given.runs)
-    places = ", ".join(map(str, given.runs))
+    places = printable(", ".join(map(str, given.runs)))
     if not results:
         raise ValueError(
             f"no finished run under {places} ({len(left_out)} unfinished): a finished run has a metrics.json"
@@ -69,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.into is not None:  # before anything is written, since markers may be missing
         page = into_page(given.into, given.marker, markdown)
     if not given.compare:
-        text = report.write_tables(given.out or given.runs[0], results, oracle=given.oracle)
+        text = report.update_tables(given.out or given.runs[0], given.oracle, given.runs)
     elif given.out is not None:
         write_atomically(given.out / "comparison.md", markdown + "\n")
     if given.into is not None:
         write_atomically(given.into, page)
     print(markdown if given.markdown else text)
     if left_out:
-        print(f"note: unfinished and left out: {', '.join(map(str, left_out))}", file=sys.stderr)
+        print(f"note: unfinished and left out: {printable(', '.join(map(str, left_out)))}", file=sys.stderr)
     return 0
 
 
@@ -87,7 +87,10 @@ def verify_runs(roots: Sequence[Path], changes: Mapping[str, Any]) -> int:
         raise ValueError(f"no finished run under {', '.join(map(str, roots))}")
     verified = 0
     for folder in folders:
-        different = [check for check in verify(folder, **changes) if check.ok is False]
+        try:
+            different = [check for check in verify(folder, **changes) if check.ok is False]
+        except (OSError, ValueError) as problem:
+            different = [Check("run", False, str(problem))]
         verified += not different
         print(f"{'DIFFERENT' if different else 'ok':<12}  {folder}", flush=True)
         for check in different:

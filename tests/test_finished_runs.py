@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toys import files_below, make_mvtec, published_state, record_of, rows_of, score_again, train
 
 import main as main_command
@@ -20,7 +22,9 @@ from dataset import ImageSet
 from detector import Detector
 from experiment import Experiment
 from model import Distiller
+from report.overlays import OverlayWriter
 from run_files import Run
+from run_files.csv_files import read_csv
 from scripts import summarize
 from utils import file_sha256
 
@@ -205,6 +209,139 @@ def test_without_the_training_images_another_map_leaves_no_folder_behind(trained
     assert score_again(trained.run, "--anomaly_map", other_mode(trained), "--data_path", trained.root) == 2
     folders = [folder.name for folder in (trained.root / "runs/mvtec").iterdir() if folder.is_dir()]
     assert [name for name in folders if not name.startswith(".")] == ["rd4ad"]
+
+
+# --- overlays and intervals of a finished run ---
+
+
+def test_a_copys_overlays_lie_in_the_copy(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(trained.run / "overlays")
+    before = files_below(trained.root / "runs")
+    shutil.copytree(trained.run, trained.root / "copy")
+    assert score_again(trained.root / "copy", "--vis") == 0
+    assert f"overlays in {trained.root / 'copy/overlays'}" in capsys.readouterr().out
+    assert len(list((trained.root / "copy/overlays").iterdir())) == 6
+    assert files_below(trained.root / "runs") == before
+
+
+def test_vis_and_intervals_of_a_finished_run_name_their_command(
+    trained: Trained, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained.train("--vis") == 0
+    assert "--vis of a finished run" not in capsys.readouterr().out, "its overlays are there"
+    shutil.rmtree(trained.run / "overlays")
+    assert trained.train("--vis", "--intervals") == 0
+    wanted = f"--vis and --intervals of a finished run: python test.py {trained.run} --vis --intervals\n"
+    assert wanted in capsys.readouterr().out
+    assert trained.train() == 0
+    assert "of a finished run" not in capsys.readouterr().out
+
+
+def test_intervals_are_printed_and_change_no_file(trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files_below(trained.root / "runs")
+    assert score_again(trained.run, "--intervals", 0.9) == 0
+    out = capsys.readouterr().out
+    assert "identical to the recorded metrics" in out and "90 % intervals" in out
+    said = " ".join(out.split())
+    assert "like these (3 normal, 3 anomalous)" in said and "only 3 normal images" in said
+    table = out[out.index("\nmetric") :].splitlines()
+    assert max(map(len, table)) <= 80
+    metrics = record_of(trained.run)["metrics"]
+    title, value, low, high, n = re.split(r"  +", next(line for line in table if line.startswith("AUPRO")))
+    assert float(value) == pytest.approx(metrics["aupro"], abs=5e-5) and n == "6"
+    assert 0 <= float(low) <= float(value) + 1e-3 <= float(high) + 2e-3
+    assert files_below(trained.root / "runs") == before
+
+
+@pytest.mark.parametrize("wrong", [["--intervals", 95], ["--intervals", "--images", "x"]])
+def test_intervals_without_sense_are_refused(
+    finished: Trained, wrong: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score_again(finished.run, *wrong) == 2
+    error = capsys.readouterr().err
+    assert ("level" in error or "--intervals" in error) and error.count("\n") == 1
+
+
+def test_training_with_intervals_records_them_and_is_the_same_run(
+    finished: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*finished.flags, "--save_path", tmp_path, "--intervals") == 0
+    out = capsys.readouterr().out
+    assert "95 % intervals" in out
+    run = tmp_path / "mvtec/rd4ad/bottle/seed111"
+    record, without = record_of(run), record_of(finished.run)
+    found = record["intervals"]
+    assert (found["level"], found["replicates"]) == (0.95, 2000) and "intervals" not in without
+    assert set(found["metrics"]) == set(record["metrics"]) - {"aupro_per_image"}
+    assert record["metrics"] == without["metrics"]
+    assert Run(run).read("config.json")["identity"] == Run(finished.run).read("config.json")["identity"]
+    assert score_again(run, "--intervals") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pixel AP"))
+    assert [f"{end:.4f}" for end in found["metrics"]["pixel_ap"]] == line.split()[3:5], "drawn from the run's seed"
+
+
+# --- new images ---
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Two images of one stem, one with a number, one behind a linked folder, and two that cannot be read."""
+    folder, elsewhere = tmp_path / "new", tmp_path / "elsewhere/deep"
+    folder.mkdir()
+    elsewhere.mkdir(parents=True)
+    for number, path in enumerate(("new/x.png", "new/x.bmp", "new/x_2.png", "elsewhere/deep/y.png", "new/=1+1.png")):
+        Image.new("RGB", (64, 64), (40 * number, 90, 120)).save(tmp_path / path)
+    (folder / "empty.png").touch()
+    (folder / "half.png").write_bytes((folder / "x.png").read_bytes()[:60])
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    return folder
+
+
+def test_images_that_cannot_be_read_are_rows_and_the_others_are_predicted(
+    finished: Trained, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # paths are written as they were given
+    out = tmp_path / "out"
+    assert score_again(finished.run, "--images", "new", "--out", out) == 3
+    rows = {row["path"]: row for row in rows_of(out / "scores.csv")}
+    assert sorted(rows) == ["new/=1+1.png", "new/empty.png", "new/half.png", "new/linked/deep/y.png", "new/x.bmp",
+                            "new/x.png", "new/x_2.png"]  # fmt: skip
+    bad = {path for path, row in rows.items() if row["error"]}
+    assert bad == {"new/empty.png", "new/half.png"}
+    assert all((row["score"] == "") == (path in bad) for path, row in rows.items())
+    assert "is empty (0 bytes)" in rows["new/empty.png"]["error"]
+    printed = capsys.readouterr().out
+    assert "7 images: scores in" in printed and "2 of them could not be read" in printed
+    assert len(list((out / "overlays").iterdir())) == 5, "one for each image that was read"
+
+    assert score_again(finished.run, "--images", "new/x.png", "--out", tmp_path / "alone") == 0
+    (alone,) = rows_of(tmp_path / "alone/scores.csv")
+    assert float(alone["score"]) == pytest.approx(float(rows["new/x.png"]["score"]), rel=1e-4), "unmoved by the others"
+    assert alone["error"] == ""
+
+
+def test_a_prediction_that_dies_leaves_the_earlier_scores(
+    finished: Trained, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert score_again(finished.run, "--images", mixed / "x.png", "--out", out) == 0
+    before = (out / "scores.csv").read_bytes()
+    (out / ".scores.csv.4194305.partial").touch()  # of a process that died earlier
+    monkeypatch.setattr(OverlayWriter, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert score_again(finished.run, "--images", mixed, "--out", out) == 130
+    assert (out / "scores.csv").read_bytes() == before
+    assert sorted(path.name for path in out.iterdir()) == ["overlays", "scores.csv"]
+
+
+def test_a_formula_and_a_name_that_is_not_utf_8_can_be_read_back(
+    finished: Trained, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mixed)
+    odd = Path(os.fsdecode(b"caf\xe9.png"))
+    shutil.copy("x.png", odd)
+    assert score_again(finished.run, "--images", odd, "=1+1.png", "--out", tmp_path / "out") == 0
+    paths = [row["path"] for row in read_csv(tmp_path / "out/scores.csv")]
+    assert paths == [str(odd), "./=1+1.png"] and all(Path(path).is_file() for path in paths)
 
 
 # --- from Python ---

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from dataset import Sample
-from report.overlays import BANNER, DARK, HEIGHT, OverlayWriter, overlay
+from report.overlays import BANNER, DARK, HEIGHT, WIDTHS, OverlayWriter, overlay, overlay_names
 
 SCALE = (1.0, 3.0)
 
@@ -98,3 +100,48 @@ def test_each_image_gets_its_own_map_mask_and_name(tmp_path: Path) -> None:
         caption = f"{name}   score {maps[number].max():.3f}"
         assert np.array_equal(drawn, overlay(image, maps[number], SCALE, None, caption))
         assert (drawn[HEIGHT:] != DARK).any(), "the caption is written"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 2000), (2000, 1), (1, 60_000), (64, 1000)])
+def test_an_image_of_any_aspect_makes_a_panel_of_bounded_size(height: int, width: int) -> None:
+    image = np.full((height, width, 3), 200, np.uint8)
+    drawn = overlay(image, np.zeros((64, 64)), SCALE, np.ones((64, 64), bool), "caption")
+    assert drawn.shape[0] == HEIGHT + BANNER and 2 * WIDTHS[0] <= drawn.shape[1] <= 2 * WIDTHS[1]
+    left = overlay(image, np.zeros((64, 64)), SCALE, None, "")[:HEIGHT, : drawn.shape[1] // 2]
+    shown = (left == 200).all(axis=2)
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    assert shown[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all(), "the whole image, and nothing else"
+    fitted = len(columns) / len(rows)
+    assert fitted == pytest.approx(width / height, rel=0.05) or 1 in (len(columns), len(rows))
+    assert (left[~shown] == DARK).all()
+
+
+def test_the_widest_and_the_narrowest_panel_have_no_bars() -> None:
+    for width in WIDTHS:
+        left, _ = panels(random_image(width), np.zeros((64, 64)))
+        assert np.array_equal(left, random_image(width))
+
+
+def names_of(*files: str, defect: str = "good") -> list[str]:
+    return overlay_names([Sample(Path(file), False, defect) for file in files])
+
+
+def test_no_two_overlays_have_one_name() -> None:
+    assert names_of("x.png", "x.jpg", "x_2.png") == ["good_x", "good_x_3", "good_x_2"]
+    assert names_of("x_2.png", "x.jpg", "x.png", "x.bmp") == ["good_x_2", "good_x", "good_x_3", "good_x_4"]
+    assert names_of("x.png", "x_2.jpg", "x_2.png", "x.jpg") == ["good_x", "good_x_2", "good_x_2_2", "good_x_3"]
+    assert names_of("x.png", "x.bmp", "X_2.png") == ["good_x", "good_x_3", "good_X_2"], "disks may ignore case"
+    names = names_of("X.png", "x.png", "é" * 120 + "1.png", "é" * 120 + "2.png")
+    assert len({name.casefold() for name in names}) == 4
+    assert all(len(f"{name}.png".encode()) < 255 for name in names)
+    assert names_of("x.png", defect="../up") == [".._up_x"]
+
+
+def test_a_name_that_is_not_utf_8_gets_an_overlay_and_strays_are_swept(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (64, 64)).save(path)
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "overlays/.a.png.4194305.partial").touch()  # no process has such a number
+    writer = OverlayWriter(tmp_path / "overlays", [Sample(path, False, "good")], SCALE)
+    writer.write(0, np.zeros((1, 64, 64)), np.zeros(1))
+    assert [os.fsencode(p.name) for p in (tmp_path / "overlays").iterdir()] == [b"good_caf\xe9.png"]

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
+import html
 import json
+import os
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +20,14 @@ import report
 from commandline import exit_code
 from dataset import BENCHMARKS
 from methods import VARIANTS
-from report import results, tables
+from report import rendering, results, tables
 from report.comparison import compare, render_comparison
 from report.published import METHODS, PUBLISHED, published
 from report.rendering import insert, render
 from report.results import METRIC_TITLES, Result
 from report.tables import spread
+from run_files.csv_files import read_csv
+from run_files.lock import FolderLock
 from scripts import summarize
 
 PIXEL = [metric for metric in METRIC_TITLES if not metric.startswith("image")]
@@ -466,3 +475,108 @@ def test_the_command_explains_bad_input_in_one_line(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit) as stopped:
         command(capsys, runs, "--into", page)
     assert stopped.value.code == 2 and "--marker" in capsys.readouterr().err
+
+
+# --- names, links, two sweeps at once ---
+
+EVIL = "<img src=x onerror=alert(1)>|`a`\\[b](c)\n# d"
+
+
+def test_names_stay_text_in_markdown_and_on_a_terminal() -> None:
+    other = without_masks("metal_nut", name=EVIL, revision="<b>") | {"reasons": dict.fromkeys(PIXEL, "no <masks>")}
+    runs = [result(EVIL, name=EVIL), other]
+    for text in (render(tables.summarize(runs), markdown=True), render_comparison(compare(runs), markdown=True)):
+        assert not re.search(r"<(img|b|masks)|`|\]\(|^# ", text, re.MULTILINE)
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) == 1, "every row has the same number of cells"
+    text = render(tables.summarize(runs), markdown=True)
+    assert html.unescape(text).count("<img src=x onerror=alert(1)>|`a`\\[b](c)\\n# d") >= 2
+    assert "| metal_nut " in text
+    for text in (render(tables.summarize(runs)), render_comparison(compare(runs))):
+        assert EVIL not in text and "(c)\\n# d" in text
+
+
+def test_a_name_with_an_escape_sequence_does_not_reach_the_terminal() -> None:
+    runs = [result("a\x1b[2J", name="b\x1b[2J"), without_masks("c\x1b[2J", name="b\x1b[2J")]
+    assert "\x1b" not in render(tables.summarize(runs)) + render_comparison(compare(runs))
+
+
+def test_a_class_behind_a_link_is_in_the_tables(tmp_path: Path) -> None:
+    sweep = save(tmp_path / "runs", result(), result("cable"))
+    moved = tmp_path / "other_disk"
+    (sweep / "mvtec/rd4ad/cable").rename(moved)
+    (sweep / "mvtec/rd4ad/cable").symlink_to(moved)
+    (sweep / "mvtec/rd4ad/again").symlink_to(moved)
+    (moved / "round").symlink_to(sweep)
+    assert sorted(one["class_name"] for one in results.collect([sweep])) == ["bottle", "cable"]
+    (moved / "seed1/metrics.json").unlink()
+    assert len(results.unfinished([sweep])) == 1
+    (moved / "seed1/config.json").unlink()
+    assert [one["class_name"] for one in results.collect([sweep, moved])] == ["bottle"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, scandir = save(tmp_path, result(), result("cable")), os.scandir
+
+    def forbidden(path: str) -> Any:
+        if str(path).endswith("cable"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(PermissionError, match="cable: cannot be read"):
+        results.collect([sweep])
+
+
+def test_of_two_sweeps_at_once_the_last_table_has_the_runs_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first collects its class and is slow to write; the second finishes meanwhile."""
+    save(tmp_path, result("carpet"))
+    collected, go_on = threading.Event(), threading.Event()
+    write_tables = rendering.write_tables
+
+    def slowly(*arguments: Any) -> str:
+        if not collected.is_set():
+            collected.set()
+            assert go_on.wait(10)
+        return write_tables(*arguments)
+
+    monkeypatch.setattr(rendering, "write_tables", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(report.update_tables, tmp_path)
+        assert collected.wait(10)
+        save(tmp_path, result("grid"))
+        second = pool.submit(report.update_tables, tmp_path)
+        time.sleep(0.2)  # long enough to write, were nothing locked
+        go_on.set()
+        assert "grid" not in first.result(10) and "grid" in second.result(10)
+    assert "grid" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.iterdir()} == {"mvtec", "summary.csv", "summary.json", "summary.md"}
+
+
+def test_tables_that_cannot_be_written_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(tmp_path, result("carpet"))
+    monkeypatch.setattr(rendering, "write_atomically", full)
+    assert "carpet" in report.update_tables(tmp_path)
+    assert capsys.readouterr().err == f"note: no tables written in {tmp_path}: No space left on device\n"
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        report.update_tables(tmp_path, roots=[tmp_path / "nowhere"])
+
+
+def test_tables_over_one_run_do_not_wait_for_the_run(tmp_path: Path) -> None:
+    run = save(tmp_path, result()) / "mvtec/rd4ad/bottle/seed1"
+    with FolderLock(run):
+        assert "bottle" in report.update_tables(run)
+
+
+def test_a_formula_as_a_class_name_is_text_in_the_csv(tmp_path: Path) -> None:
+    report.write_tables(tmp_path, [result("=1+1", name="@x")])
+    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
+        assert {(row["class"], row["name"]) for row in csv.DictReader(file)} == {("'=1+1", "'@x")}
+    assert {(row["class"], row["name"]) for row in read_csv(tmp_path / "summary.csv")} == {("=1+1", "@x")}

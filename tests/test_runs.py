@@ -63,7 +63,7 @@ def test_without_resume_an_unfinished_run_starts_again_and_a_finished_one_stays(
 
 def test_leftovers_of_a_killed_write_are_swept(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    leftover = run.folder / f".{METRICS}.4711.partial"
+    leftover = run.folder / f".{METRICS}.4194305.partial"
     leftover.write_text("{")
     assert not run.finished
     run.open({}, {"epochs": 3, "data": {}}, NOTHING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,16 @@ import pytest
 import torch
 from toys import ROOT
 
-from utils import format_table, prefetch_map, seed_everything, set_determinism, write_atomically
+from utils import (
+    format_table,
+    prefetch_map,
+    printable,
+    seed_everything,
+    set_determinism,
+    sweep_partials,
+    walk_folders,
+    write_atomically,
+)
 
 
 def draws() -> tuple[float, float]:
@@ -42,6 +52,61 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(target, broken)
     assert target.read_text() == "old"
     assert [path.name for path in target.parent.iterdir()] == ["file.txt"]
+
+
+def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_atomically(tmp_path / "list.csv", f"{name}\n")
+    assert (tmp_path / "list.csv").read_bytes() == b"caf\xe9\n"
+    assert seed_everything(name) != seed_everything("caf")
+
+
+def test_a_name_as_long_as_a_disk_allows_is_written(tmp_path: Path) -> None:
+    write_atomically(tmp_path / ("x" * 251 + ".csv"), "text")
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_what_a_dead_process_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    host, dead = socket.gethostname()[:64], subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [f".a.{dead.pid}@{host}.partial", f".a.{dead.pid}.partial", f".old.{dead.pid}@elsewhere.partial"]
+    kept = [f".a.{os.getpid()}@{host}.partial", ".b.1.partial", f".a.{dead.pid}@elsewhere.partial", ".mine.partial"]
+    for name in (*left, *kept, "a.png"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / left[2], (0, 0))
+    sweep_partials(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "a.png"}
+    sweep_partials(tmp_path / "nowhere")
+
+
+def test_the_file_of_an_interrupted_write_is_of_the_kind_that_is_swept(tmp_path: Path) -> None:
+    dies = "utils.write_atomically(pathlib.Path(sys.argv[1]), lambda path: (path.touch(), os._exit(9)))"
+    command = [sys.executable, "-c", f"import os, pathlib, sys, utils; {dies}", str(tmp_path / "a")]
+    assert subprocess.run(command, cwd=ROOT).returncode == 9
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith(".partial")
+    sweep_partials(tmp_path)
+    assert not path.exists()
+
+
+def test_folders_are_walked_through_links_once_and_never_upward(tmp_path: Path) -> None:
+    root = tmp_path / "sweep"
+    (root / "b/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere/below").mkdir(parents=True)
+    for link, target in (("a", "b"), ("b/round", "."), ("b/up", ".."), ("out", "../elsewhere"), ("gone", "nowhere")):
+        (root / link).symlink_to(target)
+    (root / "b/top").symlink_to(tmp_path)
+    (tmp_path / "elsewhere/back").symlink_to(root)
+    wanted = [".", "b", "b/deep", "out", "out/below"]
+    assert sorted(str(path.relative_to(root)) for path in walk_folders(root)) == wanted
+    assert [str(path.relative_to(root / "out")) for path in walk_folders(root / "out")][:2] == [".", "below"]
+
+
+def test_text_for_a_terminal_shows_its_control_characters() -> None:
+    assert printable("a\nb\x1b[31m\t" + os.fsdecode(b"\xff")) == "a\\nb\\x1b[31m\\t\\xff"
+    assert printable("Größe 80 µm ±2 ") == "Größe 80 µm ±2 "
+    assert format_table(["a"], [["x\ny"]]).splitlines() == ["a", "----", "x\\ny"]
+    assert "\u202e" not in printable("\u202egnp.exe") and "\u2028" not in printable("a\u2028b")
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
