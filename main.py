@@ -47,6 +47,7 @@ def run(experiment: Experiment) -> bool:
     config, folder = experiment.config, Run(experiment.config.run_folder)
     identity, data = experiment.identity, experiment.data
     if not config.fresh and folder.holds(identity, data):
+        folder.tidy()
         print(f"{config.title}: finished already, in {folder}")
         name_late_flags(config, folder)
         return True

@@ -14,6 +14,7 @@ Every file is written atomically, and by one process at a time (`Run.lock`). Not
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -32,7 +33,7 @@ from methods import Training
 from model import Distiller
 from run_files.csv_files import to_csv
 from run_files.data import DataRecord
-from run_files.lock import FolderLock
+from run_files.lock import LOCK, FolderLock
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
@@ -117,6 +118,12 @@ class Run:
         self._record |= {"config": dict(config), "identity": plain(identity)}
         if self._record != self.read(CONFIG):
             self._write_record()
+
+    def tidy(self) -> None:
+        """Remove what a killed process left in the folder, unless another one writes there or nobody can."""
+        if (self.folder / LOCK).exists() or any(self.folder.glob(".*.partial")):
+            with contextlib.suppress(OSError), self.lock():
+                sweep_partials(self.folder)
 
     def _write_record(self) -> None:
         assert self._data is not None, "open the run first"
