@@ -123,7 +123,7 @@ class FeatureCache:
     def _key(self) -> dict[str, Any]:
         """All that decides the features: teacher and precision, image size, and each image's file as it is now."""
         teacher = [self.teacher.name, self.teacher.weights, self.teacher.precision, self.device.type]
-        files = [(str(path.resolve()), *file_stamp(path)) for path in (s.image for s in self.images.samples)]
+        files = [(str(s.image.resolve()), *file_stamp(s.image), s.upright) for s in self.images.samples]
         return {"teacher": teacher, "size": self.images.size, "torch": torch.__version__, "files": files}
 
     def _corrupted_batch(self, images: Tensor, clean: list[Tensor], rng: np.random.Generator) -> TeacherFeatures:

@@ -109,7 +109,7 @@ def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Pa
     run's threshold.
     """
     files = [image for path in paths for image in find_images(path)]
-    samples = [Sample(path, anomalous=False, defect=path.parent.name) for path in files]
+    samples = [Sample(path, anomalous=False, defect=path.parent.name, upright=True) for path in files]
     normalized = Run(run).read(METRICS).get("normalized")
     normalizer = Normalizer(**normalized["image"]) if normalized else None
     assert detector.color_scale is not None, "every finished run has one"
