@@ -253,10 +253,10 @@ class Config:
             problems.append("--dataset folder: needs --train_dir, a folder of normal images (or --data_path)")
         if self.cache == "file" and self.cache_dir is None:
             problems.append("--cache file: needs --cache_dir, the folder for the teacher's features")
-        for flag, names in (("name", (self.name,)), ("class", self.classes)):  # they become folders
-            for name in names:
-                if name is not None and (problem := name_problem(name)):
-                    problems.append(f"--{flag} '{printable(name[:80])}': must be a plain folder name, but it {problem}")
+        folders = [("class", name) for name in self.classes] + ([] if self.name is None else [("name", self.name)])
+        for flag, name in folders:
+            if problem := name_problem(name):
+                problems.append(f"--{flag} '{printable(name[:80])}': must be a plain folder name, but it {problem}")
         if self.variant in VARIANTS and self.rate is not None and not self.consistency:
             problems.append("--rate: weighs the consistency loss, which is off here; add --layerloss 1")
         if not problems:

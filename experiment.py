@@ -18,6 +18,8 @@ from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
+from readers.checks import check_data
+from readers.image_io import limit_pixels
 from report.overlays import OverlayWriter
 from run_files import Progress, Run
 from scoring.normalization import Normalizer, f1_metrics
@@ -106,8 +108,15 @@ class Experiment:
         """The benchmark's images of the class and split, train or test."""
         (class_name,) = self.config.classes
         benchmark = BENCHMARKS[self.config.dataset]
+        limit_pixels(self.config.max_pixels)
         samples = benchmark.read(locate(benchmark, self.config.source), class_name, split)
         return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
+
+    def check_data(self) -> None:
+        """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`."""
+        train, test = self.normal_images, self.test_images
+        for warning in check_data(train.samples, test.samples, test.mask_threshold, self.config.workers):
+            print(f"{self.config.title}: warning: {warning}")
 
     @cached_property
     def corruption(self) -> Corruption | None:

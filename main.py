@@ -45,6 +45,7 @@ def run(experiment: Experiment) -> None:
     if folder.finished:
         print(f"{config.title}: finished already, in {folder}")
         return
+    experiment.check_data()
     progress = train(experiment, folder)
     score(experiment, folder, progress)
 

@@ -162,10 +162,10 @@ def to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode in MODES_16_BIT:
         wide = np.asarray(image).astype(np.float64)
         if wide.min() < 0 or wide.max() > 65535:
-            raise ImageFileError(
-                f"{printable(path)}: holds values from {wide.min():.0f} to {wide.max():.0f}, wanted 0 to 65535: convert "
-                "it to 8 or 16 bits"
+            text = (
+                f"holds values from {wide.min():.0f} to {wide.max():.0f}, wanted 0 to 65535: convert it to 8 or 16 bits"
             )
+            raise ImageFileError(f"{printable(path)}: {text}")
         gray = np.rint(wide / 257).astype(np.uint8)
         return Image.fromarray(gray).convert("RGB")
     if transparent:
@@ -211,15 +211,22 @@ def mask_values(image: Image.Image) -> NDArray[Any]:
 def read_orientation(path: Path) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is no valid tag. Raises as `open_image`."""
     with opened(path) as image:
-        if image.format == "PNG" and not any(mark in path.read_bytes() for mark in PNG_EXIF):
-            return 1  # else Pillow decodes the whole image to look behind it
-        return exif_orientation(image)
+        return header_orientation(image, path)
 
 
-def stored_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) as stored, of an image that is not decoded yet: Pillow swaps the sides of a rotated TIFF."""
-    swapped = image.format == "TIFF" and exif_orientation(image) in SIDES_SWAPPED
-    return swap(image.size) if swapped else image.size
+def header_orientation(image: Image.Image, path: Path) -> int:
+    """The EXIF orientation of an image that is not decoded yet, and is not decoded here unless it must be."""
+    if image.format == "PNG" and not any(mark in path.read_bytes() for mark in PNG_EXIF):
+        return 1  # Pillow would decode the whole image to look behind it
+    return exif_orientation(image)
+
+
+def header_size(image: Image.Image, path: Path, upright: bool) -> tuple[int, int]:
+    """(width, height) as stored or upright, of an image that is not decoded yet."""
+    width, height = image.size
+    if (image.format == "TIFF") == upright or width == height:  # Pillow swaps the sides of a rotated TIFF itself
+        return image.size
+    return swap(image.size) if header_orientation(image, path) in SIDES_SWAPPED else image.size
 
 
 def swap(size: tuple[int, int]) -> tuple[int, int]:
@@ -230,8 +237,7 @@ def swap(size: tuple[int, int]) -> tuple[int, int]:
 def read_size(path: Path, upright: bool = False) -> tuple[int, int]:
     """(width, height) as stored or upright, from the header of the file. Raises as `open_image`."""
     with opened(path) as image:
-        size = stored_size(image)
-    return swap(size) if upright and size[0] != size[1] and read_orientation(path) in SIDES_SWAPPED else size
+        return header_size(image, path, upright)
 
 
 def fits_only_rotated(mask_size: tuple[int, int], image_size: tuple[int, int], orientation: int) -> bool:
