@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toys import ROOT, make_mvtec
+from toys import ROOT, make_mvtec, rows_of, score_again
 
 from config import Config
 from dataset import BENCHMARKS, ImageSet, Source, find_classes
@@ -155,7 +155,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path, mo
         read_rgb(path)
     one_line(problem, path)
     limit_pixels(200_000_000)
-    assert read_header(path).size == (13_300, 13_300)
+    assert read_header(huge_png(tmp_path / "y.png", 14_000)).size == (14_000, 14_000)  # Pillow's own limit is below
     limit_pixels(100)
     with pytest.raises(ValueError, match="16 x 12 = 192 pixels, more than --max_pixels 100:"):
         read_rgb(save(tmp_path / "small.png"))
@@ -212,10 +212,10 @@ def test_a_summary_of_training_images_tells_which_new_ones_are_unlike_them() -> 
 # ----------------------------------------------------------------------------------------------------------- EXIF
 
 
-def tagged(path: Path, orientation: int) -> Path:
+def tagged(path: Path, orientation: int, pixels: np.ndarray = NOISE) -> Path:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return save(path, exif=exif)
+    return save(path, pixels, exif=exif)
 
 
 def shown(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -256,8 +256,38 @@ def test_the_reader_of_own_images_makes_them_upright(tmp_path: Path) -> None:
         for split in ("train", "test"):
             assert {s.upright for s in BENCHMARKS[name].read(Source(root), "bottle", split)} == {upright}
     path = tagged(tmp_path / "x.jpg", 6)
-    stored, rotated = (ImageSet([Sample(path, False, "good", upright=u)], 12).image(0) for u in (False, True))
-    assert not np.array_equal(stored, rotated)
+    save(tmp_path / "m.png", BLOCK)
+    for read in (ImageSet.image, ImageSet.mask):
+        sets = [ImageSet([Sample(path, True, "cut", tmp_path / "m.png", upright=u)], 12) for u in (False, True)]
+        stored, rotated = (np.asarray(read(images, 0)) for images in sets)
+        assert not np.array_equal(stored, rotated)
+
+
+@pytest.mark.slow
+def test_a_run_on_rotated_files_is_a_run_on_upright_ones(tmp_path: Path, train_command: Callable[..., int]) -> None:
+    """Training, scoring, overlays and prediction; features in files of the benchmark's reading are not taken."""
+    upright = make_mvtec(tmp_path / "upright", train=4, good=1, bad=1)
+    sideways = tmp_path / "sideways"
+    for path in upright.rglob("*.png"):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        copy = sideways / path.relative_to(upright)
+        if "ground_truth" in path.parts:
+            save(copy, pixels)
+        else:
+            tagged(copy, 6, np.ascontiguousarray(np.rot90(pixels)))  # to be shown a quarter turn clockwise
+    flags = ("--epochs", 1, "--vis", 1, "--cache", "file", "--cache_dir", tmp_path / "cache")
+    own = ("--dataset", "folder", "--class", "bottle")
+    assert train_command("--data_path", sideways, *flags, "--save_path", tmp_path / "a", "--class", "bottle") == 0
+    for root in (sideways, upright):
+        assert train_command("--data_path", root, *flags, "--save_path", root / "runs", *own) == 0
+        run = root / "runs/folder/sk_rd4ad/bottle/seed111"
+        assert score_again(run, "--images", root / "bottle/test", "--device", "cpu") == 0
+    found, wanted = (root / "runs/folder/sk_rd4ad/bottle/seed111" for root in (sideways, upright))
+    for file in ("predictions.csv", "images/scores.csv"):
+        assert [row["score"] for row in rows_of(found / file)] == [row["score"] for row in rows_of(wanted / file)]
+    for overlay in (wanted / "overlays").iterdir():
+        assert (found / "overlays" / overlay.name).read_bytes() == overlay.read_bytes()
 
 
 @pytest.mark.parametrize("upright", [False, True])
@@ -415,6 +445,17 @@ def test_main_names_a_bad_test_image_before_the_first_epoch(
         == f"error: {root / 'bottle/test/good/009.png'}: is a FIFO, wanted an image file: remove or rename it\n"
     )
     assert "epoch" not in printed.out
+
+
+def test_mains_flag_limits_the_pixels(
+    tmp_path: Path, train_command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--class", "bottle", "--epochs", 1, "--save_path", tmp_path, "--max_pixels", 4095)
+    try:
+        assert train_command("--data_path", make_mvtec(tmp_path / "data"), *flags) == 2
+    finally:
+        limit_pixels(image_io.MAX_PIXELS)
+    assert "64 x 64 = 4096 pixels, more than --max_pixels 4095" in capsys.readouterr().err
 
 
 @pytest.mark.slow
