@@ -23,7 +23,10 @@ from dataset import BENCHMARKS, Source
 from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
 from model import TEACHERS, is_resnet
 from model.precision import PRECISIONS
+from readers.base import name_problem
+from readers.image_io import MAX_PIXELS
 from scoring.anomaly_map import MAP_MODES
+from utils import printable
 
 GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
     "what to train on",
@@ -82,6 +85,9 @@ class Config:
     )
     mask_dir: Path | None = runtime_field(None, DATA, "--dataset folder: masks, laid out as --test_dir is")
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
+    max_pixels: int = runtime_field(
+        MAX_PIXELS, DATA, "images and masks of more pixels are refused before they are decoded"
+    )
 
     variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS)
     net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME")
@@ -215,7 +221,15 @@ class Config:
         ]
         if self.net not in TEACHERS and not self.net.startswith("timm/"):
             problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME")
-        at_least = {"epochs": 0, "batch_size": 1, "score_num": 1, "print_epoch": 0, "workers": 0, "image_size": 32}
+        at_least = {
+            "epochs": 0,
+            "batch_size": 1,
+            "score_num": 1,
+            "print_epoch": 0,
+            "workers": 0,
+            "image_size": 32,
+            "max_pixels": 1,
+        }
         for name, least in (at_least | {"patience": 0, "weight_decay": 0}).items():
             if (value := getattr(self, name)) is not None and not least <= value < float("inf"):
                 problems.append(f"--{name} {value}: must be at least {least}")
@@ -246,8 +260,10 @@ class Config:
             problems.append("--dataset folder: needs --train_dir, a folder of normal images (or --data_path)")
         if self.cache == "file" and self.cache_dir is None:
             problems.append("--cache file: needs --cache_dir, the folder for the teacher's features")
-        if self.name is not None and (not self.name or Path(self.name).name != self.name):
-            problems.append(f"--name {self.name!r}: must be a plain folder name")
+        folders = [("class", name) for name in self.classes] + ([] if self.name is None else [("name", self.name)])
+        for flag, name in folders:
+            if problem := name_problem(name):
+                problems.append(f"--{flag} '{printable(name[:80])}': must be a plain folder name, but it {problem}")
         if self.variant in VARIANTS and self.rate is not None and not self.consistency:
             problems.append("--rate: weighs the consistency loss, which is off here; add --layerloss 1")
         if not problems:

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from readers.base import Reader, Sample, Source, discover_classes, find_class_folder, is_class_folder, list_folders
+from readers.base import (
+    Reader,
+    Sample,
+    Source,
+    check_name,
+    discover_classes,
+    find_class_folder,
+    is_class_folder,
+    list_folders,
+)
 from readers.cifar10 import CIFAR10_CLASSES, prepare_cifar10, read_cifar10
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import ELPV_CLASSES, default_root, read_elpv
@@ -130,10 +139,10 @@ def locate(benchmark: Benchmark, source: Source) -> Source:
 def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
     """The classes of `--class all`: the benchmark's classes that exist, in its order; else all class folders.
 
-    Raises FileNotFoundError where there is no class.
+    Raises FileNotFoundError where there is no class, ValueError for a name that cannot be a run's folder.
     """
     if source.train_dir is not None:
-        return (name_class(source),)
+        return (check_name(name_class(source), "--train_dir"),)
     assert source.root is not None, "locate the source first"
     if benchmark.find is None:
         return benchmark.classes
@@ -146,15 +155,16 @@ def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
             f"no class under --data_path {source.root}: it must hold one folder per class, each with train/good; "
             f"found {there}"
         )
-    return known or found
+    return known or tuple(check_name(name, f"--data_path {source.root}") for name in found)
 
 
-def load_image(path: Path, size: int) -> NDArray[np.uint8]:
+def load_image(path: Path, size: int, upright: bool = False) -> NDArray[np.uint8]:
     """(3, size, size) RGB in 0..255, resized bilinearly with antialiasing; the aspect ratio is not kept.
 
-    Raises ValueError or FileNotFoundError naming a file that cannot be read.
+    `upright`: rotated by its EXIF orientation first, else as stored. Raises ValueError or FileNotFoundError naming a
+    file that cannot be read.
     """
-    image = read_rgb(path).resize((size, size), Image.Resampling.BILINEAR)
+    image = read_rgb(path, upright).resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
@@ -167,7 +177,7 @@ def load_mask(sample: Sample, size: int, threshold: int = 0) -> NDArray[np.bool_
         return np.zeros((size, size), dtype=bool)
     if sample.mask is None:
         return None
-    return resize_mask(read_oriented_mask(sample.image, sample.mask, threshold), size)[0]
+    return resize_mask(read_oriented_mask(sample.image, sample.mask, threshold, sample.upright), size)[0]
 
 
 def resize_mask(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.bool_], bool]:
@@ -216,15 +226,16 @@ class ImageSet:
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(3, size, size) in 0..255; see `load_image`."""
-        return load_image(self.samples[index].image, self.size)
+        sample = self.samples[index]
+        return load_image(sample.image, self.size, sample.upright)
 
     def mask(self, index: int) -> NDArray[np.bool_] | None:
         """(size, size) or None; see `load_mask`."""
         sample = self.samples[index]
         if not sample.anomalous or sample.mask is None:
             return load_mask(sample, self.size)
-        stored = read_oriented_mask(sample.image, sample.mask, self.mask_threshold)
-        resized, vanished = resize_mask(stored, self.size)
+        mask = read_oriented_mask(sample.image, sample.mask, self.mask_threshold, sample.upright)
+        resized, vanished = resize_mask(mask, self.size)
         if vanished:
             self._vanished.add(index)
         return resized

@@ -19,6 +19,8 @@ from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
+from readers.checks import check_data
+from readers.image_io import limit_pixels
 from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
 from run_files import DataRecord, Progress, Run
@@ -108,8 +110,15 @@ class Experiment:
         """The benchmark's images of the class and split, train or test."""
         (class_name,) = self.config.classes
         benchmark = BENCHMARKS[self.config.dataset]
+        limit_pixels(self.config.max_pixels)
         samples = benchmark.read(locate(benchmark, self.config.source), class_name, split)
         return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
+
+    def check_data(self, with_training: bool = True) -> None:
+        """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`."""
+        train, test = self.normal_images.samples if with_training else (), self.test_images
+        for warning in check_data(train, test.samples, test.mask_threshold, self.config.workers):
+            print(f"{self.config.title}: warning: {warning}")
 
     @cached_property
     def corruption(self) -> Corruption | None:
@@ -155,7 +164,7 @@ class Experiment:
         """Names, labels and contents of all images of the class, as they were first looked at."""
         return self.read_data(self.config.content_hashes)
 
-    def check_data(self) -> None:
+    def check_unchanged(self) -> None:
         """Raises ValueError where the images are no longer those that `data` has seen. Unchanged files cost a stamp."""
         if differences := self.data.differences(self.read_data(self.config.content_hashes)):
             raise ValueError(
@@ -254,7 +263,7 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     if config.keep_optimizer and (experiment.optimizer.state or not progress.epoch):
         state["optimizer"] = experiment.optimizer.state_dict()
     folder.save_checkpoint(state)
-    experiment.check_data()
+    experiment.check_unchanged()
     folder.finish(config, evaluation.report, progress, facts)
 
 

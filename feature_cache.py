@@ -126,7 +126,7 @@ class FeatureCache:
         teacher = [self.teacher.name, self.teacher.weights, self.teacher.precision, self.device.type]
         paths = [sample.image for sample in self.images.samples]
         hashes = content_hashes(paths, workers=self.workers)
-        files = [hashes[path] for path in paths]
+        files = [(hashes[s.image], s.upright) for s in self.images.samples]
         return {"teacher": teacher, "size": self.images.size, "torch": torch.__version__, "files": files}
 
     def _corrupted_batch(self, images: Tensor, clean: list[Tensor], rng: np.random.Generator) -> TeacherFeatures:

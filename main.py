@@ -51,6 +51,7 @@ def run(experiment: Experiment) -> bool:
         print(f"{config.title}: finished already, in {folder}")
         name_late_flags(config, folder)
         return True
+    experiment.check_data()
     try:
         with folder.lock():
             folder.open(config.to_json(), identity, data, fresh=config.fresh, resume=config.resume)

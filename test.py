@@ -80,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
     """Print the metrics of a second scoring beside the recorded ones, and their intervals where a level is given."""
     config = detector.config
-    images = Experiment(config, detector.device).test_images
+    experiment = Experiment(config, detector.device)
+    experiment.check_data(with_training=False)
+    images = experiment.test_images
     evaluation = detector.evaluate(images, keep_maps=vis or level is not None)
     metrics, recorded = evaluation.report.defined(), Run(run).read(METRICS)["metrics"]
     print(_beside({"now": metrics, "recorded": recorded}, config.title, digits=6))
@@ -96,7 +98,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     if metrics == recorded:
         print("identical to the recorded metrics")
         return 0
-    data = Run(run).data_differences(Experiment(config, detector.device).read_data(store=None))
+    data = Run(run).data_differences(experiment.read_data(store=None))
     elsewhere = environment_differences(Run(run).read(METRICS))
     causes = [f"the data: {data}"] * bool(data) + [f"the environment: {'; '.join(elsewhere)}"] * bool(elsewhere)
     print(f"DIFFERENT from the recorded metrics; {' and '.join(causes) or 'data and environment are the same'}")
@@ -160,7 +162,8 @@ def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Pa
     3 where there is such an image. scores.csv is replaced when all images are done.
     """
     files = [image for path in paths for image in find_images(path)]
-    images = ReadableImages([Sample(path, False, path.parent.name) for path in files], detector.config.image_size)
+    samples = [Sample(path, anomalous=False, defect=path.parent.name, upright=True) for path in files]
+    images = ReadableImages(samples, detector.config.image_size)
     normalized = Run(run).read(METRICS).get("normalized")
     normalizer = Normalizer(**normalized["image"]) if normalized else None
     assert detector.color_scale is not None, "every finished run has one"

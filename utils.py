@@ -213,8 +213,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
     return "\n".join([line(header), line(dashes), *map(line, rows)])
 
 
-def printable(text: str) -> str:
-    """The text in one line, with line feeds, other control characters and bytes that are not UTF-8 shown escaped."""
+def printable(text: Path | str) -> str:
+    """The text or path in one line, with line feeds, other control characters and bytes that are not UTF-8 shown escaped."""
+    text = str(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage import measure
 from sklearn.metrics import auc, roc_auc_score
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from dataset import Sample
+from readers.image_io import open_image
 
 RATE = 0.005  # weight of the consistency loss
 TEACHERS = {
@@ -92,7 +92,7 @@ def decoded_batches(samples: Sequence[Sample], order: Sequence[int], size: int, 
     )
     for start in range(0, len(order), batch_size):
         chosen = (samples[index] for index in order[start : start + batch_size])
-        yield torch.stack([transform(Image.open(sample.image).convert("RGB")) for sample in chosen])
+        yield torch.stack([transform(open_image(sample.image).convert("RGB")) for sample in chosen])
 
 
 def compute_losses(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def read_mask(sample: Sample, size: int) -> np.ndarray:
     if sample.mask is None:
         return np.zeros((size, size), bool)
     transform = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])
-    return transform(Image.open(sample.mask).convert("L"))[0].numpy() > 0.5
+    return transform(open_image(sample.mask).convert("L"))[0].numpy() > 0.5
 
 
 def aupro(masks: np.ndarray, maps: np.ndarray, steps: int = 200) -> float:

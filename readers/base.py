@@ -11,28 +11,35 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import printable
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # beside hidden files (.DS_Store, ._x.png)
 NORMAL_FOLDERS = frozenset({"good", "ok", "normal"})  # compared in lower case: VisA has Normal, BTAD ok
 SPLITS = ("train", "test")
+MAX_NAME = 255  # bytes of a file's name, on all common file systems
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, bytes that are not UTF-8, line separators
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image of a benchmark.
 
-    `defect` is the name of its folder, "good" for a normal image; `mask` is None where there is no mask.
+    `defect` is the name of its folder, "good" for a normal image; `mask` is None where there is no mask. An `upright`
+    image is rotated by its EXIF orientation; others are read as stored.
     """
 
     image: Path
     anomalous: bool
     defect: str
     mask: Path | None = None
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,48 @@ class Source:
     train_dir: Path | None = None
     test_dir: Path | None = None
     mask_dir: Path | None = None
+
+
+def name_problem(name: str) -> str | None:
+    """Why `name` cannot be the name of a folder that this project makes; None where it can.
+
+    It has to be one component of a path: no separator of any system, no leading dot, no control character, UTF-8, at
+    most 255 bytes.
+    """
+    if not name:
+        return "is empty"
+    if "/" in name or "\\" in name:
+        return "holds a / or \\, and a name is no path"
+    if name.startswith("."):
+        return "begins with a dot"
+    if any(unicodedata.category(c) in UNPRINTABLE for c in name):
+        return "holds a line break, another control character, or bytes that are not UTF-8"
+    if len(name.encode()) > MAX_NAME:
+        return f"has {len(name.encode())} bytes; {MAX_NAME} is the limit of a file system"
+    return None
+
+
+def check_name(name: str, where: str) -> str:
+    """The name itself. Raises ValueError, beginning with `where`, for one that cannot be a folder's name."""
+    if problem := name_problem(name):
+        raise ValueError(f"{where}: the class name '{printable(name[:80])}' {problem}: rename the class")
+    return name
+
+
+def path_below(root: Path, written: str, where: str) -> Path:
+    """`root`/`written`, for a path that is written in a file, which `where` names.
+
+    Raises ValueError where it leads out of `root`, be it by .., as an absolute path or through a link. (Listed folders
+    may hold links to anywhere: whoever can put a link there can put the image there. `root` may be a link itself.)
+    """
+    try:
+        path = root / written
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (ValueError, OSError, RuntimeError):  # a null byte, a link that leads to itself
+        inside = False
+    if not inside:
+        raise ValueError(f"{where}: the path '{printable(written[:200])}' leads out of {root}: it must stay below")
+    return path
 
 
 def is_junk(name: str) -> bool:

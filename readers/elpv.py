@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from readers.base import Sample, Source, candidate_roots, check_split, require_folder
+from readers.base import Sample, Source, candidate_roots, check_split, path_below, require_folder
 
 BLOCK = 30  # cells per block; a module of the data set has 60 or 72
 PARTS = {"train": (0, 1), "test": (2,)}  # the parts of each split: every third block is held out
@@ -60,23 +60,26 @@ def read_elpv(source: Source, class_name: str, split: str) -> list[Sample]:
 
 
 def read_cells(root: Path) -> list[Cell]:
-    """The cells of the labels.csv in `root` or below it. Raises FileNotFoundError, or ValueError naming the line."""
+    """The cells of the labels.csv in `root` or below it. Raises FileNotFoundError, or ValueError naming the line, also
+    for a path that leads out of the folder."""
     labels = next((p / "labels.csv" for p in candidate_roots(root) if (p / "labels.csv").is_file()), None)
     if labels is None:
         raise FileNotFoundError(
             f"no labels.csv under {root}: --data_path must hold labels.csv and images/ of elpv-dataset"
         )
     cells = []
-    for number, line in enumerate(labels.read_text(encoding="utf-8").splitlines(), start=1):
+    text = labels.read_text(encoding="utf-8", errors="surrogateescape")
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
+        where = f"{labels}, line {number}"
         try:
-            path, probability, kind = line.split()
-            cells.append(Cell(labels.parent / path, int(Path(path).stem[-4:]), float(probability), kind))
+            written, probability, kind = line.split()
+            cell = Cell(labels.parent / written, int(Path(written).stem[-4:]), float(probability), kind)
         except ValueError:
-            raise ValueError(
-                f"{labels}, line {number}: wanted 'images/cellNNNN.png probability kind', found {line!r}"
-            ) from None
+            raise ValueError(f"{where}: wanted 'images/cellNNNN.png probability kind', found {line!r}") from None
+        path_below(labels.parent, written, where)
+        cells.append(cell)
     return cells
 
 

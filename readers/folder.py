@@ -3,10 +3,13 @@
 --train_dir   normal images, directly inside or in a folder good/ (ok/, Normal/); other folders are ignored
 --test_dir    one folder per kind: good/ holds normal images, every other folder a defect
 --mask_dir    <defect>/<stem>_mask.* or <defect>/<stem>.* for every anomalous test image
+
+Own images are read upright: they often come from telephones, which store every image as the sensor lies.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from readers.base import (
@@ -22,11 +25,16 @@ from readers.mvtec import read_mvtec, read_normals, read_test_folders
 
 
 def read_folder(source: Source, class_name: str, split: str) -> list[Sample]:
-    """Samples of the user's own folders; the test split is empty without test images.
+    """Samples of the user's own folders, upright; the test split is empty without test images.
 
     Raises ValueError or FileNotFoundError, naming the flag, for folders that are missing or have no images.
     """
     check_split(split)
+    return [replace(sample, upright=True) for sample in read_stored(source, class_name, split)]
+
+
+def read_stored(source: Source, class_name: str, split: str) -> list[Sample]:
+    """The samples of `read_folder`, to be read as stored."""
     if source.train_dir is None and source.test_dir is None:
         root = require_folder(source.root, "--train_dir (or --data_path, in the MVTec layout)")
         if split == "test" and not (find_class_folder(root, class_name) / "test").is_dir():

@@ -13,11 +13,13 @@ from readers.base import (
     Sample,
     Source,
     candidate_roots,
+    check_name,
     check_split,
     discover_classes,
     find_class_folder,
     is_class_folder,
     no_images_error,
+    path_below,
     require_folder,
 )
 from readers.mvtec import read_mvtec
@@ -29,7 +31,8 @@ COLUMNS = ("object", "split", "label", "image", "mask")
 def read_visa(source: Source, class_name: str, split: str) -> list[Sample]:
     """Samples of one class from the prepared copy where there is one, else from the raw release.
 
-    Raises FileNotFoundError for missing classes, images and masks, ValueError for a split file of another form.
+    Raises FileNotFoundError for missing classes, images and masks, ValueError for a split file of another form and for
+    paths in it that lead out of the root.
     """
     check_split(split)
     root = require_folder(source.root, "--data_path")
@@ -51,9 +54,9 @@ def find_visa_classes(root: Path) -> tuple[str, ...]:
     """The sorted classes of the prepared copy where there is one, else those in the split file."""
     split_file = find_split_file(root)
     prepared = discover_classes(root)
-    return (
-        prepared if split_file is None or prepared else tuple(sorted({row["object"] for row in read_rows(split_file)}))
-    )
+    if split_file is None or prepared:
+        return prepared
+    return tuple(check_name(name, str(split_file)) for name in sorted({row["object"] for row in read_rows(split_file)}))
 
 
 def find_split_file(root: Path) -> Path | None:
@@ -62,18 +65,22 @@ def find_split_file(root: Path) -> Path | None:
 
 
 def read_rows(split_file: Path) -> list[dict[str, str]]:
-    """The lines of split_csv/1cls.csv. Raises ValueError where columns are missing."""
-    with split_file.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise ValueError(f"{split_file}: wanted the columns {', '.join(COLUMNS)}; found {reader.fieldnames}")
-        return list(reader)
+    """The lines of split_csv/1cls.csv. Raises ValueError where columns are missing, and for what is no CSV file."""
+    with split_file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, restval="")
+        try:
+            if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                raise ValueError(f"{split_file}: wanted the columns {', '.join(COLUMNS)}; found {reader.fieldnames}")
+            return list(reader)
+        except csv.Error as error:
+            raise ValueError(f"{split_file}, line {reader.line_num}: no CSV ({error}): copy the file again") from None
 
 
 def to_sample(row: dict[str, str], split_file: Path, class_name: str, split: str) -> Sample | None:
     """The sample of a line; None where the line belongs to another class or split.
 
-    Raises ValueError for an unknown label and for an anomaly in train, FileNotFoundError for an anomaly without a mask.
+    Raises ValueError for an unknown label, for an anomaly in train and for a path that leads out of the root,
+    FileNotFoundError for an anomaly without a mask.
     """
     if (row["object"], row["split"]) != (class_name, split):
         return None
@@ -84,5 +91,6 @@ def to_sample(row: dict[str, str], split_file: Path, class_name: str, split: str
         raise ValueError(f"{split_file}: {row['image']} is an anomaly in train: this is not the one-class split file")
     if anomalous and not row["mask"]:
         raise FileNotFoundError(f"{split_file}: no mask is given for {row['image']}")
-    mask = root / row["mask"] if anomalous else None
-    return Sample(root / row["image"], anomalous, "anomaly" if anomalous else "good", mask)
+    mask = path_below(root, row["mask"], str(split_file)) if anomalous else None
+    image = path_below(root, row["image"], str(split_file))
+    return Sample(image, anomalous, "anomaly" if anomalous else "good", mask)

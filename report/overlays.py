@@ -115,7 +115,7 @@ class OverlayWriter:
         for number, (anomaly_map, score) in enumerate(zip(maps, scores, strict=True), start=first):
             sample, name = self.samples[number], self.names[number]
             mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None
-            image, caption = np.asarray(read_rgb(sample.image)), f"{name}   score {score:.3f}"
+            image, caption = np.asarray(read_rgb(sample.image, sample.upright)), f"{name}   score {score:.3f}"
             drawn = overlay(image, anomaly_map, self.scale, mask, caption)
             written, data = cv2.imencode(".png", drawn[..., ::-1])
             assert written, "OpenCV writes PNG"

@@ -94,7 +94,7 @@ def draw_class(detector: Detector, count: int, defects: Sequence[str] | None, si
     (class_name,) = detector.config.classes
     columns = []
     for i, sample in enumerate(images.samples):
-        image, mask = np.asarray(read_rgb(sample.image)), images.mask(i)
+        image, mask = np.asarray(read_rgb(sample.image, sample.upright)), images.mask(i)
         # (HEIGHT, 2w, 3) each: the image beside its map, without and with the mask's outline
         plain, outlined = (overlay(image, maps[i], detector.color_scale, m, "")[:HEIGHT] for m in (None, mask))
         width = plain.shape[1] // 2

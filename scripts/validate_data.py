@@ -4,8 +4,9 @@
     python -m scripts.validate_data --dataset folder --train_dir T --test_dir U --mask_dir M
 
 Checks: counts against the published ones; files that cannot be read, or lie where they are not read; masks that are
-missing, empty, of another size, or without an image; images that occur twice, also between train and test; mixed sizes
-and modes; EXIF orientations. Exit code 0: no errors (there may be warnings); 1: errors; 2: the check could not run.
+missing, empty, inverted, gray, of another size, or without an image; images that occur twice or nearly so, also
+between train and test, rotated or mirrored; images that are all but black; mixed sizes and modes; EXIF orientations.
+Exit code 0: no errors (there may be warnings); 1: errors; 2: the check could not run.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,21 +36,30 @@ from readers.base import (
     list_images,
     match_mask,
     match_masks,
+    printable,
     require_folder,
     visible_entries,
 )
-from readers.image_io import fits_only_rotated, mask_values, open_image, read_orientation, to_rgb
+from readers.checks import DARK, MASK_PROBLEMS, brightness, count_masks, dark_text, is_left_out, left_out, mask_problems
+from readers.headers import read_header
+from readers.image_io import fits_only_rotated, limit_pixels, open_image, read_orientation, read_size, to_rgb
 from readers.mvtec import read_normals, read_test_folders
 from utils import prefetch_map
 
 PUBLISHED = Path(__file__).parent.parent / "readers" / "expected_counts.json"
 THUMBNAIL = 32  # side of the thumbnails that are compared for near-duplicates
-NEAR_DUPLICATE = 1.0  # greatest root mean square difference of two thumbnails, in gray levels
+# Two thumbnails, with mean and contrast made equal, are near-duplicates up to this root mean square difference in gray
+# levels and in units of their standard deviation (so that plain surfaces are not). The least difference between
+# training and test images of the demo, ELPV and BSData is 1.5 levels; copies that are compressed, halved or brightened
+# differ by 0.3 to 0.9.
+NEAR_DUPLICATE = 1.0
+NEAR_DUPLICATE_RATIO = 0.06
+LISTED = 3  # pairs of near-duplicates that are named
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the output. `level` is "error" (metrics would be wrong or missing) or "warning"."""
+    """One line of the output. `level` is "error" (metrics would be wrong or missing), "warning" or "note"."""
 
     level: str
     class_name: str
@@ -57,7 +67,7 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        place = f" {self.path}:" if self.path else ""
+        place = f" {printable(self.path)}:" if self.path else ""
         return f"{self.level}: {self.class_name}:{place} {self.text}"
 
 
@@ -74,7 +84,7 @@ class Folders:
 class InspectedImage:
     """The properties of a decoded image, or the problem that prevented decoding.
 
-    `pixels` is a hash of size and RGB values, `thumbnail` (1024,) gray levels.
+    `pixels` is a hash of size and RGB values, `thumbnail` (32, 32) gray levels, `brightest` of 255.
     """
 
     sample: Sample
@@ -83,15 +93,18 @@ class InspectedImage:
     size: tuple[int, int] = (0, 0)
     mode: str = ""
     orientation: int = 1
+    brightest: int = 0
+    bits: int = 8
     pixels: str = ""
-    thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    thumbnail: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings of every class and a summary line; returns the exit code."""
-    flags = ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "workers")
+    flags = ("dataset", "classes", "data_path", "train_dir", "test_dir", "mask_dir", "max_pixels", "workers")
     config = parse_some("python -m scripts.validate_data", __doc__, flags, argv)
     benchmark = BENCHMARKS[config.dataset]
+    limit_pixels(config.max_pixels)
     source = locate(benchmark, config.source)
     names, findings = choose_classes(benchmark, source, config.classes)
     images, levels = 0, Counter[str]()
@@ -111,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose_classes(
     benchmark: Benchmark, source: Source, requested: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """The classes to check, and an error for each class of the benchmark that the folder lacks."""
+    """The classes to check; an error for each class that was asked for and is absent, a note on other absent ones."""
     try:
         there = find_classes(benchmark, source)
     except FileNotFoundError:
@@ -125,8 +138,12 @@ def choose_classes(
     if there and not found and requested == ("all",):
         text = f"none of the classes of {benchmark.title}: checking {', '.join(there)}, without published counts"
         return there, [Finding("warning", "all", source.root, text)]
-    missing = f"the class is missing: no folder with train/good under {source.root}"
-    return found, [Finding("error", name, None, missing) for name in wanted if name not in there]
+    absent = [name for name in wanted if name not in there]
+    if requested != ("all",) or not found:
+        missing = f"the class is missing: no folder with train/good under {source.root}"
+        return found, [Finding("error", name, None, missing) for name in absent]
+    text = f"{len(absent)} of the {len(wanted)} classes of {benchmark.title} are not here: {', '.join(absent)}"
+    return found, [Finding("note", "all", source.root, text)] if absent else []
 
 
 def check_class(
@@ -143,13 +160,17 @@ def check_class(
             findings.append(Finding("error", class_name, None, str(error)))
     else:
         train, test = read_folders(folders)
+        if not benchmark.classes:  # the user's own images, which `read_folder` reads upright
+            train, test = ([replace(sample, upright=True) for sample in samples] for samples in (train, test))
         findings += check_layout(class_name, folders)
     findings += check_counts(class_name, train, test, published_counts(name).get(class_name))
     jobs = [(sample, split) for split, samples in (("train", train), ("test", test)) for sample in samples]
     inspected = list(prefetch_map(inspect_image, jobs, workers))
     findings += [Finding("error", class_name, s.sample.image, s.problem) for s in inspected if s.problem]
     readable = [s for s in inspected if not s.problem]
+    findings += [Finding("warning", class_name, None, text) for text in left_out(train, test)]
     findings += check_masks(class_name, readable, folders, benchmark.mask_threshold, workers)
+    findings += check_brightness(class_name, readable)
     findings += check_uniformity(class_name, readable)
     findings += check_duplicates(class_name, readable)
     findings += check_near_duplicates(class_name, readable)
@@ -203,6 +224,8 @@ def check_layout(class_name: str, folders: Folders) -> Iterator[Finding]:
     for folder in read:
         for entry in visible_entries(folder):
             path = Path(entry.path)
+            if is_left_out(entry):
+                continue  # `left_out` tells all of them in one line
             if entry.is_dir() and folder != folders.train:
                 yield warning(path, f"{count_images(path)} images one folder too deep are not read: move them up")
             elif not entry.is_dir() and path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -252,15 +275,16 @@ def inspect_image(job: tuple[Sample, str]) -> InspectedImage:
     """Decode the image of (sample, split) and keep what the checks need."""
     sample, split = job
     try:
-        image = open_image(sample.image)
+        bits = read_header(sample.image).bits
+        image = open_image(sample.image, sample.upright)
         rgb = to_rgb(image, sample.image)
         pixels = hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
-        thumbnail = rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        thumbnail = rgb.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
         orientation = read_orientation(sample.image)
     except (ValueError, FileNotFoundError) as error:
-        return InspectedImage(sample, split, problem=str(error).removeprefix(f"{sample.image}: "))
-    gray = np.asarray(thumbnail, dtype=np.float32).ravel()
-    return InspectedImage(sample, split, "", image.size, image.mode, orientation, pixels, gray)
+        return InspectedImage(sample, split, problem=str(error).removeprefix(f"{printable(sample.image)}: "))
+    gray, brightest = np.asarray(thumbnail, dtype=np.float32), max(brightness(rgb))
+    return InspectedImage(sample, split, "", image.size, image.mode, orientation, brightest, bits, pixels, gray)
 
 
 def check_masks(
@@ -272,39 +296,42 @@ def check_masks(
         for s in anomalous:
             if s.sample.mask is None:
                 yield Finding("error", class_name, s.sample.image, f"has no mask {s.sample.image.stem}_mask.*: add it")
-    for found in prefetch_map(partial(check_mask, class_name, threshold), anomalous, workers):
-        yield from found
+    drawn = [s for s in anomalous if s.sample.mask is not None]
+    kinds: dict[str, list[Path]] = defaultdict(list)
+    for s, (findings, problems) in zip(
+        drawn, prefetch_map(partial(check_mask, class_name, threshold), drawn, workers), strict=True
+    ):
+        yield from findings
+        for problem in problems:
+            assert s.sample.mask is not None
+            kinds[problem].append(s.sample.mask)
+    for problem, paths in kinds.items():
+        text = MASK_PROBLEMS[problem].format(threshold=threshold)
+        yield Finding("warning", class_name, paths[0], text + count_masks(paths))
     if folders is not None and folders.masks is not None and folders.test is not None:
         yield from check_orphans(class_name, folders.test, folders.masks)
 
 
-def check_mask(class_name: str, threshold: int, inspected: InspectedImage) -> list[Finding]:
-    """The findings on one image's mask."""
-    path = inspected.sample.mask
-    if path is None:
-        return []
+def check_mask(class_name: str, threshold: int, inspected: InspectedImage) -> tuple[list[Finding], list[str]]:
+    """The findings on the size of an image's mask, and the names in MASK_PROBLEMS of what its values are like."""
+    sample = inspected.sample
+    assert sample.mask is not None
     try:
-        image = open_image(path)
+        problems = mask_problems(sample, threshold)
+        size = read_size(sample.mask, sample.upright)
     except (ValueError, FileNotFoundError) as error:
-        return [Finding("error", class_name, path, str(error).removeprefix(f"{path}: "))]
-    findings = []
-    if not (mask_values(image) > threshold).any():
-        text = "is empty though its image is anomalous: all pixels count as normal; draw the mask or remove the image"
-        findings.append(Finding("warning", class_name, path, text))
-    if image.size != inspected.size:
-        (width, height), (w, h) = inspected.size, image.size
-        text = f"is {w}x{h}, its image {width}x{height}"
-        if fits_only_rotated(image.size, inspected.size, inspected.orientation):
-            findings.append(
-                Finding("warning", class_name, path, f"{text}: fits the EXIF-rotated image, and is rotated back")
-            )
-        elif abs(w * height - h * width) <= max(w, h, width, height):
-            findings.append(Finding("warning", class_name, path, f"{text}: both are resized, so it is used as it is"))
-        else:
-            findings.append(
-                Finding("error", class_name, path, f"{text}: another shape, so it cannot fit; draw it again")
-            )
-    return findings
+        text = str(error).removeprefix(f"{printable(sample.mask)}: ")
+        return [Finding("error", class_name, sample.mask, text)], []
+    level, (width, height), (w, h) = "warning", inspected.size, size
+    text = f"is {w}x{h}, its image {width}x{height}"
+    if {"aspect", "transposed"} & set(problems):
+        level, text = "error", f"{text}: another shape, so it cannot fit; draw it again"
+    elif fits_only_rotated(size, inspected.size, inspected.orientation):
+        text = f"{text}: fits only before or after its image's EXIF rotation, and is rotated to fit"
+    else:
+        text = f"{text}: both are resized, so it is used as it is"
+    findings = [Finding(level, class_name, sample.mask, text)] if size != inspected.size else []
+    return findings, [problem for problem in problems if problem not in ("aspect", "transposed")]
 
 
 def check_orphans(class_name: str, test: Path, masks: Path) -> Iterator[Finding]:
@@ -338,8 +365,20 @@ def check_uniformity(class_name: str, inspected: Sequence[InspectedImage]) -> It
             )
     rotated = [s for s in inspected if s.orientation != 1]
     if rotated:
-        text = f"EXIF orientation {rotated[0].orientation}; {len(rotated)} images have one: images are read as stored"
-        yield Finding("warning", class_name, rotated[0].sample.image, f"{text}; rotate the files if that is wrong")
+        first = rotated[0]
+        text = f"EXIF orientation {first.orientation}; {len(rotated)} images have one: images are read "
+        text += "rotated by it" if first.sample.upright else "as stored; rotate the files if that is wrong"
+        yield Finding("warning", class_name, first.sample.image, text)
+
+
+def check_brightness(class_name: str, inspected: Sequence[InspectedImage]) -> Iterator[Finding]:
+    """Training images that are all but black: the bit depth is not what it seems."""
+    train = [s for s in inspected if s.split == "train"]
+    brightest = max((s.brightest for s in train), default=DARK)
+    if brightest < DARK:
+        bits = max(s.bits for s in train)
+        level = "error" if bits > 8 else "warning"
+        yield Finding(level, class_name, train[0].sample.image.parent, dark_text(brightest, bits))
 
 
 def check_duplicates(class_name: str, inspected: Iterable[InspectedImage]) -> Iterator[Finding]:
@@ -351,28 +390,47 @@ def check_duplicates(class_name: str, inspected: Iterable[InspectedImage]) -> It
             continue
         leak, contradiction = other.split != s.split, other.sample.anomalous != s.sample.anomalous
         level = "error" if leak or contradiction else "warning"
+        kinds = s.sample.defect != other.sample.defect
         why = " (once normal, once anomalous)" if contradiction else " (train and test)" if leak else ""
-        text = f"the same image as {other.sample.image}{why}: keep one of them"
+        why = why or (" (two kinds of defect)" if kinds else "")
+        text = f"the same image as {printable(other.sample.image)}{why}: keep one of them"
         yield Finding(level, class_name, s.sample.image, text)
 
 
 def check_near_duplicates(class_name: str, inspected: Sequence[InspectedImage]) -> Iterator[Finding]:
-    """One line for test images that nearly equal a training image, with the closest pair."""
+    """One line for test images that nearly equal a training image, with the closest pairs.
+
+    Brightness and contrast may differ, and one image may be rotated or mirrored.
+    """
     train, test = ([s for s in inspected if s.split == split] for split in ("train", "test"))
     if not train or not test:
         return
-    train_pixels = np.stack([s.thumbnail for s in train])
-    train_norms = (train_pixels**2).sum(axis=1)
-    similar: list[tuple[float, InspectedImage, InspectedImage]] = []
+    standardized = np.stack([standardize(s.thumbnail).ravel() for s in train])
+    pairs: list[tuple[float, InspectedImage, InspectedImage]] = []
     for s in test:
-        squares = np.maximum(train_norms + (s.thumbnail**2).sum() - 2 * train_pixels @ s.thumbnail, 0) / THUMBNAIL**2
-        best = int(squares.argmin())
-        if squares[best] < NEAR_DUPLICATE**2 and train[best].pixels != s.pixels:
-            similar.append((float(squares[best]), s, train[best]))
-    if similar:
-        _, s, other = min(similar, key=lambda entry: entry[0])
-        text = f"nearly equals {other.sample.image}, as {len(similar)} test images do: near-duplicates?"
+        correlations = standardized @ eight_ways(standardize(s.thumbnail)).T / THUMBNAIL**2
+        best, way = np.unravel_index(int(correlations.argmax()), correlations.shape)
+        difference = float(np.sqrt(max(0.0, 2 - 2 * float(correlations[best, way]))))
+        limit = min(NEAR_DUPLICATE_RATIO, NEAR_DUPLICATE / max(float(s.thumbnail.std()), 1e-6))
+        if difference < limit and train[best].pixels != s.pixels:
+            pairs.append((difference, s, train[best]))
+    if pairs:
+        (_, s, other), *others = sorted(pairs, key=lambda pair: pair[0])[:LISTED]
+        listed = "; ".join(f"{printable(a.sample.image)} and {printable(b.sample.image)}" for _, a, b in others)
+        count = f", as {len(pairs)} test images do: {listed}" if others else ""
+        text = f"nearly equals {printable(other.sample.image)}{count}: near-duplicates, perhaps rotated or mirrored?"
         yield Finding("warning", class_name, s.sample.image, text)
+
+
+def standardize(thumbnail: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The thumbnail with mean 0 and standard deviation 1; zeros where it is plain."""
+    centered = thumbnail - thumbnail.mean()
+    return centered / max(float(centered.std()), 1e-6)
+
+
+def eight_ways(thumbnail: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(8, pixels): the square thumbnail, rotated and mirrored in all ways."""
+    return np.stack([np.rot90(way, k).ravel() for way in (thumbnail, thumbnail[:, ::-1]) for k in range(4)])
 
 
 if __name__ == "__main__":

@@ -421,6 +421,19 @@ def test_a_missing_or_damaged_file_is_named_and_nothing_unpickled(
     assert capsys.readouterr().err == ""
 
 
+def test_what_is_hashed_is_what_is_unpickled(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is exchanged after it was read, and before it is unpickled, is not read again."""
+    read_bytes = Path.read_bytes
+
+    def read_then_exchange(path: Path) -> bytes:
+        content = read_bytes(path)
+        path.write_bytes(b"cos\nabort\n(tR.")
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_then_exchange)
+    assert len(read(cifar, "cat", "test")) == ROWS
+
+
 def test_a_mended_file_is_read(cifar: Path) -> None:
     path = cifar / "cifar-10-batches-py" / TEST_FILE
     whole = path.read_bytes()

@@ -148,14 +148,22 @@ def test_extensions_are_compared_lower_cased(tmp_path: Path, suffix: str) -> Non
     assert load_image(test[0].image, 8).shape == (3, 8, 8)
 
 
+PALETTES = {
+    "P": [0, 0, 0, 255, 255, 255],
+    "P white first": [255, 255, 255, 0, 0, 0],
+    "P ids": [0, 0, 0, 128, 0, 0],
+    "P black": [0] * 6,  # no color tells anything: the index counts
+}
+
+
 def stored(mode: str) -> Image.Image:
     """BLOCK in a way of storing it that some reader has got wrong."""
     ids = BLOCK.astype(np.uint8)
     zeros, full = np.zeros_like(ids), np.full_like(ids, 255)
-    if mode == "P":  # the index counts, not the color: here black on white
+    if mode in PALETTES:  # the color counts, not the index
         indexed = Image.new("P", WIDE)
-        indexed.putpalette([255, 255, 255, 0, 0, 0])
-        indexed.putdata(ids.ravel().tolist())
+        indexed.putpalette(PALETTES[mode])
+        indexed.putdata((1 - ids if mode == "P white first" else ids).ravel().tolist())
         return indexed
     arrays = {
         "ids": ids * (1 + np.arange(16, dtype=np.uint8) % 3),
@@ -170,12 +178,12 @@ def stored(mode: str) -> Image.Image:
     return Image.fromarray(arrays[mode])
 
 
-@pytest.mark.parametrize("mode", ["ids", "L", "P", "1", "LA", "RGB", "RGBA", "I;16", "I"])
+@pytest.mark.parametrize("mode", ["ids", "L", *PALETTES, "1", "LA", "RGB", "RGBA", "I;16", "I"])
 def test_a_mask_is_whatever_is_not_zero_in_any_mode(tmp_path: Path, mode: str) -> None:
-    """Trap 4: `> 0` on the stored numbers; palette indices, three channels and 16 bits are not turned gray first."""
+    """Trap 4: `> 0` on the stored numbers; palettes, three channels and 16 bits are not turned gray first."""
     path = tmp_path / ("mask.tif" if mode == "I" else "mask.png")
     stored(mode).save(path)
-    assert open_image(path).mode == ("L" if mode == "ids" else mode)
+    assert open_image(path).mode == ("L" if mode == "ids" else mode.split()[0])
     np.testing.assert_array_equal(read_mask(path), BLOCK)
 
 
@@ -304,7 +312,7 @@ def test_a_mask_that_fits_only_the_exif_turned_image_is_turned_back(
     turned = ImageOps.exif_transpose(shown)
     assert turned.size == (12, 16)
     turned.save(tmp_path / "000_mask.png")
-    with pytest.warns(UserWarning, match="EXIF-rotated"):
+    with pytest.warns(UserWarning, match="before or after its EXIF rotation"):
         mask = read_oriented_mask(image, tmp_path / "000_mask.png")
     np.testing.assert_array_equal(mask, BLOCK)
 
@@ -698,8 +706,8 @@ def test_folder_reads_own_folders(tmp_path: Path) -> None:
     assert find_classes(benchmark, source) == ("pump",)
     assert below(read_folder(source, "pump", "train"), train) == ["a.png", "b.JPG"]
     assert read_folder(source, "pump", "test") == [
-        Sample(test / "crack/e.png", True, "crack", masks / "crack/e_mask.png"),
-        Sample(test / "ok/d.png", False, "good"),
+        Sample(test / "crack/e.png", True, "crack", masks / "crack/e_mask.png", upright=True),
+        Sample(test / "ok/d.png", False, "good", upright=True),
     ]
     without_masks = read_folder(Source(None, train, test), "pump", "test")
     assert [s.mask for s in without_masks] == [None, None]

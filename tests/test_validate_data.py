@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -157,7 +158,22 @@ def rotated_mask(nut: Path) -> Path:
     exif[0x0112] = 6
     with Image.open(path) as image:
         image.save(path, exif=exif)
-    return mask(nut / "ground_truth/cut/001_mask.png", (12, 16))
+    return mask(nut / "ground_truth/cut/001_mask.png")
+
+
+def gray_mask(nut: Path) -> Path:
+    path = mask(nut / "ground_truth/cut/001_mask.png")
+    with Image.open(path) as image:
+        image.resize((8, 6), Image.Resampling.BILINEAR).resize((16, 12), Image.Resampling.BILINEAR).save(path)
+    return path
+
+
+def inverted_mask(nut: Path) -> Path:
+    path = mask(nut / "ground_truth/cut/001_mask.png")
+    pixels = np.full((12, 16), 255, np.uint8)
+    pixels[2:4, 3:6] = 0
+    Image.fromarray(pixels).save(path)
+    return path
 
 
 def orphan(nut: Path) -> Path:
@@ -194,7 +210,9 @@ def no_image(nut: Path) -> Path:
     [
         (empty_mask, "is empty though its image is anomalous"),
         (other_size, "is 32x24, its image 16x12: both are resized"),
-        (rotated_mask, "is 12x16, its image 16x12: fits the EXIF-rotated image"),
+        (rotated_mask, "is 16x12, its image 12x16: fits only before or after its image's EXIF rotation"),
+        (gray_mask, "has more than two values"),
+        (inverted_mask, "covers nearly all of its image"),
         (orphan, "no image under"),
         (second_mask, "a second mask of the same image, not used"),
         (loose_mask, "lies beside the defects' folders"),
@@ -210,8 +228,9 @@ def test_a_warning_is_one_line_and_exit_code_0(nut: Path, check: Check, spoil: C
     (line,) = (line for line in findings if str(path) in line.split(": ")[2])
     assert line.startswith(f"warning: nut: {path}: ") and says in line
     others = [other for other in findings if other != line]
-    assert all("EXIF orientation" in other for other in others)
-    assert len(others) == (spoil is rotated_mask)
+    assert [other.split(";")[-1] if "EXIF" in other else other.split(": ")[2] for other in others] == (
+        ["mixed sizes", " 1 images have one: images are read rotated by it"] if spoil is rotated_mask else []
+    )
     assert code == 0
 
 
@@ -281,15 +300,102 @@ def test_the_real_counts_are_asked_by_default(tmp_path: Path, check: Check) -> N
     assert "error: bottle: train/good: 3 images, published 209: unpack the data set again" in findings
 
 
-def test_a_missing_class_is_an_error_each(tmp_path: Path, check: Check, published: Path) -> None:
+def test_a_class_that_was_asked_for_and_is_absent_is_an_error(tmp_path: Path, check: Check, published: Path) -> None:
     tubes = make_class(tmp_path / "mpdd/tubes")
-    code, findings, summary = check("--dataset", "mpdd", "--data_path", tubes.parent)
-    absent = ("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate")
-    assert findings == [
-        f"error: {name}: the class is missing: no folder with train/good under {tubes.parent}" for name in absent
-    ]
-    assert (code, summary) == (1, "errors: 5, warnings: 0; checked 12 images of 1 classes")
-    assert check("--dataset", "mpdd", "--data_path", tubes.parent, "--class", "tubes")[0] == 0
+    arguments = ("--dataset", "mpdd", "--data_path", tubes.parent, "--class")
+    assert check(*arguments, "tubes")[0] == 0
+    code, findings, summary = check(*arguments, "tubes", "connector")
+    absent = f"error: connector: the class is missing: no folder with train/good under {tubes.parent}"
+    assert (code, findings) == (1, [absent])
+    assert summary == "errors: 1, warnings: 0; checked 12 images of 1 classes"
+
+
+def test_a_root_with_some_of_a_benchmarks_classes_is_no_fault(tmp_path: Path, check: Check, published: Path) -> None:
+    tubes = make_class(tmp_path / "mpdd/tubes")
+    absent = "bracket_black, bracket_brown, bracket_white, connector, metal_plate"
+    assert check("--dataset", "mpdd", "--data_path", tubes.parent) == (
+        0,
+        [f"note: all: {tubes.parent}: 5 of the 6 classes of MPDD are not here: {absent}"],
+        "errors: 0, warnings: 0; checked 12 images of 1 classes",
+    )
+
+
+def rotated(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.ROTATE_90)
+
+
+def brightened(image: Image.Image) -> Image.Image:
+    return image.point(lambda value: round(0.9 * value + 12))
+
+
+def halved(image: Image.Image) -> Image.Image:
+    return image.resize((64, 48), Image.Resampling.BOX)
+
+
+def of_another_scene(image: Image.Image) -> Image.Image:
+    return Image.fromarray(scene(8))
+
+
+def scene(seed: int) -> np.ndarray:
+    """(96, 128, 3): broad stripes at a place of their own, under noise."""
+    rng = np.random.default_rng(seed)
+    stripes = 120 + 60 * np.sin(np.arange(128) / 9 + rng.uniform(0, 6)) * np.cos(np.arange(96) / 7)[:, None]
+    return np.repeat((stripes + rng.normal(0, 8, (96, 128)))[..., None], 3, axis=2).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("change", [rotated, brightened, halved, of_another_scene])
+def test_a_changed_copy_of_a_training_image_is_found_and_another_scene_is_not(
+    nut: Path, check: Check, change: Callable[[Image.Image], Image.Image]
+) -> None:
+    original = Image.fromarray(scene(7))
+    original.save(nut / "train/good/007.png")
+    change(original).save(nut / "test/good/007.png")
+    _, findings, _ = check("--dataset", "folder", "--data_path", nut.parent)
+    found = [line for line in findings if "near-duplicates" in line]
+    near = f"warning: nut: {nut / 'test/good/007.png'}: nearly equals {nut / 'train/good/007.png'}: near-duplicates, "
+    assert found == ([] if change is of_another_scene else [near + "perhaps rotated or mirrored?"])
+
+
+def test_of_many_near_duplicates_the_closest_pairs_are_named(nut: Path, check: Check) -> None:
+    for number in range(5):
+        Image.fromarray(scene(number)).save(nut / f"train/good/{number:03}.png")
+        brightened(Image.fromarray(scene(number))).save(nut / f"test/good/{number:03}.png")
+    (line,) = (x for x in check("--dataset", "folder", "--data_path", nut.parent)[1] if "near-duplicates" in x)
+    assert "as 5 test images do: " in line
+    assert line.count(" and ") == 2 and line.count("test/good") == line.count("train/good") == 3
+
+
+def test_plain_surfaces_are_no_near_duplicates(nut: Path, check: Check) -> None:
+    """Their thumbnails differ by less than a gray level."""
+    rng = np.random.default_rng(0)
+    for number, split in enumerate(("train", "test")):
+        pixels = (120 + rng.normal(0, 3, (96, 96, 3))).astype(np.uint8)
+        Image.fromarray(pixels).save(nut / split / f"good/00{number}.png")
+    assert not any("near-duplicates" in line for line in check("--dataset", "folder", "--data_path", nut.parent)[1])
+
+
+def test_one_image_in_two_kinds_of_defect_is_told(nut: Path, check: Check) -> None:
+    shutil.copy(nut / "test/cut/001.png", nut / "test/dent/001.png")
+    (line,) = check("--dataset", "folder", "--data_path", nut.parent)[1]
+    assert line.startswith(f"warning: nut: {nut / 'test/dent/001.png'}: the same image as {nut / 'test/cut/001.png'}")
+    assert "(two kinds of defect)" in line
+
+
+def test_training_images_that_are_all_but_black_are_an_error_with_their_depth(nut: Path, check: Check) -> None:
+    for path in (nut / "train/good").iterdir():
+        rng = np.random.default_rng(int(path.stem))
+        Image.fromarray(rng.integers(0, 4096, (12, 16), dtype=np.uint16)).save(path)
+    code, findings, _ = check("--dataset", "folder", "--data_path", nut.parent)
+    (line,) = (line for line in findings if line.startswith("error"))
+    assert code == 1
+    assert "brighter than 16 of 255, and the files have 16 bits" in line
+
+
+def test_a_name_that_is_not_utf8_is_written_escaped(nut: Path, check: Check) -> None:
+    shutil.copy(nut / "train/good/000.png", os.fsdecode(bytes(nut / "test/good") + b"/\xff\n.png"))
+    code, (line,), _ = check("--dataset", "folder", "--data_path", nut.parent)
+    assert code == 1
+    assert line.startswith(f"error: nut: {nut}/test/good/\\xff\\n.png: the same image as")
 
 
 def test_classes_outside_the_table_are_looked_at_without_counts(nut: Path, check: Check) -> None:
