@@ -20,6 +20,7 @@ from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
 from readers.checks import check_data
+from readers.headers import read_headers, summarize
 from readers.image_io import limit_pixels
 from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
@@ -180,10 +181,12 @@ class Experiment:
     @property
     def facts(self) -> dict[str, Any]:
         """What metrics.json records about the run beside its settings and its results."""
+        files = [(sample.image, sample.upright) for sample in self.normal_images.samples]
         return {
             "teacher_weights": self.teacher.weights,
             "precision": self.teacher.precision,
             **self.counts,
+            "training_images": summarize(read_headers(files, self.config.workers)),
         }
 
     @property

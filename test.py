@@ -24,6 +24,8 @@ from detector import Detector
 from experiment import Experiment, score
 from model.precision import PRECISIONS
 from readers.base import list_images
+from readers.headers import readable_headers, unlike_training
+from readers.image_io import limit_pixels
 from report.intervals import render_intervals
 from report.overlays import OverlayWriter
 from run_files import CONFIG, METRICS, Progress, Run, score_columns
@@ -164,7 +166,13 @@ def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Pa
     files = [image for path in paths for image in find_images(path)]
     samples = [Sample(path, anomalous=False, defect=path.parent.name, upright=True) for path in files]
     images = ReadableImages(samples, detector.config.image_size)
-    normalized = Run(run).read(METRICS).get("normalized")
+    record = Run(run).read(METRICS)
+    limit_pixels(detector.config.max_pixels)
+    if "training_images" in record:  # earlier versions have none
+        headers = readable_headers([(sample.image, sample.upright) for sample in samples], detector.config.workers)
+        for warning in unlike_training(headers, record["training_images"]):
+            print(f"warning: {warning}")
+    normalized = record.get("normalized")
     normalizer = Normalizer(**normalized["image"]) if normalized else None
     assert detector.color_scale is not None, "every finished run has one"
     overlays = OverlayWriter(out / "overlays", images.samples, detector.color_scale)

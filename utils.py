@@ -214,7 +214,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
 
 
 def printable(text: Path | str) -> str:
-    """The text or path in one line, with line feeds, other control characters and bytes that are not UTF-8 shown escaped."""
+    """The text or path in one line: line feeds, other control characters and bytes that are not UTF-8 are escaped."""
     text = str(text)
     if text.isprintable():
         return text

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from utils import file_sha256, prefetch_map, write_atomically
+from readers.image_io import check_regular
+from utils import file_sha256, prefetch_map, printable, write_atomically
 
 Stamp = tuple[int, ...]  # see file_stamp
 RACY_NS = 2_000_000_000  # a file that changed less than this before it was read may change again under the same stamp
@@ -24,14 +24,13 @@ def file_stamp(path: Path) -> Stamp:
     """(device, inode, size, mtime, ctime) of a regular file, times in nanoseconds.
 
     An exchange that keeps size and mtime (`cp -p`, `touch -r`) still changes inode or ctime. Raises FileNotFoundError,
-    and ValueError for what is no regular file (a folder, a pipe, a device).
+    and ValueError for what is no regular file (a folder, a FIFO, a device).
     """
     try:
+        check_regular(path)
         found = path.stat()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path}: is not a regular file; remove or rename it")
+        raise FileNotFoundError(f"{printable(path)}: no such file") from None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

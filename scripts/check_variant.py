@@ -197,11 +197,12 @@ def check_batch(trial: Trial) -> None:
 def check_resume(trial: Trial) -> None:
     """A training that stops after an epoch, is saved, loaded elsewhere and goes on ends bit-equal."""
     first, progress, folder = trial.experiment(), Progress(), Run(trial.folder / "run")
+    folder.open(first.config.to_json(), first.identity, first.data, fresh=True)
     for epoch in range(1, EPOCHS):
         progress.add(epoch, train_epoch(first, epoch), TRAIN_IMAGES, seconds=1.0)
     folder.record(progress, first.distiller, first.optimizer, interval=0)
     second = trial.experiment()
-    done = Run(folder.folder).restore(second.distiller, second.optimizer).epoch
+    done = Run(folder.folder).restore(second.distiller, second.optimizer, second.config.training).epoch
     if lost := _different(_tensors(first.distiller), _tensors(second.distiller)):
         raise LawBroken(f"after loading, other values in {_first(lost)}")
     train_epochs(second, range(done + 1, EPOCHS + 1))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from toys import ROOT, Command, MakeTree, paint, record_of, rows_of, score_again, train
 
 import main as main_command
@@ -91,7 +92,7 @@ def test_a_damaged_store_counts_as_empty(tmp_path: Path, monkeypatch: pytest.Mon
 def test_only_regular_files_have_a_stamp(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     for path in (tmp_path / "x.png", tmp_path):
-        with pytest.raises(ValueError, match="not a regular file"):
+        with pytest.raises(ValueError, match="wanted an image file"):
             file_stamp(path)
 
 
@@ -413,6 +414,20 @@ def test_a_sweep_is_verified_run_by_run(
     assert summarize.main([str(tmp_path / "runs"), "--verify"]) == 1
     output = capsys.readouterr().out
     assert "1 of 2 runs verified" in output and "seed2" in output and "settings and counts" in output
+
+
+def test_prediction_warns_of_images_that_training_never_saw(
+    flags: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*flags) == 0
+    images = flags[1] / "bottle/test/good"
+    capsys.readouterr()
+    assert score_again(tmp_path / RUN, "--images", images) == 0
+    assert "warning" not in capsys.readouterr().out
+    Image.fromarray(np.full((64, 200), 90, np.uint8)).save(tmp_path / "wide.png")
+    assert score_again(tmp_path / RUN, "--images", images, tmp_path / "wide.png") == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 3 and all("1 of 4 images" in line and "wide.png" in line for line in warnings)
 
 
 def test_predictions_are_read_back(flags: list[Any], tmp_path: Path) -> None:
