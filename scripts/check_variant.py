@@ -33,7 +33,7 @@ from experiment import Experiment
 from main import train_epoch
 from methods import VARIANTS, TeacherFeatures
 from model.precision import resolve_precision
-from run_files import Progress, Run
+from run_files import Run
 from scoring.anomaly_map import level_maps
 from utils import seed_everything, set_determinism
 
@@ -196,16 +196,16 @@ def check_batch(trial: Trial) -> None:
 
 def check_resume(trial: Trial) -> None:
     """A training that stops after an epoch, is saved, loaded elsewhere and goes on ends bit-equal."""
-    first, progress, folder = trial.experiment(), Progress(), Run(trial.folder / "run")
-    folder.open(first.config.to_json(), first.identity, first.data, fresh=True)
-    for epoch in range(1, EPOCHS):
-        progress.add(epoch, train_epoch(first, epoch), TRAIN_IMAGES, seconds=1.0)
-    folder.record(progress, first.distiller, first.optimizer, interval=0)
-    second = trial.experiment()
-    done = Run(folder.folder).restore(second.distiller, second.optimizer, second.config.training).epoch
+    first, second, run = trial.experiment(), trial.experiment(), Run(trial.folder / "run")
+    train_epochs(first, range(1, EPOCHS))
+    run.save_checkpoint({"trained": first.distiller.trained_state(), "optimizer": first.optimizer.state_dict()})
+    state = run.load_checkpoint()
+    assert state is not None
+    second.distiller.load_trained_state(state["trained"])
+    second.optimizer.load_state_dict(state["optimizer"])
     if lost := _different(_tensors(first.distiller), _tensors(second.distiller)):
         raise LawBroken(f"after loading, other values in {_first(lost)}")
-    train_epochs(second, range(done + 1, EPOCHS + 1))
+    train_epochs(second, range(EPOCHS, EPOCHS + 1))
     _check_equal(trial, second, "a resumed training")
 
 

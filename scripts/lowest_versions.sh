@@ -6,10 +6,14 @@ cd "$(dirname "$0")/.."
 
 # requirements.txt with every `>=` as `==`; another form than NAME>=VERSION or NAME==VERSION is an error.
 lowest_versions() {
-    sed -E 's/[[:space:]]*(#.*)?$//; /^$/d; s/^([A-Za-z0-9._-]+)[[:space:]]*>=[[:space:]]*/\1==/' "$1" |
-        awk '!/^[A-Za-z0-9._-]+==[0-9A-Za-z.+!]+$/ {
-                 print "error: requirements.txt: want NAME>=VERSION or NAME==VERSION, found " $0 > "/dev/stderr"; exit 2
-             } { print }'
+    awk -v file="$1" '
+        { sub(/[ \t]*(#.*)?$/, "") }
+        /^$/ { next }
+        !/^[A-Za-z0-9._-]+[ \t]*[>=]=[ \t]*[0-9A-Za-z.+!]+$/ {
+            print "error: " file ": want NAME>=VERSION or NAME==VERSION, found " $0 > "/dev/stderr"
+            exit 2
+        }
+        { sub(/[ \t]*[>=]=[ \t]*/, "=="); print }' "$1"
 }
 
 if [ "${1:-}" = --print ]; then
@@ -20,7 +24,7 @@ VENV=.venv-lowest
 mkdir -p "$VENV"
 lowest=$VENV/requirements.txt
 lowest_versions requirements.txt > "$lowest"
-export PIP_CONSTRAINT=$PWD/$lowest # what the tests need moves none of them
+export PIP_CONSTRAINT=$lowest # what the tests need moves none of them
 . scripts/setup.sh "$lowest" requirements-dev.txt
 export OMP_NUM_THREADS=1 # one thread a test process: pytest runs one process a core
 exec pytest -n "$(nproc)" "$@"
