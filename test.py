@@ -7,6 +7,10 @@ python test.py RUN --images PATH...      a CSV of scores and an overlay for ever
 
 from __future__ import annotations
 
+from commandline import Parser, boolean, exit_code  # before anything slow: Ctrl-C is one line from here on
+
+# isort: split
+
 import argparse
 import csv
 import sys
@@ -15,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from commandline import Parser, boolean, exit_code
 from dataset import ImageSet, Sample
 from detector import Detector
 from experiment import Experiment, score
