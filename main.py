@@ -5,6 +5,10 @@ python main.py --dataset demo --net efficientnet_lite0 --epochs 10        every 
 
 from __future__ import annotations
 
+from commandline import exit_code  # before anything slow: Ctrl-C is one line from here on
+
+# isort: split
+
 import math
 import shlex
 import sys
@@ -15,7 +19,6 @@ import torch
 from tqdm import tqdm
 
 import report
-from commandline import exit_code
 from config import Config
 from engine import held_out_loss, train_one_epoch
 from experiment import Experiment, experiments, score
@@ -138,4 +141,4 @@ def train_epoch(experiment: Experiment, epoch: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, resumes=True))

@@ -9,6 +9,10 @@ python test.py RUN --images PATH...      a CSV of scores, an overlay of every im
 
 from __future__ import annotations
 
+from commandline import Parser, boolean, exit_code  # before anything slow: Ctrl-C is one line from here on
+
+# isort: split
+
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from commandline import Parser, boolean, exit_code
 from dataset import ImageSet, Sample
 from detector import Detector
 from experiment import Experiment, score

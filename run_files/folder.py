@@ -19,8 +19,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,18 @@ class Run:
         if not path.is_file():
             return None
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(path) as archive:  # torch.load itself compares no checksum
+                if (member := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"the checksum of {member} differs")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
         except Exception as problem:  # torch raises many kinds of errors for a damaged file
-            raise ValueError(f"{path} is damaged ({type(problem).__name__}): --fresh trains this run again") from None
+            why = f"{type(problem).__name__}: {problem}".splitlines()[0]
+            raise ValueError(f"{path} is damaged ({why[:200]}): --fresh trains this run again") from None
+        if wrong := _wrong_state(state):
+            raise ValueError(f"{path} is no checkpoint of a run: {wrong}; --fresh trains this run again")
+        return state
 
     def load_finished(self) -> dict[str, Any]:
         """The state of a finished run, on the CPU.
@@ -346,6 +356,34 @@ class Run:
             "epochs": config.training.epochs,
             "epochs_trained": progress.epoch,
         }
+
+
+def _wrong_state(state: Any) -> str:
+    """What is wrong with the content of a checkpoint; empty for the state of a run."""
+    if not isinstance(state, dict) or not isinstance(state.get("trained"), dict):
+        return f"wanted a mapping with the key trained, found {type(state).__name__}"
+    names = {f.name for f in fields(Progress)}
+    progress = state.get("progress")
+    if not isinstance(progress, dict) or not set(progress) <= names:
+        return f"progress: wanted the fields {', '.join(sorted(names))}"
+    epoch = progress.get("epoch", 0)
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
+        return f"progress.epoch: wanted a number of epochs, found {epoch!r}"
+    for name, value in _leaves(state["trained"], "trained"):
+        if not isinstance(value, torch.Tensor):
+            return f"{name}: wanted a tensor, found {type(value).__name__}"
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            return f"{name}: holds values that are not finite"
+    return ""
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of all that is nested in mappings."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}")
+    else:
+        yield name, value
 
 
 def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]:

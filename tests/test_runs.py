@@ -79,11 +79,11 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    state = {"epoch": 2, "trained": {"student": {"weight": torch.ones(2)}}, "color_scale": (0.1, 0.4)}
+    state = {"progress": {"epoch": 2}, "trained": {"student": {"weight": torch.ones(2)}}, "color_scale": (0.1, 0.4)}
     run.save_checkpoint(state)
     loaded = run.load_checkpoint()
     assert loaded is not None
-    assert loaded["epoch"] == 2
+    assert loaded["progress"]["epoch"] == 2
     assert loaded["color_scale"] == (0.1, 0.4)
     assert torch.equal(loaded["trained"]["student"]["weight"], torch.ones(2))
 
@@ -147,3 +147,45 @@ def test_predictions_keep_every_digit_of_a_float32_score(tmp_path: Path) -> None
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no config\.json in"):
         Run(tmp_path).read(CONFIG)
+
+
+def test_no_flipped_bit_of_a_resume_point_is_used(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    weights = torch.arange(4096, dtype=torch.float32)
+    run.save_checkpoint({"trained": {"student": {"weight": weights}}, "progress": {"epoch": 1}})
+    content = (run.folder / CHECKPOINT).read_bytes()
+    rng = np.random.default_rng(0)
+    noticed = 0
+    for place in rng.integers(len(content), size=200):
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(rng.integers(8))
+        (run.folder / CHECKPOINT).write_bytes(changed)
+        try:
+            state = run.load_checkpoint()
+        except ValueError:
+            noticed += 1
+        else:  # a bit that carries nothing
+            assert state is not None and torch.equal(state["trained"]["student"]["weight"], weights)
+            assert state["progress"] == {"epoch": 1}
+    assert noticed > 150
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ([1, 2], "wanted a mapping"),
+        ({"trained": {}, "progress": {"epochs": 1}}, "progress: wanted the fields"),
+        ({"trained": {}, "progress": {"epoch": -1}}, "progress.epoch"),
+        ({"trained": {"student": {"weight": 3}}, "progress": {}}, "trained.student.weight: wanted a tensor"),
+        (
+            {"trained": {"student": {"w": torch.tensor([float("nan")])}}, "progress": {}},
+            "trained.student.w: holds values",
+        ),
+    ],
+)
+def test_a_checkpoint_of_other_content_names_the_field(tmp_path: Path, state: object, words: str) -> None:
+    run = opened(tmp_path / "run")
+    torch.save(state, run.folder / CHECKPOINT)
+    with pytest.raises(ValueError, match=words) as problem:
+        run.load_checkpoint()
+    assert "\n" not in str(problem.value)
