@@ -80,8 +80,8 @@ def test_a_signal_ends_a_command_in_one_line_that_says_how_to_go_on(number: sign
 
 
 def test_a_closed_output_stops_no_work(tmp_path: Path) -> None:
-    code = "import sys, commandline\ndef work():\n    for i in range(100000): print(i)\n    open(sys.argv[1], 'w').close()\n"
-    code += "sys.exit(commandline.exit_code(work))"
+    code = "import sys, commandline\ndef work():\n    for i in range(100000): print(i)\n"
+    code += "    open(sys.argv[1], 'w').close()\nsys.exit(commandline.exit_code(work))"
     command = [sys.executable, "-c", code, str(tmp_path / "done")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

@@ -312,3 +312,11 @@ def test_the_citation_file_has_what_its_format_asks_for() -> None:
     for reference in citation["references"]:
         assert {"type", "title", "authors"} <= set(reference)
         assert all("name" in author or "family-names" in author for author in reference["authors"])
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    named = re.findall(r"`tests/(test_\w+\.py)(?:::(test_\w+))?`", (ROOT / "docs/promises.md").read_text())
+    assert len(named) > 20
+    for file, name in named:
+        assert (ROOT / "tests" / file).is_file(), file
+        assert not name or f"def {name}(" in (ROOT / "tests" / file).read_text(), name
