@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -34,8 +35,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file.txt"
     write_atomically(target, "old")
 
-    def broken(path: Path) -> None:
-        path.write_text("half")
+    def broken(file: BinaryIO) -> None:
+        file.write(b"half")
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
