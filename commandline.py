@@ -126,8 +126,8 @@ def explain(problem: Exception) -> list[str] | None:
     if isinstance(problem, MemoryError) or (
         isinstance(problem, RuntimeError) and any(words in text.lower() for words in OUT_OF_MEMORY)
     ):
-        amount = re.search(r"(tried|unable) to allocate [\d.]+ \w+", text, re.IGNORECASE)
-        return [f"out of memory{f' ({amount[0].lower()})' if amount else ''}: {LESS_MEMORY}"]
+        amount = re.search(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+ \w+)", text)
+        return [f"out of memory{f' (no {amount[1]} more)' if amount else ''}: {LESS_MEMORY}"]
     if isinstance(problem, RuntimeError) and "can't start new thread" in text:
         return ["the system starts no more threads: give fewer --workers"]
     if isinstance(problem, OSError) and problem.errno is not None and problem.strerror:
@@ -146,7 +146,7 @@ def _is_path(name: object) -> bool:
 def _how_to_go_on(arguments: Sequence[str]) -> str:
     """The line after an interruption. The same command would discard with --fresh or --resume 0: then without them."""
     words = " ".join(map(_with_underscores, arguments)).replace("=", " ").split()
-    following = dict(zip(words, [*words[1:], ""], strict=True))
+    following = dict(zip(words, [*words[1:], ""], strict=False))
     off = ("0", "no", "false")
     discarding = [flag for flag in ("--fresh",) if flag in following and following[flag].lower() not in off]
     discarding += ["--resume 0"] if following.get("--resume", "").lower() in off else []

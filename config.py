@@ -12,12 +12,13 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataset import BENCHMARKS, Source
 from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
@@ -26,7 +27,7 @@ from model.precision import PRECISIONS
 from readers.base import name_problem
 from readers.image_io import MAX_PIXELS
 from scoring.anomaly_map import MAP_MODES
-from utils import printable
+from utils import printable, read_json
 
 GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
     "what to train on",
@@ -42,6 +43,52 @@ DISTILLATION_LOSSES = {
     "cosine_channel": (("cosine_channel", 1.0),),
     "mse": (("mse", 1.0),),
     "mse+cosine": (("mse", 0.5), ("cosine", 0.5)),
+}
+
+
+FINITE = sys.float_info.max
+
+
+class Range(NamedTuple):
+    """The numbers that a field may have, or each of its numbers; an open end is itself left out."""
+
+    low: float
+    high: float = FINITE
+    open_low: bool = False
+    open_high: bool = False
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with a number; None where it is within."""
+        above = value > self.low or (value == self.low and not self.open_low)
+        below = value < self.high or (value == self.high and not self.open_high)
+        if above and below:  # neither for NaN
+            return None
+        low = f"must be {'above' if self.open_low else 'at least'} {self.low}"
+        high = "finite" if self.high == FINITE else f"{'below' if self.open_high else 'at most'} {self.high}"
+        return low if below else f"{low} and {high}"
+
+
+LARGEST = 2**31 - 1  # what every library takes as a count
+COUNT, POSITIVE, NOT_NEGATIVE = Range(0, LARGEST), Range(1, LARGEST), Range(0)
+RANGES = {
+    "image_size": Range(32, 16384),
+    "max_pixels": Range(1, 2**63 - 1),
+    "student_width": Range(1, 2**16),
+    "student_blocks": Range(1, 1000),
+    "rate": NOT_NEGATIVE,
+    "mask_rate": Range(0, 1, open_high=True),
+    "epochs": COUNT,
+    "batch_size": POSITIVE,
+    "learning_rate": Range(0, open_low=True),
+    "weight_decay": NOT_NEGATIVE,
+    "patience": COUNT,
+    "holdout": Range(0, 1, open_low=True, open_high=True),
+    "seeds": Range(-(2**63), 2**63 - 1),
+    "score_num": POSITIVE,
+    "print_epoch": COUNT,
+    "workers": Range(0, 1024),
+    "cache_gb": NOT_NEGATIVE,
+    "checkpoint_seconds": NOT_NEGATIVE,
 }
 
 
@@ -211,9 +258,11 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name in ("classes", "seeds", "levels", "train_levels", "student_width"):  # lists from the command line
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, hint in field_types().items():  # lists from the command line, text from JSON and from callers
+            object.__setattr__(self, name, _typed(getattr(self, name), hint))
+        problems = [*self._misfits()]
+        if problems:  # what follows relies on the types
+            raise ValueError("\n".join(problems))
         problems = [
             f"unknown --{f.name} {getattr(self, f.name)!r}: choose from {', '.join(f.metadata['choices'])}"
             for f in dataclasses.fields(self)
@@ -221,38 +270,22 @@ class Config:
         ]
         if self.net not in TEACHERS and not self.net.startswith("timm/"):
             problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME")
-        at_least = {
-            "epochs": 0,
-            "batch_size": 1,
-            "score_num": 1,
-            "print_epoch": 0,
-            "workers": 0,
-            "image_size": 32,
-            "max_pixels": 1,
-        }
-        for name, least in (at_least | {"patience": 0, "weight_decay": 0}).items():
-            if (value := getattr(self, name)) is not None and not least <= value < float("inf"):
-                problems.append(f"--{name} {value}: must be at least {least}")
+        problems += self._out_of_range()
         if self.image_size % 32:
             problems.append(f"--image_size {self.image_size}: must be a multiple of 32")
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            problems.append(f"--learning_rate {self.learning_rate}: must be above 0")
-        if not 0 < self.holdout < 1:
-            problems.append(f"--holdout {self.holdout}: must be between 0 and 1")
-        if self.mask_rate is not None and not 0 <= self.mask_rate < 1:
-            problems.append(f"--mask_rate {self.mask_rate}: must be at least 0 and below 1")
-        if self.rate is not None and not 0 <= self.rate < float("inf"):
-            problems.append(f"--rate {self.rate}: must not be negative")
+        if self.score_num > self.image_size**2:
+            problems.append(
+                f"--score_num {self.score_num}: a map of --image_size {self.image_size} has {self.image_size**2} pixels"
+            )
         if not set(self.levels) <= {0, 1, 2}:
             problems.append(f"--levels {' '.join(map(str, self.levels))}: choose from 0, 1, 2")
         for name in ("seeds", "classes", "levels"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 problems.append(f"--{name} {' '.join(map(str, values))}: give one or more, each once")
-        if self.student_width is not None and (len(self.student_width) != 3 or min(self.student_width) < 1):
-            problems.append(f"--student_width {self.student_width}: give three widths, finest level first")
-        if self.student_blocks is not None and self.student_blocks < 1:
-            problems.append(f"--student_blocks {self.student_blocks}: must be at least 1")
+        if self.student_width is not None and len(self.student_width) != 3:
+            widths = " ".join(map(str, self.student_width))
+            problems.append(f"--student_width {widths}: give three widths, finest level first")
         for flag in ("train_dir", "test_dir", "mask_dir"):
             if getattr(self, flag) is not None and self.dataset != "folder":
                 problems.append(f"--{flag}: belongs to --dataset folder, found --dataset {self.dataset}")
@@ -272,6 +305,39 @@ class Config:
                 problems.append("--mask_rate: no features are hidden here; add --fmm 1")
         if problems:
             raise ValueError("\n".join(problems))
+
+    def _misfits(self) -> Iterator[str]:
+        """A line for each field whose value has another type, and for empty texts."""
+        for name, hint in field_types().items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                yield f"--{name}: must be {_words_of(hint)}, found {value!r}"
+                continue
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, (str, Path)) and (not str(text) or "\0" in str(text)):
+                    yield f"--{name} {str(text)!r}: must not be empty, nor hold a null character"
+
+    def _out_of_range(self) -> Iterator[str]:
+        for name, within in RANGES.items():
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else () if value is None else (value,):
+                if problem := within.problem(number):
+                    yield f"--{name} {number}: {problem}"
+
+    def check_last_batch(self, images: int) -> None:
+        """Raises ValueError where the last batch of so many training images is too small for batch norm.
+
+        At 32 pixels the embedding has one place, and batch norm needs two values a channel.
+        """
+        size = self.training.batch_size
+        if self.image_size > 32 or not images or (images % size or size) > 1:
+            return
+        larger = next((b for b in range(max(2, size), images + size) if images % b != 1), None)
+        remedy = "--image_size 64" + (f" or --batch_size {larger}" if larger is not None and images > 1 else "")
+        raise ValueError(
+            f"--image_size {self.image_size}: the last batch of {images} training images holds a single one "
+            f"(--batch_size {size}), too few for batch norm at this size; give {remedy}"
+        )
 
     @property
     def consistency(self) -> bool:
@@ -393,22 +459,29 @@ class Config:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> dict[str, Any]:
-        """Saved plain values -> typed field values. Raises ValueError on names this version does not know."""
-        hints = typing.get_type_hints(cls)
+        """Saved plain values -> typed field values. Raises ValueError on names this version does not know, on types."""
+        hints = field_types()
         unknown = sorted(set(saved) - set(hints))
         if unknown:
             raise ValueError(f"the saved configuration has fields this version does not know: {', '.join(unknown)}")
-        return {name: _typed(value, hints[name]) for name, value in saved.items()}
+        found = {name: _typed(value, hints[name]) for name, value in saved.items()}
+        wrong = [name for name, value in found.items() if not _fits(value, hints[name])]
+        if wrong:
+            raise ValueError("; ".join(f"{n} must be {_words_of(hints[n])}, found {saved[n]!r}" for n in wrong))
+        return found
 
     @classmethod
     def load(cls, path: Path) -> dict[str, Any]:
         """Typed field values from a run's config.json. Raises FileNotFoundError, ValueError."""
         if not path.is_file():
             raise FileNotFoundError(f"--config {path}: no such file; give the config.json of a run folder")
+        record = read_json(path)
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise ValueError(f"--config {path}: not a run's config.json, which has a table 'config'")
         try:
-            return cls.from_json(json.loads(path.read_text())["config"])
-        except (KeyError, TypeError, json.JSONDecodeError) as problem:
-            raise ValueError(f"--config {path}: not a run's config.json ({problem})") from None
+            return cls.from_json(record["config"])
+        except ValueError as problem:
+            raise ValueError(f"--config {path}: {problem}") from None
 
 
 def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, Any]:
@@ -430,16 +503,38 @@ def _below(root: Path, path: Path, depth: int) -> Path:
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """A plain JSON value as a value of the field's type."""
+    """A plain value as a value of the field's type, where it can be one: text as a path, a list as a tuple."""
+    kind = kind_of(hint)
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    return tuple(value) if typing.get_origin(kind) is tuple and isinstance(value, list) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the field's type; true is no number."""
     kind = kind_of(hint)
     if value is None:
-        return None
-    if kind is Path:
-        return Path(value)
-    return tuple(value) if typing.get_origin(kind) is tuple else value
+        return kind is not hint
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(kind)[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words_of(hint: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    kind = kind_of(hint)
+    return f"a list, each {words[typing.get_args(kind)[0]]}" if typing.get_origin(kind) is tuple else words[kind]
 
 
 def kind_of(hint: Any) -> Any:
     """The type in `X | None`, or the type itself."""
     options = [option for option in typing.get_args(hint) if option is not types.NoneType]
     return options[0] if isinstance(hint, types.UnionType) else hint
+
+
+@functools.cache
+def field_types() -> dict[str, Any]:
+    """The annotated type of each field of the Config."""
+    return typing.get_type_hints(Config)

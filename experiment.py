@@ -118,6 +118,8 @@ class Experiment:
     def check_data(self, with_training: bool = True) -> None:
         """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`."""
         train, test = self.normal_images.samples if with_training else (), self.test_images
+        if with_training:
+            self.config.check_last_batch(len(self.train_images))
         for warning in check_data(train, test.samples, test.mask_threshold, self.config.workers):
             print(f"{self.config.title}: warning: {warning}")
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from commandline import Parser, boolean
-from config import GROUPS, Config, kind_of
+from config import GROUPS, Config, field_types, kind_of
 
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 RES_TO_SKIPS = {
@@ -54,7 +53,7 @@ def _parser() -> Parser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "--config", type=Path, metavar="PATH", help="start from a run's config.json; flags given here override it"
+        "--config", type=path, metavar="PATH", help="start from a run's config.json; flags given here override it"
     )
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
     for f in dataclasses.fields(Config):
@@ -78,8 +77,8 @@ def parse_some(prog: str, description: str | None, names: Sequence[str], argv: S
 def add_option(parser: argparse._ActionsContainer, name: str) -> None:
     """Add the flag of one field to a parser, or to a group of a parser."""
     f = next(f for f in dataclasses.fields(Config) if f.name == name)
-    kind = kind_of(_hints()[name])
-    options: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "NAME")}
+    kind = kind_of(field_types()[name])
+    options: dict[str, Any] = {"type": path if kind is Path else kind, "metavar": METAVARS.get(kind, "NAME")}
     if kind is bool:
         options = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
     elif typing.get_origin(kind) is tuple:
@@ -92,12 +91,14 @@ def add_option(parser: argparse._ActionsContainer, name: str) -> None:
     parser.add_argument(*names, dest=f.name, help=text.replace("%", "%%"), **options)
 
 
+def path(text: str) -> Path:
+    """A path; the empty text, which Path takes for the folder one is in, is refused. Raises ArgumentTypeError."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
+
+
 def _format_default(default: Any) -> str:
     if isinstance(default, bool):
         return str(int(default))
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-@functools.cache
-def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(Config)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -180,19 +180,18 @@ def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Pa
     assert detector.color_scale is not None, "every finished run has one"
     overlays = OverlayWriter(out / "overlays", images.samples, detector.color_scale)
 
-    def write(path: Path) -> None:
+    def write(file: BinaryIO) -> None:
         columns = ["path", *score_columns(0.0, normalizer), "error"]
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as handle:
-            handle.write(csv_line(columns))
-            number = 0
-            for scores, maps in detector.predict(images):
-                for score, anomaly_map in zip(scores, maps, strict=True):
-                    row: dict[str, Any] = {"path": files[number], "error": images.errors.get(number)}
-                    if number not in images.errors:
-                        row |= score_columns(score, normalizer)
-                        overlays.write(number, anomaly_map[None], score[None])
-                    handle.write(csv_line(row.get(column) for column in columns))
-                    number += 1
+        file.write(csv_line(columns).encode())
+        number = 0
+        for scores, maps in detector.predict(images):
+            for image_score, anomaly_map in zip(scores, maps, strict=True):
+                row: dict[str, Any] = {"path": files[number], "error": images.errors.get(number)}
+                if number not in images.errors:
+                    row |= score_columns(image_score, normalizer)
+                    overlays.write(number, anomaly_map[None], image_score[None])
+                file.write(csv_line(row.get(column) for column in columns).encode(errors="surrogateescape"))
+                number += 1
 
     sweep_partials(out)
     write_atomically(out / "scores.csv", write)

@@ -1,10 +1,12 @@
-"""General functions: seeding, devices, atomic writes, folders, hashes, a prefetching map, tables of text, versions."""
+"""General functions: seeding, devices, atomic writes, folders, strict JSON, hashes, a prefetching map, versions."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import hashlib
+import json
+import math
 import os
 import platform
 import random
@@ -19,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -47,9 +49,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        float(torch.ones(1, device=device).sum())  # on the device "meta", tensors have no values
+    except Exception as error:  # each backend that is missing has its own kind
+        reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
         raise ValueError(f"--device {name}: not available on this machine ({reason}); use auto or cpu") from None
     return device
 
@@ -83,24 +85,67 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write the whole file or nothing: a temporary file beside it is flushed to disk, then renamed to `path`.
 
-    `content` is text, bytes, or a function that writes to the path that it is given (such as torch.save). Text may hold
-    file names that are not UTF-8: they keep their bytes.
+    `content` is text, bytes, or a function that writes to the file that it is given (such as torch.save). Text that is
+    not UTF-8, such as the name of a file, is written as the bytes that it was read from. Raises OSError naming `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_path(path)
     try:
-        if callable(content):
-            content(partial)
-        else:
-            partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as problem:
+        # torch.save makes a RuntimeError of the error that its file raised
+        cause = problem if isinstance(problem, OSError) else problem.__context__
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from problem
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file: UTF-8, finite numbers, no key twice. Raises OSError or ValueError naming it."""
+    if not path.is_file():  # a pipe would never end
+        raise FileNotFoundError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
+    try:
+        return json.loads(
+            path.read_bytes().decode(),
+            parse_float=_finite,
+            parse_constant=_finite,
+            object_pairs_hook=_unrepeated,
+        )
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{path}: not valid JSON (not UTF-8 at byte {problem.start})") from None
+    except ValueError as problem:
+        raise ValueError(f"{path}: not valid JSON ({problem})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not valid JSON (nested too deeply)") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text} is not finite")
+    return value
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} occurs twice")
+        found[key] = value
+    return found
 
 
 def _partial_path(path: Path) -> Path:

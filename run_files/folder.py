@@ -222,7 +222,7 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
-        write_atomically(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+        write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last saved state, on the CPU; None where there is none. Raises ValueError for a damaged file."""

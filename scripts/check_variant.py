@@ -198,11 +198,12 @@ def check_resume(trial: Trial) -> None:
     """A training that stops after an epoch, is saved, loaded elsewhere and goes on ends bit-equal."""
     first, second, run = trial.experiment(), trial.experiment(), Run(trial.folder / "run")
     train_epochs(first, range(1, EPOCHS))
-    run.save_checkpoint({"trained": first.distiller.trained_state(), "optimizer": first.optimizer.state_dict()})
-    state = run.load_checkpoint()
-    assert state is not None
-    second.distiller.load_trained_state(state["trained"])
-    second.optimizer.load_state_dict(state["optimizer"])
+    state = {"trained": first.distiller.trained_state(), "optimizer": first.optimizer.state_dict()}
+    run.save_checkpoint({**state, "progress": {"epoch": EPOCHS - 1}})
+    loaded = run.load_checkpoint()
+    assert loaded is not None
+    second.distiller.load_trained_state(loaded["trained"])
+    second.optimizer.load_state_dict(loaded["optimizer"])
     if lost := _different(_tensors(first.distiller), _tensors(second.distiller)):
         raise LawBroken(f"after loading, other values in {_first(lost)}")
     train_epochs(second, range(EPOCHS, EPOCHS + 1))

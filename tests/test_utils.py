@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -44,8 +45,8 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "file.txt"
     write_atomically(target, "old")
 
-    def broken(path: Path) -> None:
-        path.write_text("half")
+    def broken(file: BinaryIO) -> None:
+        file.write(b"half")
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
@@ -80,7 +81,7 @@ def test_what_a_dead_process_left_is_swept_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_the_file_of_an_interrupted_write_is_of_the_kind_that_is_swept(tmp_path: Path) -> None:
-    dies = "utils.write_atomically(pathlib.Path(sys.argv[1]), lambda path: (path.touch(), os._exit(9)))"
+    dies = "utils.write_atomically(pathlib.Path(sys.argv[1]), lambda file: os._exit(9))"
     command = [sys.executable, "-c", f"import os, pathlib, sys, utils; {dies}", str(tmp_path / "a")]
     assert subprocess.run(command, cwd=ROOT).returncode == 9
     (path,) = tmp_path.iterdir()
