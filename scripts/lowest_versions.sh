@@ -26,5 +26,6 @@ lowest=$VENV/requirements.txt
 lowest_versions requirements.txt > "$lowest"
 export PIP_CONSTRAINT=$lowest # what the tests need moves none of them
 . scripts/setup.sh "$lowest" requirements-dev.txt
+processes=$(nproc) # before the next line, which nproc heeds
 export OMP_NUM_THREADS=1 # one thread a test process: pytest runs one process a core
-exec pytest -n "$(nproc)" "$@"
+exec pytest -n "$processes" "$@"

@@ -12,5 +12,6 @@ fi
 ruff check .
 ruff format --check .
 mypy
+processes=$(nproc) # before the next line, which nproc heeds
 export OMP_NUM_THREADS=1 # one thread a test process: pytest runs one process a core
-exec pytest -n "$(nproc)" ${quick[@]+"${quick[@]}"} "$@"
+exec pytest -n "$processes" ${quick[@]+"${quick[@]}"} "$@"
