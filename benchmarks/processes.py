@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,5 +94,8 @@ def _seconds() -> float:
 def _peak_gib() -> float:
     if _state["device"].type == "cuda":
         return torch.cuda.max_memory_allocated(_state["device"]) / 2**30
+    if (status := Path("/proc/self/status")).is_file():  # getrusage would count what the parent had when it forked
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -362,15 +362,19 @@ def test_kill_in_the_middle_of_an_epoch(killable: tuple[list[str], dict[str, Any
 
 # Half of one file is written, as a crash would leave it, and the process kills itself.
 DIES_WRITING = """
-import os, pathlib, signal, sys
-whole = pathlib.Path.write_bytes
-def half(path, content):
-    if sys.argv[1] in path.name:
-        whole(path, content[: len(content) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(path, content)
-pathlib.Path.write_bytes = half
+import os, signal, sys
+import utils
 from main import main
+
+name, own = sys.argv[1], os.fsync
+
+def die_before_the_rename(descriptor):
+    if f".{name}." in os.readlink(f"/proc/self/fd/{descriptor}"):
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    own(descriptor)
+
+os.fsync = die_before_the_rename
 sys.exit(main(sys.argv[2:]))
 """
 
