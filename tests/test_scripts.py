@@ -211,7 +211,11 @@ def test_the_tables_of_icck(mvtec: Path, run: Run, tmp_path: Path) -> None:
     assert line_beginning(found["6"], "scconv (1 of 15)", "image").endswith(" 99.10? –")
     assert rows(found["7"]) == ["0", "1", "2", "0+1", "0+2", "1+2", "0+1+2"]
     assert line_beginning(found["7"], "0+1+2 (1 of 15)", "AUPRO", "per").endswith(" 95.90 –")
-    folders = [folder.name for folder in (tmp_path / "runs/mvtec").iterdir() if folder.is_dir()]
+    folders = [
+        folder.name
+        for folder in (tmp_path / "runs/mvtec").iterdir()
+        if folder.is_dir() and not folder.name.startswith(".")
+    ]
     assert len(folders) == 1 + 2 + 1 + 3 + 6  # the full model, then 4, 5, 6 and 7 without it
 
 
