@@ -54,7 +54,7 @@ MASK_ERRORS = ("transposed",)
 
 
 def check_data(train: Sequence[Sample], test: Sequence[Sample], threshold: int = 0, workers: int = 0) -> list[str]:
-    """The warnings on a class, one line each with a count and the first file.
+    """The warnings on a class, one line each with a count and the first file; without `train`, on its test set alone.
 
     Raises ValueError in one line for files that cannot be read, for training images of more than 8 bits that are all
     but black, and for masks that cannot fit their image.
@@ -63,10 +63,11 @@ def check_data(train: Sequence[Sample], test: Sequence[Sample], threshold: int =
     files = [(sample.image, sample.upright) for sample in (*train, *test)]
     headers = read_headers([*files, *((s.mask, s.upright) for s in anomalous if s.mask is not None)], workers)
     images, of_test = headers[: len(files)], headers[len(train) : len(files)]
+    kinds = sorted({header.kind for header in images[: len(train)]})
     return [
         *left_out(train, test),
         *check_headers(images),
-        *unlike_kinds(of_test, sorted({header.kind for header in images[: len(train)]})),
+        *(unlike_kinds(of_test, kinds) if kinds else ()),
         *check_brightness(train, images[: len(train)]),
         *check_masks(anomalous, threshold, workers),
     ]
