@@ -25,7 +25,7 @@ from readers.image_io import limit_pixels
 from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
 from run_files import DataRecord, Progress, Run
-from scoring.normalization import f1_metrics
+from scoring.normalization import Normalizer, f1_metrics
 from utils import file_sha256, seed_everything
 
 
@@ -244,7 +244,7 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     progress.evaluated(progress.epoch, evaluation.report.values)
 
     fitted = evaluation.normalizers() if config.normalize else {}
-    facts["normalized"] = normalized_record(evaluation) if config.normalize else None
+    facts["normalized"] = normalized_record(fitted, evaluation) if fitted else None
     if config.intervals:
         intervals = evaluation.intervals(config.seed_key)
         facts["intervals"] = record_intervals(intervals)
@@ -272,12 +272,9 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     folder.finish(config, evaluation.report, progress, facts)
 
 
-def normalized_record(evaluation: Evaluation) -> dict[str, Any] | None:
-    """What metrics.json keeps of --normalize: thresholds, ranges, and F1 at the thresholds; None without thresholds."""
+def normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:
+    """What metrics.json keeps of --normalize: thresholds, ranges, and F1 at the thresholds."""
     assert evaluation.maps is not None, "evaluate with keep_maps=True"
-    fitted = evaluation.normalizers()
-    if not fitted:
-        return None
     f1 = f1_metrics(fitted, evaluation.labels, evaluation.scores, evaluation.maps, evaluation.masks)
     return {
         "chosen_on": "the test set",

@@ -113,7 +113,8 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
         same = _close(_flat(again), _flat(record["intervals"]), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("intervals", same, "of scores and maps made now, by the same bootstrap")
     if config.normalize:
-        again = normalized_record(evaluation) or {}
+        fitted = evaluation.normalizers()
+        again = normalized_record(fitted, evaluation) if fitted else {}
         same = _close(_flat(again), _flat(record.get("normalized") or {}), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("normalized", same, "thresholds, ranges and F1 of scores made now")
 

@@ -41,11 +41,16 @@ def content_hashes(paths: Iterable[Path], store: Path | None = None, workers: in
     damaged store counts as empty, and one that cannot be written is left out. Raises as `file_stamp`.
     """
     wanted = {path: (os.path.abspath(path), file_stamp(path)) for path in dict.fromkeys(paths)}
-    if any(_known.get(key, (None,))[0] != stamp for key, stamp in wanted.values()) and store is not None:
+
+    def is_known(path: Path) -> bool:
+        key, stamp = wanted[path]
+        return key in _known and _known[key][0] == stamp
+
+    if store is not None and not all(map(is_known, wanted)):
         for key, entry in _read_store(store).items():
             _known.setdefault(key, entry)
-    missing = [path for path, (key, stamp) in wanted.items() if _known.get(key, (None,))[0] != stamp]
-    hashes = {path: _known[key][1] for path, (key, stamp) in wanted.items() if _known.get(key, (None,))[0] == stamp}
+    missing = [path for path in wanted if not is_known(path)]
+    hashes = {path: _known[wanted[path][0]][1] for path in wanted if is_known(path)}
     now = time.time_ns()
     for path, digest in zip(missing, prefetch_map(file_sha256, missing, workers), strict=True):
         hashes[path] = digest

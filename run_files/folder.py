@@ -38,7 +38,7 @@ from run_files.lock import LOCK, FolderLock
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
-from utils import code_revision, environment_info, file_sha256, sweep_partials, write_atomically
+from utils import code_revision, environment_info, file_sha256, read_json, sweep_partials, write_atomically
 
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
@@ -108,7 +108,8 @@ class Run:
             self._record = {"config": dict(config), "identity": plain(identity), **environment}
             self._write_record()
             return
-        self._record = self.read(CONFIG)
+        recorded = self.read(CONFIG)
+        self._record = dict(recorded)
         if finished:
             return
         before = {key: (self._record.get("resumed") or [self._record])[-1].get(key) for key in environment}
@@ -117,7 +118,7 @@ class Run:
             print(f"{self.folder}: goes on elsewhere, so metrics may differ by rounding; {'; '.join(changed)}")
             self._record["resumed"] = [*self._record.get("resumed", []), environment]
         self._record |= {"config": dict(config), "identity": plain(identity)}
-        if self._record != self.read(CONFIG):
+        if self._record != recorded:
             self._write_record()
 
     def tidy(self) -> None:
@@ -128,7 +129,7 @@ class Run:
 
     def _write_record(self) -> None:
         assert self._data is not None, "open the run first"
-        write_atomically(self.folder / DATA, self._data.to_csv().encode("utf-8", "surrogateescape"))
+        write_atomically(self.folder / DATA, self._data.to_csv())
         write_atomically(self.folder / CONFIG, json.dumps(self._record, indent=2) + "\n")
 
     def _identity(self) -> dict[str, Any]:
@@ -204,10 +205,7 @@ class Run:
         """
         if not (self.folder / METRICS).is_file():
             return False
-        record = self.read(METRICS)
-        if not isinstance(record, dict):
-            raise ValueError(f"{self.folder / METRICS}: not the metrics of a run, which is a JSON object")
-        recorded = record.get("identity_sha256")  # earlier versions have none
+        recorded = self.read(METRICS).get("identity_sha256")  # earlier versions have none
         return recorded is None or not (self.folder / CONFIG).is_file() or recorded == identity_sha256(self._identity())
 
     def read(self, name: str) -> dict[str, Any]:
@@ -215,10 +213,10 @@ class Run:
         path = self.folder / name
         if not path.is_file():
             raise FileNotFoundError(f"no {name} in {self.folder}: give the folder of a run, .../<class>/seed<k>")
-        try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"{path}: not valid JSON ({problem})") from None
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: not a file of a run, which holds a JSON object")
+        return content
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
