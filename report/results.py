@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,13 +81,11 @@ def find_files(roots: Sequence[Path], name: str) -> list[Path]:
 
 
 def _read(path: Path) -> Result:
+    result = Run(path.parent).read(path.name)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
         metrics = {key: result[key] for key in NEEDED}["metrics"]
         values = [*metrics.values(), *_oracle_metrics(result["oracle"]).values()]
         wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # true for NaN as well
-    except ValueError as problem:  # not JSON, or not text
-        raise ValueError(f"{path}: not valid JSON ({problem}); remove it and run again") from None
     except (KeyError, TypeError, AttributeError):
         raise ValueError(
             f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}; oracle is {{}} or has "
