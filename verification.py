@@ -86,16 +86,18 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
     except (OSError, ValueError) as problem:
         yield Check("model and data", False, str(problem))
         return
-    yield Check("data", not differences, differences or _counted(record))
+    counts = experiment.counts
+    seen = f"the {len(experiment.normal_images)} training and {counts['n_test']} test images of the run"
+    yield Check("data", not differences, differences or seen)
     config = detector.config
     set_determinism(config.deterministic)
-    wanted = {**run.described(config, progress), **experiment.counts}
+    wanted = {**run.described(config, progress), **counts}
     wrong = [
         f"{key} is {record.get(key)!r}, wanted {value!r}" for key, value in wanted.items() if record.get(key) != value
     ]
     yield Check("settings and counts", not wrong, "; ".join(wrong) or "as in config.json")
     oracle = progress.oracle(oracle_rule(config.variant, config.dataset))
-    yield Check("oracle", oracle == record["oracle"], f"epoch {oracle.get('epoch', 'none')}, from {CHECKPOINT}")
+    yield Check("oracle", oracle == record.get("oracle"), f"epoch {oracle.get('epoch', 'none')}, from {CHECKPOINT}")
 
     evaluation = detector.evaluate(images, keep_maps=config.normalize or "intervals" in record)
     rows = read_predictions(run.folder / PREDICTIONS) if len(images) else []
@@ -103,11 +105,12 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
     scores = np.array([row[2] for row in rows], np.float32)
     labels = np.array([row[1] for row in rows], bool)
     derived = image_metrics(labels, scores).defined()
-    recorded = {name: record["metrics"].get(name) for name in IMAGE_METRICS}
+    metrics = record.get("metrics", {})
+    recorded = {name: metrics.get(name) for name in IMAGE_METRICS}
     yield Check("image metrics", derived == recorded, _largest(derived, recorded, f"of the scores in {PREDICTIONS}"))
     now = evaluation.report.defined()
-    same = _close(now, record["metrics"], METRIC_TOLERANCE if elsewhere else 0)
-    yield Check("metrics", same, _largest(now, record["metrics"], "of maps and scores made now"))
+    same = _close(now, metrics, METRIC_TOLERANCE if elsewhere else 0)
+    yield Check("metrics", same, _largest(now, metrics, "of maps and scores made now"))
     if "intervals" in record:
         again = record_intervals(evaluation.intervals(config.seed_key))
         same = _close(_flat(again), _flat(record["intervals"]), METRIC_TOLERANCE if elsewhere else 0)
@@ -117,10 +120,6 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
         again = normalized_record(fitted, evaluation) if fitted else {}
         same = _close(_flat(again), _flat(record.get("normalized") or {}), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("normalized", same, "thresholds, ranges and F1 of scores made now")
-
-
-def _counted(record: Mapping[str, Any]) -> str:
-    return f"the {record['n_train'] + record['n_held_out']} training and {record['n_test']} test images of the run"
 
 
 def read_predictions(path: Path) -> list[tuple[str, bool, float]]:

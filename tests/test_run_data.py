@@ -339,6 +339,15 @@ def edit(name: str, *keys: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
+def drop(key: str) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        content = json.loads((run / "metrics.json").read_text())
+        del content[key]
+        (run / "metrics.json").write_text(json.dumps(content))
+
+    return change
+
+
 def edit_score(run: Path) -> None:
     rows = (run / "predictions.csv").read_text().splitlines()
     path, defect, anomalous, score = rows[2].split(",")
@@ -358,6 +367,9 @@ EDITS: list[tuple[str, Callable[[Path], None]]] = [
     ("settings and counts", edit("metrics.json", "image_size", value=512)),
     ("oracle", edit("metrics.json", "oracle", value={"epoch": 1, "rule": "mine", "metrics": {}})),
     ("config.json", edit("metrics.json", "identity_sha256", value="0" * 64)),
+    ("settings and counts", drop("n_train")),
+    ("oracle", drop("oracle")),
+    ("metrics", drop("metrics")),
     ("predictions.csv", edit_score),
 ]
 
