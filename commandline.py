@@ -269,6 +269,7 @@ def _is_a_command() -> bool:
     )
 
 
-if _is_a_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _leave)
+if _is_a_command():
     sys.excepthook = _missing_package
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in a background job
+        signal.signal(signal.SIGINT, _leave)
