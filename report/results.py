@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from run_files import CONFIG, METRICS
+from run_files.checks import read_metrics
 
 Result = dict[str, Any]  # the content of one metrics.json
 
@@ -22,8 +22,6 @@ METRIC_TITLES = {
     "aupro": "AUPRO",
     "aupro_per_image": "AUPRO per image",
 }
-NEEDED = ("benchmark", "variant", "class_name", "seed", "metrics", "oracle")
-ORACLE_KEYS = ("epoch", "rule", "metrics")
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
@@ -35,7 +33,7 @@ def collect(roots: Sequence[Path]) -> list[Result]:
     places: dict[tuple[Any, ...], Path] = {}
     results = []
     for path in _find(roots, METRICS):
-        result = _read(path)
+        result = read_metrics(path)
         key = (result["benchmark"], run_name(result), result["class_name"], result["seed"])
         if key in places:
             run = " ".join(map(str, key))
@@ -63,34 +61,6 @@ def _find(roots: Sequence[Path], name: str) -> list[Path]:
         for path in sorted(path for path in root.rglob(name) if path.is_file()):
             found.setdefault(path.resolve(), path)
     return list(found.values())
-
-
-def _read(path: Path) -> Result:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        metrics = {key: result[key] for key in NEEDED}["metrics"]
-        values = [*metrics.values(), *_oracle_metrics(result["oracle"]).values()]
-        wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # true for NaN as well
-    except ValueError as problem:  # not JSON, or not text
-        raise ValueError(f"{path}: not valid JSON ({problem}); remove it and run again") from None
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}; oracle is {{}} or has "
-            f"{', '.join(ORACLE_KEYS)}"
-        ) from None
-    if wrong:
-        raise ValueError(f"{path}: metrics are fractions in 0..1 or null, found {wrong[0]}")
-    return result
-
-
-def _oracle_metrics(oracle: dict[str, Any]) -> dict[str, float | None]:
-    """The metrics of the oracle epoch, none where none was chosen. Raises KeyError or TypeError on anything else."""
-    if oracle == {}:
-        return {}
-    epoch, rule, metrics = (oracle[key] for key in ORACLE_KEYS)
-    if not (isinstance(epoch, int) and isinstance(rule, str) and isinstance(metrics, dict)):
-        raise TypeError("oracle")
-    return metrics
 
 
 def one_line(metrics: Mapping[str, float]) -> str:

@@ -29,6 +29,7 @@ import torch
 from config import Config
 from dataset import Sample
 from model import Distiller
+from run_files import checks
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
@@ -96,38 +97,30 @@ class Run:
         return (self.folder / METRICS).is_file()
 
     def read(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file of the run. Raises FileNotFoundError, ValueError."""
+        """The content of config.json or metrics.json, checked. Raises FileNotFoundError, ValueError."""
         path = self.folder / name
         if not path.is_file():
             raise FileNotFoundError(f"no {name} in {self.folder}: give the folder of a run, .../<class>/seed<k>")
-        try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"{path}: not valid JSON ({problem})") from None
+        return checks.read_config(path) if name == CONFIG else checks.read_metrics(path)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
         write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last saved state, on the CPU; None where there is none. Raises ValueError for a damaged file."""
+        """The last saved state, on the CPU, checked; None where there is none. Raises ValueError for a damaged file."""
         path = self.folder / CHECKPOINT
-        if not path.is_file():
-            return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as problem:  # torch raises many kinds of errors for a damaged file
-            raise ValueError(f"{path} is damaged ({type(problem).__name__}): --fresh trains this run again") from None
+        return checks.load_checkpoint(path, scored=self.finished) if path.is_file() else None
 
     def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer) -> Progress:
         """Load the last resume point into distiller and optimizer; a new Progress where there is none."""
         state = self.load_checkpoint()
         if state is None:
             return Progress()
-        distiller.load_trained_state(state["trained"])
-        if "optimizer" not in state:  # training is finished and only scoring is left
-            return Progress(**state["progress"])
-        optimizer.load_state_dict(state["optimizer"])
+        with checks.named(self.folder / CHECKPOINT):
+            distiller.load_trained_state(state["trained"])
+            if "optimizer" in state:  # else training is finished and only scoring is left
+                checks.load_optimizer(optimizer, state["optimizer"])
         return Progress(**state["progress"])
 
     def record(

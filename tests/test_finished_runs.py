@@ -227,14 +227,14 @@ def test_a_detectors_state_is_all_that_its_scores_depend_on(trained: Trained) ->
     assert (detector.map_statistics is not None) == ("standardized" in trained.flags)
     images = Experiment(detector.config, detector.device).test_images
     ((scores, maps),) = detector.predict(images)
-    Run(trained.run).save_checkpoint(detector.state())
+    Run(trained.run).save_checkpoint({**detector.state(), "progress": saved["progress"]})
     again = Detector.load(trained.run)
     ((same_scores, same_maps),) = again.predict(images)
     assert np.array_equal(scores, same_scores) and np.array_equal(maps, same_maps)
     assert again.color_scale == detector.color_scale == saved["color_scale"]
     with torch.no_grad():
         next(iter(again.distiller.student.parameters())).add_(0.5)
-    Run(trained.run).save_checkpoint(again.state())
+    Run(trained.run).save_checkpoint({**again.state(), "progress": saved["progress"]})
     ((changed, _),) = Detector.load(trained.run).predict(images)
     assert not np.allclose(changed, scores), "the state is that of the distiller"
 

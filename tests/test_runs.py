@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_the_same_run_opens_again_and_another_is_refused_by_name(tmp_path: Path)
 
 def test_fresh_discards_and_begins_again(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    run.save_checkpoint({"epoch": 1})
+    run.save_checkpoint({"trained": {}, "progress": asdict(Progress())})
     finish(run)
     assert run.finished
     run.open({}, {"epochs": 9}, fresh=True)
@@ -46,7 +47,7 @@ def test_fresh_discards_and_begins_again(tmp_path: Path) -> None:
 
 def test_without_resume_an_unfinished_run_starts_again_and_a_finished_one_stays(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    run.save_checkpoint({"epoch": 1})
+    run.save_checkpoint({"trained": {}, "progress": asdict(Progress())})
     run.open({}, {"epochs": 3}, resume=False)
     assert run.load_checkpoint() is None
     finish(run)
@@ -72,11 +73,17 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    state = {"epoch": 2, "trained": {"student": {"weight": torch.ones(2)}}, "color_scale": (0.1, 0.4)}
+    progress = Progress()
+    progress.add(1, {"loss": 0.5}, images=8, seconds=2.0)
+    state = {
+        "progress": asdict(progress),
+        "trained": {"student": {"weight": torch.ones(2)}},
+        "color_scale": (0.1, 0.4),
+    }
     run.save_checkpoint(state)
     loaded = run.load_checkpoint()
     assert loaded is not None
-    assert loaded["epoch"] == 2
+    assert Progress(**loaded["progress"]) == progress
     assert loaded["color_scale"] == (0.1, 0.4)
     assert torch.equal(loaded["trained"]["student"]["weight"], torch.ones(2))
 
