@@ -225,7 +225,10 @@ def check_for_config(state: Mapping[str, Any], config: Config) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Load a resume point's optimizer state. Raises ValueError where it is not a state of this very optimizer."""
+    """Load a resume point's optimizer state. Raises ValueError where it is not a state of this very optimizer.
+
+    How it computes (fused, ...) stays its own: that depends on the device.
+    """
     wanted = optimizer.state_dict()["param_groups"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     check(table(state, "optimizer"), {"state": Kind("a table", lambda v: isinstance(v, Mapping))}, place="optimizer.")
@@ -247,7 +250,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
             like = torch.empty((), device="meta") if name == "step" else parameters[index]
             if misfits := misfits_of(tensor, like, negative=name == "exp_avg"):
                 raise ValueError(f"{place}.{name}: {misfits}")
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({"state": state["state"], "param_groups": wanted})
 
 
 def _is_same(found: Any, own: Any) -> bool:

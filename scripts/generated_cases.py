@@ -276,6 +276,9 @@ def flags_case(folder: Path, rng: random.Random) -> str:
         except SystemExit as exit_info:
             raise ValueError(printed.getvalue().strip()) from (None if exit_info.code == 2 else exit_info)
         saved = json.loads(json.dumps(config.to_json(), allow_nan=False))
+        numbers = [v for value in saved.values() for v in (value if isinstance(value, list) else [value])]
+        if any(isinstance(number, int) and abs(number) > 2**63 for number in numbers):
+            raise AssertionError("a number beyond 64 bits was taken")
         if Config(**Config.from_json(saved)) != config:
             raise AssertionError("another configuration comes back")
         config.identity()
