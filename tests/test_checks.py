@@ -178,6 +178,7 @@ WEIGHT, MOMENT = ("trained", "student", "0.weight"), ("optimizer", "state", 0, "
         (MOMENT, None, "optimizer.state[0] must be the tensors step, exp_avg, exp_avg_sq"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_a_wrong_value_in_a_checkpoint_names_its_field(
     place: tuple[Any, ...], change: Callable[[Any], Any] | None, says: str, tmp_path: Path
 ) -> None:

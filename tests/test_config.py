@@ -307,7 +307,7 @@ def test_a_saved_value_of_another_type_names_field_and_file(tmp_path: Path) -> N
         assert "\n" not in str(problem.value)
 
 
-@pytest.mark.parametrize("device", ["meta", "cuda:99", "tpu", "", "cuda:x", "mkldnn"])
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "tpu", "", "cuda:x"])
 def test_a_device_that_cannot_compute_is_refused(device: str) -> None:
     with pytest.raises(ValueError, match=f"--device {device}: not available on this machine.*use auto or cpu"):
         choose_device(device)
