@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import zipfile
 from collections.abc import Mapping
@@ -38,9 +39,9 @@ def check_integrity(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             compressed = [member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
             damaged = archive.testzip() if not compressed else None
-    except OSError:
-        raise
     except Exception as error:  # zipfile raises many kinds for a damaged file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one: a place before the file's beginning
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise ValueError(f"no archive of torch.save, or a part of one: {error}") from None
     if compressed or damaged is not None:
         why = f"the checksum of {damaged} does not hold" if damaged is not None else "torch.save compresses nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,17 @@ def test_any_flipped_bit_of_the_weights_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(data[: start + offset] + b"\x01" + data[start + offset + 1 :])
         with pytest.raises(ValueError, match="the checksum of .* does not hold"):
             check_integrity(path)
+
+
+def test_a_damaged_index_of_a_checkpoint_is_a_line(tmp_path: Path) -> None:
+    """Of the last bytes some point to a place before the file's beginning, which is an OSError of seek."""
+    path = put(tmp_path, CHECKPOINT, {"weight": torch.zeros(10)})
+    data = path.read_bytes()
+    for position in range(len(data) - 22, len(data)):
+        for bit in range(8):
+            path.write_bytes(data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :])
+            with contextlib.suppress(ValueError):
+                check_integrity(path)
 
 
 def test_a_checkpoint_of_training_is_none_of_a_finished_run(tmp_path: Path) -> None:
