@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+DOS_FOLDER = 0x10  # of a zip entry's attributes
+
 
 def read_torch_file(path: Path, flag: str) -> Any:
     """What `torch.save` wrote, tensors and plain containers only, on the CPU.
@@ -33,19 +35,27 @@ def read_torch_file(path: Path, flag: str) -> Any:
 def check_integrity(path: Path) -> None:
     """Raises ValueError where a file of torch.save is not as it was written, by the checksums in it; loads nothing.
 
-    torch.load itself compares none of them: a flipped bit is another weight.
+    torch.load itself compares none of them: a flipped bit is another weight. An entry that its index calls a folder or
+    empty is not even read by it, and the weight is whatever the memory held.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            compressed = [member for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
-            damaged = archive.testzip() if not compressed else None
+            odd = [member.filename for member in archive.infolist() if not _is_plain(member)]
+            damaged = archive.testzip() if not odd else None
     except Exception as error:  # zipfile raises many kinds for a damaged file
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one: a place before the file's beginning
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise ValueError(f"no archive of torch.save, or a part of one: {error}") from None
-    if compressed or damaged is not None:
-        why = f"the checksum of {damaged} does not hold" if damaged is not None else "torch.save compresses nothing"
-        raise ValueError(why)
+    if odd:
+        raise ValueError(f"the index entry of {odd[0]} is none that torch.save writes")
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} does not hold")
+
+
+def _is_plain(member: zipfile.ZipInfo) -> bool:
+    """Whether an entry is a file that is stored as it is."""
+    stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+    return stored and not member.is_dir() and not member.external_attr & DOS_FOLDER
 
 
 def tensors_by_name(state: object, what: str) -> dict[str, Tensor]:
