@@ -325,12 +325,12 @@ class Config:
                     yield f"--{name} {number}: {problem}"
 
     def check_last_batch(self, images: int) -> None:
-        """Raises ValueError where the last batch of so many training images is too small for batch norm.
+        """Raises ValueError where training on so many images would end in a batch that is too small for batch norm.
 
-        At 32 pixels the embedding has one place, and batch norm needs two values a channel.
+        At 32 pixels the embedding has one place an image, and batch norm needs two values a channel.
         """
         size = self.training.batch_size
-        if self.image_size > 32 or not images or (images % size or size) > 1:
+        if self.image_size > 32 or not images or not self.training.epochs or (images % size or size) > 1:
             return
         larger = next((b for b in range(max(2, size), images + size) if images % b != 1), None)
         remedy = "--image_size 64" + (f" or --batch_size {larger}" if larger is not None and images > 1 else "")

@@ -17,7 +17,7 @@ from dataset import ImageSet, image_batches
 from methods import build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
-from run_files import CONFIG, METRICS, Run
+from run_files import CHECKPOINT, CONFIG, METRICS, Run, checks
 from scoring.anomaly_map import (
     MapStatistics,
     Pair,
@@ -65,13 +65,15 @@ class Detector:
         record, state = folder.read(CONFIG), folder.load_finished()
         config = replace(Config(**Config.from_json(record["config"])), **changes)
         teacher = frozen_teacher(config, choose_device(config.device))
-        recorded = record["identity"]["teacher_weights"]
+        recorded = record["identity"].get("teacher_weights")
         if teacher.weights != recorded:
             raise ValueError(
                 f"{folder} was trained with teacher weights {recorded}, found {teacher.weights}; give --weights FILE"
             )
         distiller = build_distiller(config.recipe, teacher).to(teacher.device)
-        distiller.load_trained_state(state["trained"])
+        with checks.named(folder.folder / CHECKPOINT):
+            distiller.load_trained_state(state["trained"])
+            checks.check_for_config(state, config)
         detector = cls(config, distiller)
         if state["map_statistics"] is not None:
             tensors = {name: tensor.to(teacher.device) for name, tensor in state["map_statistics"].items()}

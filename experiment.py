@@ -203,7 +203,12 @@ class Experiment:
 
     @cached_property
     def _split(self) -> tuple[ImageSet, ImageSet | None]:
-        """(train, held out): drawn by class and seed, at least one of each. Raises ValueError for a single image."""
+        """(train, held out): drawn by class and seed, at least one of each. Raises ValueError for too few images."""
+        train, held_out = self._drawn()
+        self.config.check_last_batch(len(train))
+        return train, held_out
+
+    def _drawn(self) -> tuple[ImageSet, ImageSet | None]:
         config, images = self.config, self.normal_images
         if not config.training.patience:
             return images, None

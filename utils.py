@@ -95,12 +95,12 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
-                if callable(content):
+            if callable(content):
+                with partial.open("wb") as file:
                     content(file)
-                else:
-                    file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-                file.flush()
+            else:
+                partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+            with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
         finally:

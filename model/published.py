@@ -53,9 +53,10 @@ def load_published(path: Path | str, distiller: Distiller) -> None:
             f"{path} holds only a decoder: it was saved by the published --seg 1 code, which leaves out the trained "
             "bottleneck; such a checkpoint cannot be scored"
         )
-    if not all(isinstance(content.get(part), Mapping) for part in ("bn", "decoder")):
+    parts = ("bn", "decoder", *(("proj",) if "proj" in content else ()))
+    if not all(isinstance(content.get(part), Mapping) for part in parts):
         found = ", ".join(map(str, list(content)[:5])) or "nothing"
-        raise ValueError(f"{path} is no published checkpoint: wanted the parts bn and decoder, found {found}")
+        raise ValueError(f"{path} is no published checkpoint: wanted the parts {' and '.join(parts)}, found {found}")
     kind = f"as a checkpoint of {distiller.teacher.name}"
     bottleneck, student = _plain(content["bn"]), _plain(content["decoder"])
     dropped = [name for name in bottleneck if name.startswith(NEVER_CALLED) or "memory" in name]

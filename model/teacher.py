@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from model.blocks import Block, down_stage, initialize
-from model.checkpoints import load_checked, read_torch_file
+from model.checkpoints import load_checked, read_torch_file, tensors_by_name
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import autocast
 from model.timm_backbone import build_timm, cut_timm
@@ -215,8 +215,8 @@ def _load_weights(net: nn.Module, name: str, row: TeacherSpec, weights: str | Pa
     found = f"its SHA-256 begins with {digest[:8]}, not {row.sha256}"
     if weights == "auto" and not digest.startswith(row.sha256):
         raise ValueError(f"{path} is corrupt or another file: {found}; delete it, or name a file by --weights FILE")
-    state = read_torch_file(path, "--weights")
-    load_checked(net, row.rename(state) if isinstance(state, dict) else state, f"{path} as weights of {name}")
+    what = f"{path} as weights of {name}"
+    load_checked(net, row.rename(tensors_by_name(read_torch_file(path, "--weights"), what)), what)
     if not digest.startswith(row.sha256):
         warnings.warn(f"{path} is not {row.file} ({found}): other weights give other results", stacklevel=3)
     return f"sha256:{digest}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,26 @@ def build_timm(name: str, weights: str | Path, seed: int) -> tuple[Any, tuple[in
 
 
 def _from_file(model: str, name: str, path: Path) -> tuple[nn.Module, tuple[int, int, int]]:
-    read_torch_file(path, "--weights")  # timm's own errors about files are many lines long
+    content = read_torch_file(path, "--weights")  # timm's own errors about files are many lines long
+    if wrong := _not_finite(content):
+        raise ValueError(f"{path} as weights of {name} does not fit: it has NaN or infinite values in {wrong}")
     try:
         # With features_only timm passes over names that it misses or does not know; a whole model must fit exactly.
         _import_timm(name).create_model(model, checkpoint_path=str(path))
         return cut_timm(model, name, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # of a file that holds no weights, timm raises many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path} as weights of {name} does not fit: {reason}") from error
+
+
+def _not_finite(content: object) -> str:
+    """The name of the first tensor with NaN or infinite values in tables of tensors, at any depth; empty without."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            return str(name)
+        if wrong := _not_finite(value):
+            return wrong
+    return ""
 
 
 def _check_levels(net: nn.Module, channels: tuple[int, int, int], name: str) -> None:

@@ -22,8 +22,6 @@ METRIC_TITLES = {
     "aupro": "AUPRO",
     "aupro_per_image": "AUPRO per image",
 }
-NEEDED = ("benchmark", "variant", "class_name", "seed", "metrics", "oracle")
-ORACLE_KEYS = ("epoch", "rule", "metrics")
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
@@ -35,9 +33,10 @@ def collect(roots: Sequence[Path]) -> list[Result]:
     places: dict[tuple[Any, ...], Path] = {}
     results = []
     for path in find_files(roots, METRICS):
-        if not Run(path.parent).finished:
+        folder = Run(path.parent)
+        if not folder.finished:
             continue
-        result = _read(path)
+        result = folder.read(METRICS)
         key = (result["benchmark"], run_name(result), result["class_name"], result["seed"])
         if key in places:
             run = printable(" ".join(map(str, key)))
@@ -78,32 +77,6 @@ def find_files(roots: Sequence[Path], name: str) -> list[Path]:
         for path in sorted(paths):
             found.setdefault(path.resolve(), path)
     return list(found.values())
-
-
-def _read(path: Path) -> Result:
-    result = Run(path.parent).read(path.name)
-    try:
-        metrics = {key: result[key] for key in NEEDED}["metrics"]
-        values = [*metrics.values(), *_oracle_metrics(result["oracle"]).values()]
-        wrong = [value for value in values if value is not None and not 0 <= value <= 1]  # true for NaN as well
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{path}: not the metrics of a run, which has {', '.join(NEEDED)}; oracle is {{}} or has "
-            f"{', '.join(ORACLE_KEYS)}"
-        ) from None
-    if wrong:
-        raise ValueError(f"{path}: metrics are fractions in 0..1 or null, found {wrong[0]}")
-    return result
-
-
-def _oracle_metrics(oracle: dict[str, Any]) -> dict[str, float | None]:
-    """The metrics of the oracle epoch, none where none was chosen. Raises KeyError or TypeError on anything else."""
-    if oracle == {}:
-        return {}
-    epoch, rule, metrics = (oracle[key] for key in ORACLE_KEYS)
-    if not (isinstance(epoch, int) and isinstance(rule, str) and isinstance(metrics, dict)):
-        raise TypeError("oracle")
-    return metrics
 
 
 def one_line(metrics: Mapping[str, float]) -> str:

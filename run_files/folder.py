@@ -19,9 +19,8 @@ import hashlib
 import json
 import shutil
 import time
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,14 @@ from config import Config
 from dataset import Sample
 from methods import Training
 from model import Distiller
+from run_files import checks
 from run_files.csv_files import to_csv
 from run_files.data import DataRecord
 from run_files.lock import LOCK, FolderLock
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
-from utils import code_revision, environment_info, file_sha256, read_json, sweep_partials, write_atomically
+from utils import code_revision, environment_info, file_sha256, sweep_partials, write_atomically
 
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
@@ -133,12 +133,7 @@ class Run:
         write_atomically(self.folder / CONFIG, json.dumps(self._record, indent=2) + "\n")
 
     def _identity(self) -> dict[str, Any]:
-        found = self.read(CONFIG).get("identity")
-        if not isinstance(found, dict):
-            raise ValueError(
-                f"{self.folder / CONFIG}: written by another version of this project; --fresh starts again"
-            )
-        return found
+        return self.read(CONFIG)["identity"]
 
     @property
     def _is_begun(self) -> bool:
@@ -209,37 +204,20 @@ class Run:
         return recorded is None or not (self.folder / CONFIG).is_file() or recorded == identity_sha256(self._identity())
 
     def read(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file of the run. Raises FileNotFoundError, ValueError."""
+        """The content of config.json or metrics.json, checked. Raises FileNotFoundError, ValueError."""
         path = self.folder / name
         if not path.is_file():
             raise FileNotFoundError(f"no {name} in {self.folder}: give the folder of a run, .../<class>/seed<k>")
-        content = read_json(path)
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: not a file of a run, which holds a JSON object")
-        return content
+        return checks.read_config(path) if name == CONFIG else checks.read_metrics(path)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
         write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last saved state, on the CPU; None where there is none. Raises ValueError for a damaged file."""
+        """The last saved state, on the CPU, checked; None where there is none. Raises ValueError for a damaged file."""
         path = self.folder / CHECKPOINT
-        if not path.is_file():
-            return None
-        try:
-            with zipfile.ZipFile(path) as archive:  # torch.load itself compares no checksum
-                if (member := archive.testzip()) is not None:
-                    raise zipfile.BadZipFile(f"the checksum of {member} differs")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except MemoryError:
-            raise
-        except Exception as problem:  # torch raises many kinds of errors for a damaged file
-            why = f"{type(problem).__name__}: {problem}".splitlines()[0]
-            raise ValueError(f"{path} is damaged ({why[:200]}): --fresh trains this run again") from None
-        if wrong := _wrong_state(state):
-            raise ValueError(f"{path} is no checkpoint of a run: {wrong}; --fresh trains this run again")
-        return state
+        return checks.load_checkpoint(path) if path.is_file() else None
 
     def load_finished(self) -> dict[str, Any]:
         """The state of a finished run, on the CPU.
@@ -254,9 +232,7 @@ class Run:
                 f"{path}: is not the file that was scored: its SHA-256 differs from the one in {METRICS}; put that "
                 "file back, or --fresh trains the run again"
             )
-        state = self.load_checkpoint()
-        assert state is not None
-        return state
+        return checks.load_checkpoint(path, scored=True)
 
     def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer, training: Training) -> Progress:
         """Load the last resume point into distiller and optimizer; a new Progress where there is none.
@@ -266,11 +242,12 @@ class Run:
         state = self.load_checkpoint()
         if state is None:
             return Progress()
+        with checks.named(self.folder / CHECKPOINT):
+            distiller.load_trained_state(state["trained"])
+            if "optimizer" in state:
+                checks.load_optimizer(optimizer, state["optimizer"])
         progress = Progress(**state["progress"])
-        distiller.load_trained_state(state["trained"])
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
-        elif not progress.is_complete(training):
+        if "optimizer" not in state and not progress.is_complete(training):
             raise ValueError(
                 f"{self.folder}: finished after epoch {progress.epoch} without the optimizer's state (--keep_optimizer "
                 "0), so more epochs cannot go on from there; --fresh trains it again"
@@ -354,34 +331,6 @@ class Run:
             "epochs": config.training.epochs,
             "epochs_trained": progress.epoch,
         }
-
-
-def _wrong_state(state: Any) -> str:
-    """What is wrong with the content of a checkpoint; empty for the state of a run."""
-    if not isinstance(state, dict) or not isinstance(state.get("trained"), dict):
-        return f"wanted a mapping with the key trained, found {type(state).__name__}"
-    names = {f.name for f in fields(Progress)}
-    progress = state.get("progress")
-    if not isinstance(progress, dict) or not set(progress) <= names:
-        return f"progress: wanted the fields {', '.join(sorted(names))}"
-    epoch = progress.get("epoch", 0)
-    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 0:
-        return f"progress.epoch: wanted a number of epochs, found {epoch!r}"
-    for name, value in _leaves(state["trained"], "trained"):
-        if not isinstance(value, torch.Tensor):
-            return f"{name}: wanted a tensor, found {type(value).__name__}"
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            return f"{name}: holds values that are not finite"
-    return ""
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of all that is nested in mappings."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{name}.{key}")
-    else:
-        yield name, value
 
 
 def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from math import inf, nan
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
 
-from config import Config
+from config import RANGES, Config, field_types, kind_of
 from flags import parse
 from methods import SKIPS, VARIANTS, Term
+from utils import choose_device
 
 PUBLISHED = (
     "--epochs 200 --res 3 --learning_rate 0.005 --batch_size 16 --seed 111 --class all --seg 1 --print_epoch 10 "
@@ -210,3 +213,126 @@ def test_teachers_other_than_resnets_standardize_the_map_unless_told_otherwise(v
     given = parse(["--variant", variant, "--net", "efficientnet_lite0", "--anomaly_map", "add"])
     assert given.scoring.anomaly_map == "add"
     assert parse(["--variant", variant, "--net", "timm/resnet50"]).scoring.anomaly_map == "standardized"
+
+
+# --- every field, with values that would fail later ---
+
+NUMBERS = {name for name, hint in field_types().items() if {int, float} & {kind_of(hint), *get_args(kind_of(hint))}}
+TEXTS = {name for name, hint in field_types().items() if {str, Path} & {kind_of(hint), *get_args(kind_of(hint))}}
+BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just beyond each range, and values within it
+    "image_size": ((0, 31, 33, 16416), (32, 16384)),
+    "student_width": (((1, 2), (0, 1, 1), (1, 1, 2**16 + 1)), ((1, 1, 2**16),)),
+    "student_blocks": ((0, 1001), (1, 1000)),
+    "rate": ((-0.1,), (0.0, 1e9)),
+    "mask_rate": ((-0.1, 1.0), (0.0, 0.99)),
+    "train_levels": (((), (3,), (1, 0), (-1, 0), (0, 0)), ((0, 2), (0, 1, 2))),
+    "epochs": ((-1, 2**31), (0, 2**31 - 1)),
+    "batch_size": ((0, 2**31), (1, 2**31 - 1)),
+    "learning_rate": ((0.0, -1.0), (1e-9, 10.0)),
+    "weight_decay": ((-1e-9,), (0.0, 1.0)),
+    "patience": ((-1, 2**31), (0, 20)),
+    "holdout": ((0.0, 1.0), (0.01, 0.99)),
+    "seeds": (((), (1, 1), (2**63,), (-(2**63) - 1,)), ((2**63 - 1, -(2**63)), (0,))),
+    "levels": (((), (3,), (0, 0), (-1,)), ((2,), (2, 0))),
+    "score_num": ((0, 256**2 + 1), (1, 256**2)),
+    "print_epoch": ((-1, 2**31), (0, 5)),
+    "workers": ((-1, 1025, 100_000), (0, 1024)),
+    "cache_gb": ((-0.5,), (0.0, 1e6)),
+    "checkpoint_seconds": ((-1.0,), (0.0, 1e6)),
+}
+
+
+def fields(name: str, value: object) -> dict[str, Any]:
+    """The fields of a Config in which this one has a part to play."""
+    beside: dict[str, dict[str, Any]] = {"mask_rate": {"fmm": True}, "rate": {"layerloss": True}}
+    return beside.get(name, {}) | {name: value}
+
+
+def refusal(name: str, value: object) -> str:
+    """The first line of the error of a Config with this value; each line names the flag."""
+    with pytest.raises(ValueError) as problem:
+        Config(**fields(name, value))
+    lines = str(problem.value).splitlines()
+    assert lines and all(f"--{name}" in line for line in lines)
+    return lines[0]
+
+
+def test_every_number_has_its_range_in_these_tests() -> None:
+    assert set(BEYOND) == NUMBERS
+    assert set(RANGES) == NUMBERS - {"levels", "train_levels"}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_number_is_taken_within_its_range_only(name: str) -> None:
+    beyond, within = BEYOND[name]
+    for value in within:
+        assert getattr(Config(**fields(name, value)), name) == value
+    for value in beyond:
+        refusal(name, value)
+
+
+@pytest.mark.parametrize("name", sorted(NUMBERS))
+def test_no_number_is_infinite_not_a_number_or_huge(name: str) -> None:
+    for value in (nan, inf, -inf, 10**400, -(10**400), True, "1"):
+        refusal(name, (value,) * 3 if get_origin(kind_of(field_types()[name])) is tuple else value)
+
+
+@pytest.mark.parametrize("name", field_types())
+def test_a_value_of_another_type_names_the_flag_and_what_was_wanted(name: str) -> None:
+    for value in (object(), {"a": 1}, [[]], b"x"):
+        assert f"--{name}: must be " in refusal(name, value)
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_no_text_is_empty_or_holds_a_null_character(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((ValueError, SystemExit)) as problem:
+        parse([f"--{name}", ""])
+    assert f"--{name}" in (str(problem.value) if problem.type is ValueError else capsys.readouterr().err)
+    refusal(name, ["a\0b"] if name == "classes" else "a\0b")
+
+
+def test_a_saved_value_of_another_type_names_field_and_file(tmp_path: Path) -> None:
+    saved = tmp_path / "config.json"
+    for name, value in {
+        "epochs": "3",
+        "layerloss": 1,
+        "patience": True,
+        "seeds": 1,
+        "data_path": "",
+        "net": None,
+    }.items():
+        saved.write_text(json.dumps({"config": {name: value}}))
+        with pytest.raises(ValueError, match=rf"--config .*config\.json: {name} must be ") as problem:
+            parse(["--config", str(saved)])
+        assert "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "tpu", "", "cuda:x"])
+def test_a_device_that_cannot_compute_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=f"--device {device}: not available on this machine.*use auto or cpu"):
+        choose_device(device)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "image_size", "remedy"),
+    [
+        (9, 4, 32, "--image_size 64 or --batch_size 5"),
+        (8, 1, 32, "--image_size 64 or --batch_size 2"),
+        (3, 2, 32, "--image_size 64 or --batch_size 3"),
+        (1, 4, 32, "--image_size 64$"),
+        (9, 4, 64, None),
+        (8, 4, 32, None),
+        (10, 4, 32, None),
+        (9, 16, 32, None),
+    ],
+)
+def test_a_last_batch_that_batch_norm_cannot_take_is_refused(
+    images: int, batch_size: int, image_size: int, remedy: str | None
+) -> None:
+    config = Config(batch_size=batch_size, image_size=image_size)
+    dataclasses.replace(config, epochs=0).check_last_batch(images)  # nothing is trained
+    if remedy is None:
+        config.check_last_batch(images)
+        return
+    with pytest.raises(ValueError, match=rf"--image_size 32: .* of {images} training images .*; give {remedy}"):
+        config.check_last_batch(images)

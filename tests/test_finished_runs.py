@@ -442,3 +442,14 @@ def test_a_compiled_network_gives_the_scores_of_an_eager_one(
         scores.append([float(row["score"]) for row in rows])
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
     assert np.ptp(scores[0]) > 1e-3 * max(scores[0]), "they are not all alike"
+
+
+def test_map_statistics_of_another_map_are_refused(trained: Trained) -> None:
+    """They would be used, or be missing, without a word."""
+    saved = Run(trained.run).load_checkpoint()
+    assert saved is not None
+    statistics = {"mean": torch.zeros(3, 64, 64), "spread": torch.ones(3, 64, 64)}
+    saved["map_statistics"] = None if saved["map_statistics"] else statistics
+    Run(trained.run).save_checkpoint(saved)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: map_statistics must be there with the anomaly map standard"):
+        Detector.load(trained.run)

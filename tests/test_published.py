@@ -133,7 +133,11 @@ def test_the_structure_written_out_here_has_the_published_counts(net, bottleneck
 
 @pytest.mark.slow
 def test_wide_res50_takes_every_published_name(tmp_path):
-    states = [{n: torch.zeros(()).expand(s) for n, s in shapes.items()} for shapes in published_shapes("wide_res50")]
+    zeros = torch.zeros(()), torch.zeros((), dtype=torch.long)
+    states = [
+        {name: zeros[name.endswith("num_batches_tracked")].expand(shape) for name, shape in shapes.items()}
+        for shapes in published_shapes("wide_res50")
+    ]
     torch.save(dict(zip(("bn", "decoder"), states, strict=True)), tmp_path / "published.pth")  # a few kilobytes
     distiller = build("wide_res50")
     load_published(tmp_path / "published.pth", distiller)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +80,17 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    state = {"progress": {"epoch": 2}, "trained": {"student": {"weight": torch.ones(2)}}, "color_scale": (0.1, 0.4)}
+    progress = Progress()
+    progress.add(1, {"loss": 0.5}, images=8, seconds=2.0)
+    state = {
+        "progress": asdict(progress),
+        "trained": {"student": {"weight": torch.ones(2)}},
+        "color_scale": (0.1, 0.4),
+    }
     run.save_checkpoint(state)
     loaded = run.load_checkpoint()
     assert loaded is not None
-    assert loaded["progress"]["epoch"] == 2
+    assert Progress(**loaded["progress"]) == progress
     assert loaded["color_scale"] == (0.1, 0.4)
     assert torch.equal(loaded["trained"]["student"]["weight"], torch.ones(2))
 
