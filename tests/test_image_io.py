@@ -78,6 +78,19 @@ def test_no_program_is_started_for_a_postscript_file(tmp_path: Path, monkeypatch
     assert not started.exists()
 
 
+def test_a_bmp_that_pillow_decodes_wrongly_is_refused(tmp_path: Path) -> None:
+    """Eight bits a pixel and a palette of black and white: Pillow reads eight pixels from each byte."""
+    drawn = np.arange(64).reshape(8, 8) % 3 == 0
+    image = Image.fromarray(drawn.astype(np.uint8))
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(path := tmp_path / "x.bmp")
+    with pytest.raises(ValueError, match="8 bits with a palette of black and white") as problem:
+        read_mask(path)
+    assert "save it as PNG" in one_line(problem, path)
+    Image.fromarray(drawn).save(path)
+    assert np.array_equal(read_mask(path), drawn)
+
+
 @pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "tif", "webp"])
 def test_the_formats_of_the_suffixes_are_read_under_any_suffix(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path / f"x.{kind}")
