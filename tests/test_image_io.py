@@ -22,7 +22,7 @@ from readers.base import Sample, check_name, path_below
 from readers.checks import check_data, check_masks
 from readers.elpv import read_elpv
 from readers.headers import Header, read_header, read_headers, summarize, unlike_training
-from readers.image_io import limit_pixels, open_image, read_oriented_mask, read_rgb, read_size
+from readers.image_io import limit_pixels, open_image, read_mask, read_oriented_mask, read_rgb, read_size
 from readers.visa import find_visa_classes, read_visa
 from utils import printable
 
