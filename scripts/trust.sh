@@ -7,3 +7,4 @@ cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
 python -W ignore -m scripts.generated_cases --count 3000
 python -m scripts.deaths
+python -m scripts.soak

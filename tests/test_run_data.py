@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -323,6 +325,19 @@ def test_a_lock_has_one_owner_and_leaves_no_file(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_without_locks_it_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with FolderLock(tmp_path / "run"):
+        assert (tmp_path / "run/.lock").exists()
+    assert "files cannot be locked there" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+
+
 # --- verification ---
 
 
@@ -414,6 +429,9 @@ def test_verification_says_whether_data_or_model_changed(
     assert "data: test: 6 images, 6 are there now: 0 new, 0 gone, 1 changed" in output
     assert score_again(tmp_path / RUN) == 1
     assert "DIFFERENT from the recorded metrics; the data: test: 6 images" in capsys.readouterr().out
+    shutil.rmtree(flags[1] / "bottle/train")
+    assert score_again(tmp_path / RUN) == 1
+    assert "the training images cannot be compared" in capsys.readouterr().out
 
 
 def test_a_sweep_is_verified_run_by_run(
