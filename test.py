@@ -4,7 +4,9 @@ python test.py RUN                       the same metrics again; exit code 1 if 
 python test.py RUN --verify              all that the run recorded against its data of now; exit code 1 for a difference
 python test.py RUN --anomaly_map MODE    the run scored with another anomaly map, in a run folder of its own
 python test.py RUN --intervals           and how far the metrics could be off with other test images
-python test.py RUN --images PATH...      a CSV of scores, an overlay of every image; exit code 3 if some cannot be read
+python test.py RUN --images PATH...      OK or NG for each image, predictions.csv, overlays; exit code 0 if all are OK,
+                                         1 if some are NG, 3 if some cannot be read
+python test.py RUN --calibrate FOLDER    set the run's threshold from normal images that it has not seen
 """
 
 from __future__ import annotations
@@ -14,40 +16,34 @@ from commandline import Parser, boolean, exit_code  # before anything slow: Ctrl
 # isort: split
 
 import argparse
+import math
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from dataset import ImageSet, Sample
+from calibration import NormalSet, calibrate, findings, read_normal_folder, refuse_used, render_threshold
+from dataset import ImageSet
 from detector import Detector
 from experiment import Experiment, score
 from model.precision import PRECISIONS
-from readers.base import list_images
-from readers.headers import readable_headers, unlike_training
+from prediction import Named, Show, find_images, predict_files, standard_input
 from readers.image_io import limit_pixels
 from report.intervals import render_intervals
 from report.overlays import OverlayWriter
-from run_files import CONFIG, METRICS, Progress, Run, score_columns
-from run_files.csv_files import csv_line
+from run_files import CONFIG, METRICS, PREDICTIONS, THRESHOLD, Progress, Run
 from scoring.anomaly_map import MAP_MODES
 from scoring.intervals import Bootstrap
-from scoring.normalization import Normalizer
-from utils import (
-    format_table,
-    keep_freed_memory,
-    printable,
-    set_determinism,
-    sweep_partials,
-    walk_folders,
-    write_atomically,
-)
-from verification import environment_differences, verify
+from scoring.predictions import Rule
+from scoring.thresholds import PIXEL_RULES, CalibrationSettings, Threshold
+from utils import format_table, keep_freed_memory, set_determinism
+from verification import environment_differences, read_predictions, verify
 
-UNREAD = 3  # the exit code of a prediction that could not read some image
+STDIN = Path("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if not options.images and (options.precision is not None or options.compile is not None):
         raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
-    if options.out is not None and not options.images:
-        raise ValueError("--out goes with --images")
+    _check_flags(options)
     if options.images and options.anomaly_map is not None:
         raise ValueError(
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
@@ -68,7 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = ("data_path", "weights", "device", "workers", "precision", "compile")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.verify:
-        if options.images or options.intervals is not None or options.anomaly_map is not None or options.vis:
+        if (
+            options.images
+            or options.intervals is not None
+            or options.anomaly_map is not None
+            or options.vis
+            or options.calibrate
+        ):
             raise ValueError("--verify stands alone: it compares a run with its own data")
         return verify_run(options.run, changes)
     detector = Detector.load(options.run, **changes)
@@ -76,10 +77,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if detector.config.fast:
         keep_freed_memory()
     if options.images:
-        return predict_images(detector, options.run, options.images, options.out or options.run / "images")
+        return predict_images(detector, options)
+    if options.calibrate is not None:
+        return calibrate_run(detector, options)
     if options.anomaly_map is not None:
-        return score_with(detector, options.run, options.anomaly_map, options.vis)
-    return score_again(detector, options.run, options.vis, options.intervals)
+        return score_with(detector, options.run, options.anomaly_map, bool(options.vis))
+    return score_again(detector, options.run, bool(options.vis), options.intervals)
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    """Raises ValueError for flags that go with others which are not there."""
+    if not options.images:
+        for name in ("out", "threshold", "jsonl", "quiet"):
+            if getattr(options, name) not in (None, False):
+                raise ValueError(f"--{name} goes with --images")
+    if options.calibrate is None:
+        for name in ("false_alarm", "pixel_threshold"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name} goes with --calibrate, a folder of normal images")
+    elif options.threshold is not None:
+        raise ValueError("--threshold and --calibrate: give one of them")
+    if options.false_alarm is not None and not 0 < options.false_alarm < 1:
+        raise ValueError(f"--false_alarm {options.false_alarm}: must be above 0 and below 1")
+    if options.images and STDIN in options.images and len(options.images) > 1:
+        raise ValueError("--images -: give - alone, or paths")
 
 
 def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
@@ -162,78 +183,63 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
     return 0
 
 
-def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Path) -> int:
-    """Write `out`/scores.csv and `out`/overlays for images and folders of images, batch by batch.
-
-    The columns are path and score; after a run with --normalize also the normalized score and the decision, by the
-    run's threshold; last `error`: why an image could not be read, which then has no score. Returns the exit code: 0, or
-    3 where there is such an image. scores.csv is replaced when all images are done.
-    """
-    files = [image for path in paths for image in find_images(path)]
-    samples = [Sample(path, anomalous=False, defect=path.parent.name, upright=True) for path in files]
-    images = ReadableImages(samples, detector.config.image_size)
-    record = Run(run).read(METRICS)
-    limit_pixels(detector.config.max_pixels)
-    if "training_images" in record:  # earlier versions have none
-        headers = readable_headers([(sample.image, sample.upright) for sample in samples], detector.config.workers)
-        for warning in unlike_training(headers, record["training_images"]):
-            print(f"warning: {warning}")
-    normalized = record.get("normalized")
-    normalizer = Normalizer(**normalized["image"]) if normalized else None
-    assert detector.color_scale is not None, "every finished run has one"
-    overlays = OverlayWriter(out / "overlays", images.samples, detector.color_scale)
-
-    def write(file: BinaryIO) -> None:
-        columns = ["path", *score_columns(0.0, normalizer), "error"]
-        file.write(csv_line(columns).encode())
-        number = 0
-        for scores, maps in detector.predict(images):
-            for image_score, anomaly_map in zip(scores, maps, strict=True):
-                row: dict[str, Any] = {"path": files[number], "error": images.errors.get(number)}
-                if number not in images.errors:
-                    row |= score_columns(image_score, normalizer)
-                    overlays.write(number, anomaly_map[None], image_score[None])
-                file.write(csv_line(row.get(column) for column in columns).encode(errors="surrogateescape"))
-                number += 1
-
-    sweep_partials(out)
-    write_atomically(out / "scores.csv", write)
-    print(printable(f"{len(files)} images: scores in {out / 'scores.csv'}, overlays in {out / 'overlays'}"))
-    if images.errors:
-        example = next(iter(images.errors.values()))
-        print(printable(f"{len(images.errors)} of them could not be read (column error), e.g. {example}"))
-        return UNREAD
-    return 0
-
-
-class ReadableImages(ImageSet):
-    """Images of which some may be unreadable: they count as black, and `errors` says in one line what is wrong.
-
-    `errors` has the numbers of the images that were read so far and could not be.
-    """
-
-    def __init__(self, samples: Sequence[Sample], size: int) -> None:
-        super().__init__(samples, size)
-        self.errors: dict[int, str] = {}
-
-    def image(self, index: int) -> np.ndarray:
-        """(3, size, size) in 0..255."""
-        try:
-            return super().image(index)
-        except (ValueError, OSError, MemoryError) as problem:
-            self.errors[index] = printable(str(problem)) or f"{self.samples[index].image}: {type(problem).__name__}"
-            return np.zeros((3, self.size, self.size), np.uint8)
-
-
-def find_images(path: Path) -> list[Path]:
-    """An image itself, or all images below a folder, by name. Raises FileNotFoundError where there is none."""
-    if path.is_dir():
-        found = sorted(image for folder in walk_folders(path) for image in list_images(folder))
+def predict_images(detector: Detector, options: argparse.Namespace) -> int:
+    """Predict on --images; returns the exit code: 0 all OK, 1 some NG, 3 some not read."""
+    run, config = Run(options.run), detector.config
+    limit_pixels(config.max_pixels)
+    rule = decision_rule(detector, options)
+    streamed = options.images == [STDIN]
+    if streamed:
+        chunks: Iterable[Sequence[Named]] = standard_input(detector.batch_size)
     else:
-        found = [path] if path.is_file() else []
-    if not found:
-        raise FileNotFoundError(f"--images {path}: no image there")
-    return found
+        chunks = [[named for path in options.images for named in find_images(path)]]
+    overlays = options.vis if options.vis is not None else not streamed
+    show = Show(options.out or options.run / "images", options.jsonl, options.quiet, overlays)
+    return predict_files(detector, rule, chunks, run.read(METRICS).get("training_images"), show)
+
+
+def decision_rule(detector: Detector, options: argparse.Namespace) -> Rule:
+    """What decides: --threshold, or one from --calibrate for these images alone, or the run's own."""
+    if options.threshold is not None:
+        if not math.isfinite(options.threshold):
+            raise ValueError(f"--threshold {options.threshold}: must be finite")
+        return Rule(options.threshold, detector.threshold, "--threshold")
+    if options.calibrate is not None:
+        return Rule.of(calibrated(detector, options), "--calibrate")
+    return Rule.of(detector.threshold)
+
+
+def calibrated(detector: Detector, options: argparse.Namespace) -> Threshold:
+    """The threshold from the images of --calibrate, none of which the run has used. Raises ValueError otherwise."""
+    run, config = Run(options.run), detector.config
+    record = run.read(METRICS)
+    used = [row.sha256 for row in run.data().rows]
+    samples = read_normal_folder(options.calibrate)
+    refuse_used(samples, used, config.workers)
+    rule = options.pixel_threshold or config.pixel_threshold
+    settings = CalibrationSettings(options.false_alarm, rule)
+    normals = NormalSet("calibrate", ImageSet(samples, config.image_size))
+    return calibrate(detector, normals, settings, record["checkpoint_sha256"])
+
+
+def calibrate_run(detector: Detector, options: argparse.Namespace) -> int:
+    """Set the threshold of a finished run, and print what it promises and finds."""
+    run, config = Run(options.run), detector.config
+    threshold = calibrated(detector, options)
+    try:
+        images = Experiment(config, detector.device).test_images
+        scored = detector.evaluate(images, keep_maps=True)
+        found = findings(threshold, scored.labels, scored.scores, scored)
+    except (OSError, ValueError):  # the test images are gone: their recorded scores are not
+        rows = read_predictions(run.folder / PREDICTIONS) if (run.folder / PREDICTIONS).is_file() else []
+        labels = np.array([row[1] for row in rows], bool)
+        found = findings(threshold, labels, np.array([row[2] for row in rows], np.float32))
+    with run.lock():
+        run.write_threshold(threshold, found)
+    for line in render_threshold(threshold, found, run.read(METRICS)["n_train"]):
+        print(f"{config.title}: {line}")
+    print(f"written to {run.folder / THRESHOLD}; python test.py {shlex.quote(str(run))} --images FOLDER uses it")
+    return 0
 
 
 def _beside(columns: Mapping[str, Mapping[str, float | None]], title: str, digits: int) -> str:
@@ -251,15 +257,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
     parser.add_argument("run", type=Path, help="a run folder, .../<class>/seed<k>")
-    parser.add_argument("--images", type=Path, nargs="+", help="images or folders to predict on, not the test set")
-    parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="images or folders to predict on, not the test set; - reads their paths from standard input",
+    )
+    parser.add_argument("--out", type=Path, help="where predictions.csv and overlays go (default: RUN/images)")
+    parser.add_argument("--threshold", type=float, metavar="X", help="with --images: NG above this score")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="normal images that the run has not used: sets its threshold; with --images for these images alone",
+    )
+    parser.add_argument("--false_alarm", type=float, metavar="X", help="with --calibrate: share that may be above it")
+    parser.add_argument("--pixel_threshold", metavar="RULE", help=f"with --calibrate: {PIXEL_RULES}")
+    parser.add_argument("--jsonl", action="store_true", help="with --images: a line of JSON for each image")
+    parser.add_argument("--quiet", action="store_true", help="with --images: the last line alone")
     parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
     parser.add_argument(
         "--intervals", type=float, nargs="?", const=Bootstrap().level, metavar="LEVEL",
         help="bootstrap intervals of the metrics over the test images, of this level (0.95)",
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")
-    parser.add_argument("--vis", default=False, help="save overlays", **flag)
+    parser.add_argument("--vis", help="save overlays (default: with --images PATH yes, else no)", **flag)
     parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")
     parser.add_argument("--weights", help="the teacher's weights file, where it has moved")
     parser.add_argument("--device", help="auto, cpu, cuda, ... (default: the run's)")

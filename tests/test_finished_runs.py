@@ -350,14 +350,14 @@ def test_a_formula_and_a_name_that_is_not_utf_8_can_be_read_back(
 def test_a_loaded_detector_gives_the_scores_of_predictions_csv(finished: Trained) -> None:
     detector = Detector.load(finished.run)
     images = Experiment(detector.config, detector.device).test_images
-    scores = np.concatenate([scores for scores, _ in detector.predict(images)])
+    scores = np.concatenate([scores for scores, _ in detector.score_batches(images)])
     rows = rows_of(finished.run / "predictions.csv")
     assert [row["path"] for row in rows] == [str(sample.image) for sample in images.samples]
     assert scores.tolist() == [np.float32(row["score"]) for row in rows]
     assert detector.evaluate(images).report.defined() == record_of(finished.run)["metrics"]
     # whatever else is in the set
     some = ImageSet(images.samples[1:3], images.size)
-    ((two, _),) = detector.predict(some)
+    ((two, _),) = detector.score_batches(some)
     assert two.tolist() == pytest.approx(scores[1:3].tolist(), rel=1e-5)
 
 
@@ -379,16 +379,16 @@ def test_a_detectors_state_is_all_that_its_scores_depend_on(trained: Trained) ->
     assert saved is not None
     assert (detector.map_statistics is not None) == ("standardized" in trained.flags)
     images = Experiment(detector.config, detector.device).test_images
-    ((scores, maps),) = detector.predict(images)
+    ((scores, maps),) = detector.score_batches(images)
     save_state(trained.run, detector)
     again = Detector.load(trained.run)
-    ((same_scores, same_maps),) = again.predict(images)
+    ((same_scores, same_maps),) = again.score_batches(images)
     assert np.array_equal(scores, same_scores) and np.array_equal(maps, same_maps)
     assert again.color_scale == detector.color_scale == saved["color_scale"]
     with torch.no_grad():
         next(iter(again.distiller.student.parameters())).add_(0.5)
     save_state(trained.run, again)
-    ((changed, _),) = Detector.load(trained.run).predict(images)
+    ((changed, _),) = Detector.load(trained.run).score_batches(images)
     assert not np.allclose(changed, scores), "the state is that of the distiller"
 
 

@@ -16,12 +16,24 @@ FLOORS = [
     {"flags", "run_files"},
     {"report"},
     {"detector"},
+    {"calibration", "prediction"},
     {"experiment"},
     {"verification"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]
-PACKAGES = ("run_files", "methods", "model", "scoring", "readers", "report", "scripts", "benchmarks")
+PACKAGES = tuple(path.parent.name for path in ROOT.glob("*/__init__.py"))
+    "calibration",
+    "prediction",
+    "run_files",
+    "methods",
+    "model",
+    "scoring",
+    "readers",
+    "report",
+    "scripts",
+    "benchmarks",
+)
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
