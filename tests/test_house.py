@@ -23,17 +23,6 @@ FLOORS = [
     {"scripts", "benchmarks"},
 ]
 PACKAGES = tuple(path.parent.name for path in ROOT.glob("*/__init__.py"))
-    "calibration",
-    "prediction",
-    "run_files",
-    "methods",
-    "model",
-    "scoring",
-    "readers",
-    "report",
-    "scripts",
-    "benchmarks",
-)
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
