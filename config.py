@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 from dataset import BENCHMARKS, Source
 from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
 from model import TEACHERS, is_resnet
-from model.precision import PRECISIONS
+from model.specs import PRECISIONS
 from readers.base import name_problem
 from readers.image_io import MAX_PIXELS
-from scoring.anomaly_map import MAP_MODES
+from scoring.modes import MAP_MODES
 from utils import printable, read_json
 
 GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (

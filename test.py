@@ -25,7 +25,7 @@ import numpy as np
 from dataset import ImageSet, Sample
 from detector import Detector
 from experiment import Experiment, score
-from model.precision import PRECISIONS
+from model.specs import PRECISIONS
 from readers.base import list_images
 from readers.headers import readable_headers, unlike_training
 from readers.image_io import limit_pixels
@@ -33,7 +33,7 @@ from report.intervals import render_intervals
 from report.overlays import OverlayWriter
 from run_files import CONFIG, METRICS, Progress, Run, score_columns
 from run_files.csv_files import csv_line
-from scoring.anomaly_map import MAP_MODES
+from scoring.modes import MAP_MODES
 from scoring.intervals import Bootstrap
 from scoring.normalization import Normalizer
 from utils import (

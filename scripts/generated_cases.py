@@ -32,7 +32,8 @@ from flags import parse
 from methods import Training
 from model import Distiller
 from report.results import METRIC_TITLES, collect
-from run_files import CHECKPOINT, CONFIG, METRICS, Progress, Run, checks
+from run_files import CHECKPOINT, CONFIG, METRICS, Progress, Run
+from run_files.checkpoints import load_checkpoint
 from utils import format_table
 
 Case = Callable[[Path, random.Random], str]  # damages files in a folder and uses them; returns what was done
@@ -245,7 +246,7 @@ def use_checkpoint(folder: Path) -> None:
     progress = Run(folder).restore(distiller, optimizer, Training(epochs=3))
     progress.should_stop(3)
     progress.oracle(["image_auroc", "aupro"])
-    checks.load_checkpoint(folder / CHECKPOINT, scored=True)
+    load_checkpoint(folder / CHECKPOINT, scored=True)
 
 
 def fingerprint(tree: Any) -> str:
