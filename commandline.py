@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, NoReturn
 
@@ -57,6 +57,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}\n")
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        if flags:
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            self.error(f"unknown {' '.join(flags)}{did_you_mean(flags, known) or f': see {self.prog} --help'}")
+        if unknown:
+            self.error(f"unexpected {' '.join(unknown)}: see {self.prog} --help")
+        return found
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
@@ -70,6 +82,14 @@ class _Debug(argparse.Action):
 
     def __call__(self, *_: Any) -> None:
         Parser.debug = True
+
+
+def did_you_mean(words: Sequence[str], known: Iterable[str]) -> str:
+    """The known words that are most like these, as the end of an error: `; did you mean --epochs?`. Empty without."""
+    import difflib
+
+    near = [match for word in words for match in difflib.get_close_matches(word, list(known), n=1)]
+    return f"; did you mean {' '.join(dict.fromkeys(near))}?" if near else ""
 
 
 def _with_underscores(argument: str) -> str:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset import BENCHMARKS, Source
+from commandline import did_you_mean
+from dataset import BENCHMARKS, Source, find_classes, locate
 from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
 from model import TEACHERS, is_resnet
 from model.specs import PRECISIONS
@@ -218,9 +219,16 @@ class Config:
     keep_optimizer: bool = runtime_field(
         True, OUTPUT, "1: a finished run can be given more --epochs later; 0: its checkpoint takes a third of the space"
     )
+    stop_on_error: bool = runtime_field(
+        False, OUTPUT, "end at the first run that fails; 0: list it, go on with the others, exit code 1 at the end"
+    )
     vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image")
     img_path: Path | None = runtime_field(None, OUTPUT, "where overlays go (default: the run folder)")
-    print_loss: bool = runtime_field(True, OUTPUT, "print a line per epoch")
+    print_loss: bool | None = runtime_field(
+        None,
+        OUTPUT,
+        "print a line per epoch; 0: never (default: where no terminal shows a bar)",
+    )
     print_scores: bool = runtime_field(
         False, OUTPUT, "print every test image's label and score", names=("print_canshu",)
     )
@@ -265,11 +273,13 @@ class Config:
             raise ValueError("\n".join(problems))
         problems = [
             f"unknown --{f.name} {getattr(self, f.name)!r}: choose from {', '.join(f.metadata['choices'])}"
+            f"{did_you_mean([getattr(self, f.name)], f.metadata['choices'])}"
             for f in dataclasses.fields(self)
             if f.metadata["choices"] and getattr(self, f.name) not in (None, *f.metadata["choices"])
         ]
         if self.net not in TEACHERS and not self.net.startswith("timm/"):
-            problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME")
+            hint = did_you_mean([self.net], TEACHERS)
+            problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME{hint}")
         problems += self._out_of_range()
         if self.image_size % 32:
             problems.append(f"--image_size {self.image_size}: must be a multiple of 32")
@@ -432,6 +442,23 @@ class Config:
     def seed_key(self) -> str:
         """What a run's random state is seeded from: class and seed, nothing else. Another text gives other results."""
         return f"{' '.join(self.classes)} seed {' '.join(map(str, self.seeds))}"
+
+    def runs(self) -> list[Config]:
+        """The runs of a sweep, class by class and seed by seed, classes in the benchmark's order.
+
+        The benchmark's own data are made where they are missing. Raises ValueError for a class that it does not have,
+        FileNotFoundError where there is nothing to read.
+        """
+        benchmark = BENCHMARKS[self.dataset]
+        known = find_classes(benchmark, locate(benchmark, self.source))
+        if self.classes == ("all",):
+            return [self.of_run(class_name, seed) for class_name in known for seed in self.seeds]
+        if unknown := [name for name in self.classes if name not in known]:
+            raise ValueError(
+                f"unknown --class {', '.join(unknown)}: {self.dataset} has {', '.join(known) or 'none'}"
+                f"{did_you_mean(unknown, known)}"
+            )
+        return [self.of_run(class_name, seed) for class_name in self.classes for seed in self.seeds]
 
     def of_run(self, class_name: str, seed: int) -> Config:
         """The part of a sweep that trains one class with one seed."""

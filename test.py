@@ -33,8 +33,8 @@ from report.intervals import render_intervals
 from report.overlays import OverlayWriter
 from run_files import CONFIG, METRICS, Progress, Run, score_columns
 from run_files.csv_files import csv_line
-from scoring.modes import MAP_MODES
 from scoring.intervals import Bootstrap
+from scoring.modes import MAP_MODES
 from scoring.normalization import Normalizer
 from utils import (
     format_table,

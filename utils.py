@@ -62,6 +62,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """cpu (2 threads); cuda (NVIDIA H100)."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else str(device)
+
+
 def set_determinism(wanted: bool) -> None:
     """Allow only deterministic operations, or let the libraries choose the fastest ones.
 

@@ -16,6 +16,7 @@ from model.specs import COARSEST, IMAGENET_MEAN, IMAGENET_STD, TEACHERS, ResNetS
 from model.timm_backbone import build_timm, cut_timm
 from utils import file_sha256
 
+
 class Teacher(nn.Module):
     """Images (B, 3, S, S), uint8 in 0..255 or float in [0, 1] -> E1, E2, E3: levels (B, C, S/k, S/k), k = 4, 8, 16.
 

@@ -14,7 +14,6 @@ from typing import Any
 from config import Config
 from run_files.kinds import (
     COUNT,
-    FRACTION,
     METRIC,
     METRIC_TABLE,
     NUMBER,
@@ -24,11 +23,7 @@ from run_files.kinds import (
     TEXT,
     TEXTS,
     WHOLE,
-    Kind,
     check,
-    is_number,
-    is_table,
-    is_whole,
     short,
     table,
 )
