@@ -29,7 +29,7 @@ from methods.synthetic_anomalies import Corruption
 from model.teacher import Teacher
 from readers.contents import content_hashes
 from scoring.anomaly_map import cosine_distance
-from utils import prefetch_map, to_device
+from utils import partial_path, prefetch_map, sweep_partials, to_device
 
 GIB = 2**30
 KEY = "key.json"
@@ -178,7 +178,8 @@ def stored_levels(
     if not _holds(folder, key, count, like):
         if folder.exists():
             print(f"{folder}: the stored features are damaged; they are made again")
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+        sweep_partials(root)
+        partial = partial_path(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:

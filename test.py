@@ -103,7 +103,10 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     if metrics == recorded:
         print("identical to the recorded metrics")
         return 0
-    data = Run(run).data_differences(experiment.read_data(store=None))
+    try:
+        data = Run(run).data_differences(experiment.read_data(store=None))
+    except (OSError, ValueError) as problem:  # its training images are not needed to score it
+        data = f"the training images cannot be compared ({problem})"
     elsewhere = environment_differences(Run(run).read(METRICS))
     causes = [f"the data: {data}"] * bool(data) + [f"the environment: {'; '.join(elsewhere)}"] * bool(elsewhere)
     print(f"DIFFERENT from the recorded metrics; {' and '.join(causes) or 'data and environment are the same'}")

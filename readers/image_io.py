@@ -77,6 +77,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         check_regular(path)
         with Image.open(path, formats=FORMATS) as image:
             check_pixels(path, image.size)
+            check_bmp(path, image)
             yield image
     except ImageFileError:
         raise
@@ -102,6 +103,20 @@ def check_pixels(path: Path, size: tuple[int, int]) -> None:
         raise ImageFileError(
             f"{printable(path)}: has {width} x {height} = {width * height} pixels, more than --max_pixels "
             f"{_pixel_limit}: scale the image down, or raise the limit if memory allows"
+        )
+
+
+def check_bmp(path: Path, image: Image.Image) -> None:
+    """Raises ImageFileError for a BMP of two colors that has more than one bit a pixel: Pillow takes it for one bit."""
+    if image.format != "BMP" or image.mode != "1":
+        return
+    with path.open("rb") as file:
+        head = file.read(30)
+    bits = int.from_bytes(head[24:26] if head[14] == 12 else head[28:30], "little")  # 12: the header of OS/2
+    if bits != 1:
+        raise ImageFileError(
+            f"{printable(path)}: is a BMP of {bits} bits with a palette of black and white, which is not decoded "
+            "correctly: save it as PNG"
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +17,7 @@ except ImportError:  # not a POSIX system: nothing is locked there
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system without locks
 
 
 class Busy(OSError):
@@ -26,7 +29,8 @@ class FolderLock:
 
     The file `.lock` is locked by `flock`, which ends with the process, however that ends; its content names host,
     process and time. It is removed on leaving. Raises Busy where another process holds it; with `wait`, waits for it.
-    Makes the folder where it is missing. Raises OSError where files cannot be written.
+    Makes the folder where it is missing. Where the file system has no locks, it says so and locks nothing. Raises
+    OSError where files cannot be written.
     """
 
     def __init__(self, folder: Path, wait: bool = False) -> None:
@@ -42,7 +46,13 @@ class FolderLock:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
                 if self._is_current(descriptor):
                     self._descriptor = descriptor
-            except BlockingIOError:
+            except OSError as problem:
+                if problem.errno in NO_LOCKS:
+                    self._descriptor = descriptor
+                    print(f"{self.path.parent}: files cannot be locked there: start one process only", file=sys.stderr)
+                    continue
+                if not isinstance(problem, BlockingIOError):
+                    raise
                 raise Busy(f"{self.path.parent}: {self._owner(descriptor)} writes it now") from None
             finally:
                 if self._descriptor is None:

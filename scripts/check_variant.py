@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from engine import compute_losses, train_one_epoch
 from experiment import Experiment
 from methods import VARIANTS, TeacherFeatures
 from model.precision import resolve_precision
-from run_files import Run
+from run_files import Progress, Run
 from scoring.anomaly_map import level_maps
 from training.loop import train_epoch
 from utils import seed_everything, set_determinism
@@ -199,7 +199,7 @@ def check_resume(trial: Trial) -> None:
     first, second, run = trial.experiment(), trial.experiment(), Run(trial.folder / "run")
     train_epochs(first, range(1, EPOCHS))
     state = {"trained": first.distiller.trained_state(), "optimizer": first.optimizer.state_dict()}
-    run.save_checkpoint({**state, "progress": {"epoch": EPOCHS - 1}})
+    run.save_checkpoint({**state, "progress": asdict(Progress())})
     loaded = run.load_checkpoint()
     assert loaded is not None
     second.distiller.load_trained_state(loaded["trained"])

@@ -32,6 +32,10 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 COMPARED = ("metrics", "epochs_trained", "n_train", "n_test", "identity_sha256")  # of metrics.json
 RUN = Path("runs/mvtec/rd4ad/part/seed0")
+TRAIN = (
+    "--data_path data --class part --variant rd4ad --net efficientnet_lite0 --weights random --image_size 64 "
+    "--batch_size 4 --epochs 2 --device cpu --workers 0 --checkpoint_seconds 0 --print_loss 0 --vis"
+).split()
 Command = tuple[Callable[[Sequence[str]], int], list[str]]
 
 
@@ -55,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def scenarios() -> dict[str, tuple[list[Command], Command, Command]]:
     """{name: (commands before, the command that dies, the command that goes on)}."""
-    train = (
-        "--data_path data --class part --variant rd4ad --net efficientnet_lite0 --weights random --image_size 64 "
-        "--batch_size 4 --epochs 2 --seeds 0 --device cpu --workers 0 --checkpoint_seconds 0 --print_loss 0 --vis"
-    ).split()
+    train = [*TRAIN, "--seeds", "0"]
     new: Command = (main_command.main, train)
     other: Command = (main_command.main, [*train, "--levels", "1", "2"])
     fresh: Command = (main_command.main, [*train, "--fresh"])

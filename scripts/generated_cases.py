@@ -1,9 +1,12 @@
-"""Damaged run files and hostile command lines, drawn at random: each must end in a result or in one line.
+"""Damaged run files, masks in all forms and hostile command lines, drawn at random.
+
+Each must end in a result or in one line:
 
     python -m scripts.generated_cases --count 3000
 
 A case is a failure where another error than ValueError or OSError comes out, where its text is not one line that names
-the file, and where a checkpoint is taken whose weights are not those that were saved. Exit code 1 with failures.
+the file, and where a checkpoint or a mask is taken whose values are not those that were saved. Exit code 1 with
+failures.
 """
 
 from __future__ import annotations
@@ -22,15 +25,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 
 import report
 from commandline import Parser, exit_code
 from config import Config
+from dataset import Sample
 from flags import parse
 from methods import Training
 from model import Distiller
+from readers.checks import check_masks
+from readers.image_io import read_mask
 from report.results import METRIC_TITLES, collect
 from run_files import CHECKPOINT, CONFIG, METRICS, Progress, Run
 from run_files.checkpoints import load_checkpoint
@@ -285,6 +293,71 @@ def flags_case(folder: Path, rng: random.Random) -> str:
     return done
 
 
+def mask_case(folder: Path, rng: random.Random) -> str:
+    """A mask in any form that drawing programs write, perhaps cut off: the drawn pixels, a warning, or a line."""
+    drawn = np.random.default_rng(rng.randrange(2**32)).random((rng.randint(8, 20), rng.randint(25, 40))) < 0.3
+    drawn[0, 0], drawn[-1, -1] = True, False
+    form, kind = rng.choice(list(MASK_FORMS)), rng.choice(MASK_FORMATS[:2] if rng.random() < 0.5 else MASK_FORMATS)
+    picture = MASK_FORMS[form](drawn)
+    if kind in ("JPEG", "WEBP"):
+        picture = picture.convert("RGB")
+    image, mask = folder / "000.png", folder / "000_mask.png"
+    Image.new("RGB", (drawn.shape[1], drawn.shape[0]), (9, 99, 199)).save(image)
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    if kind == "TIFF" and picture.mode != "1":
+        options = {"compression": rng.choice(["raw", "tiff_lzw", "tiff_adobe_deflate"])}
+    try:
+        picture.save(mask, kind, **options)
+    except OSError:  # a form that the format does not hold
+        picture.convert("RGB").save(mask, kind)
+    cut = mask.stat().st_size
+    if rng.random() < 0.3:
+        cut = rng.randrange(cut)
+        mask.write_bytes(mask.read_bytes()[:cut])
+    done = f"{form} as {kind}, the first {cut} bytes"
+    with told(done):
+        sample = Sample(image, anomalous=True, defect="drawn", mask=mask)
+        if warnings := list(check_masks([sample])):
+            raise ValueError(warnings[0])
+        if not np.array_equal(read_mask(mask), drawn):
+            raise AssertionError("another mask was taken without a word")
+    return done
+
+
+def _palette(drawn: np.ndarray, colors: Sequence[int]) -> Image.Image:
+    picture = Image.fromarray(drawn.astype(np.uint8))
+    picture.putpalette(colors)
+    return picture
+
+
+def _gray(drawn: np.ndarray, value: float, kind: Any = np.uint8) -> Image.Image:
+    return Image.fromarray((drawn * value).astype(kind))
+
+
+MASK_FORMATS = ["PNG", "TIFF", "BMP", "WEBP", "JPEG"]
+MASK_FORMS: dict[str, Callable[[np.ndarray], Image.Image]] = {
+    "0 and 255": lambda m: _gray(m, 255),
+    "0 and 1": lambda m: _gray(m, 1),
+    "one bit": lambda m: _gray(m, 255).convert("1"),
+    "RGB": lambda m: _gray(m, 255).convert("RGB"),
+    "red": lambda m: Image.fromarray(np.stack([m * 200, m * 0, m * 0], axis=2).astype(np.uint8)),
+    "palette": lambda m: _palette(m, [0, 0, 0, 255, 255, 255]),
+    "palette, white first": lambda m: _palette(~m, [255, 255, 255, 0, 0, 0]),
+    "palette of indices": lambda m: _palette(m, [0, 0, 0, 0, 0, 0]),
+    "16 bits": lambda m: _gray(m, 65535, np.uint16),
+    "16 bits, 1": lambda m: _gray(m, 1, np.uint16),
+    "32 bits": lambda m: _gray(m, 255, np.int32),
+    "opaque": lambda m: _gray(m, 255).convert("RGBA"),
+    "gray, opaque": lambda m: _gray(m, 255).convert("LA"),
+    "alpha alone": lambda m: Image.merge("RGBA", [_gray(m, 0)] * 3 + [_gray(m, 255)]),
+    "soft edges": lambda m: _gray(m, 255).filter(ImageFilter.GaussianBlur(1)),
+    "inverted": lambda m: _gray(np.ones_like(m), 255),
+    "empty": lambda m: _gray(m, 0),
+    "transposed": lambda m: _gray(m.T, 255),
+    "wide": lambda m: _gray(np.hstack([m, m, m]), 255),
+}
+
+
 class Failure(Exception):
     """A case that ended otherwise than it may."""
 
@@ -313,6 +386,7 @@ CASES: dict[str, Case] = {
     "metrics.json": metrics_case,
     "checkpoint.pt, values": checkpoint_case,
     "checkpoint.pt, bytes": flipped_case,
+    "masks": mask_case,
     "command lines": flags_case,
 }
 

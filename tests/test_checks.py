@@ -361,7 +361,7 @@ def test_a_flipped_weight_is_scored_by_nobody(
     capsys.readouterr()
     assert score_again(run) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(path) in error and "the checksum of" in error
+    assert error.count("\n") == 1 and str(path) in error and "SHA-256 differs" in error
     assert record_of(run) == before and path.read_bytes() == bytes(data), "nothing of the user's is removed"
 
 

@@ -221,6 +221,7 @@ NUMBERS = {name for name, hint in field_types().items() if {int, float} & {kind_
 TEXTS = {name for name, hint in field_types().items() if {str, Path} & {kind_of(hint), *get_args(kind_of(hint))}}
 BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just beyond each range, and values within it
     "image_size": ((0, 31, 33, 16416), (32, 16384)),
+    "max_pixels": ((0, 2**63), (1, 2**63 - 1)),
     "student_width": (((1, 2), (0, 1, 1), (1, 1, 2**16 + 1)), ((1, 1, 2**16),)),
     "student_blocks": ((0, 1001), (1, 1000)),
     "rate": ((-0.1,), (0.0, 1e9)),

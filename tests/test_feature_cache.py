@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +172,30 @@ def test_a_fill_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stored_levels(tmp_path, {"a": 1}, 2, [torch.zeros(1, 3, 4, 4)], fails)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_before_features_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To write to a mapped file that the disk has no room for would kill the process."""
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"GiB are needed.*level0"):
+        stored_levels(tmp_path, {"a": 1}, 2, [torch.zeros(1, 3, 4, 4)], lambda levels: pytest.fail("written to"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = tmp_path / f".features.{process.pid}@{socket.gethostname()[:64]}.partial"
+    alive = tmp_path / f".features.{os.getpid()}@{socket.gethostname()[:64]}.partial"
+    for folder in (left, alive):
+        folder.mkdir()
+        (folder / "level0").write_bytes(b"x")
+    stored_levels(tmp_path, {"a": 1}, 2, [torch.zeros(1, 3, 4, 4)], lambda levels: None)
+    assert not left.exists() and alive.exists()
 
 
 def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_path: Path) -> None:

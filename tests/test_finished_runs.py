@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from detector import Detector
 from experiment import Experiment
 from model import Distiller
 from report.overlays import OverlayWriter
-from run_files import Run
+from run_files import Progress, Run
 from run_files.csv_files import read_csv
 from scripts import summarize
 from training import loop
@@ -363,7 +363,12 @@ def test_a_loaded_detector_gives_the_scores_of_predictions_csv(finished: Trained
 
 def save_state(run: Path, detector: Detector) -> None:
     """Put a detector's state in the place of a finished run's checkpoint."""
-    Run(run).save_checkpoint({**detector.state(), "progress": {"epoch": 2}})
+    replace_checkpoint(run, {**detector.state(), "progress": asdict(Progress())})
+
+
+def replace_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Put a state in the place of a finished run's checkpoint, as the one that was scored."""
+    Run(run).save_checkpoint(state)
     record = record_of(run) | {"checkpoint_sha256": file_sha256(run / "checkpoint.pt")}
     (run / "metrics.json").write_text(json.dumps(record))
 
@@ -450,6 +455,6 @@ def test_map_statistics_of_another_map_are_refused(trained: Trained) -> None:
     assert saved is not None
     statistics = {"mean": torch.zeros(3, 64, 64), "spread": torch.ones(3, 64, 64)}
     saved["map_statistics"] = None if saved["map_statistics"] else statistics
-    Run(trained.run).save_checkpoint(saved)
+    replace_checkpoint(trained.run, saved)
     with pytest.raises(ValueError, match=r"checkpoint\.pt: map_statistics must be there with the anomaly map standard"):
         Detector.load(trained.run)

@@ -22,7 +22,7 @@ from readers.base import Sample, check_name, path_below
 from readers.checks import check_data, check_masks
 from readers.elpv import read_elpv
 from readers.headers import Header, read_header, read_headers, summarize, unlike_training
-from readers.image_io import limit_pixels, open_image, read_oriented_mask, read_rgb, read_size
+from readers.image_io import limit_pixels, open_image, read_mask, read_oriented_mask, read_rgb, read_size
 from readers.visa import find_visa_classes, read_visa
 from utils import printable
 
@@ -76,6 +76,19 @@ def test_no_program_is_started_for_a_postscript_file(tmp_path: Path, monkeypatch
     with pytest.raises(ValueError):
         open_image(tmp_path / "x.png")
     assert not started.exists()
+
+
+def test_a_bmp_that_pillow_decodes_wrongly_is_refused(tmp_path: Path) -> None:
+    """Eight bits a pixel and a palette of black and white: Pillow reads eight pixels from each byte."""
+    drawn = np.arange(64).reshape(8, 8) % 3 == 0
+    image = Image.fromarray(drawn.astype(np.uint8))
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(path := tmp_path / "x.bmp")
+    with pytest.raises(ValueError, match="8 bits with a palette of black and white") as problem:
+        read_mask(path)
+    assert "save it as PNG" in one_line(problem, path)
+    Image.fromarray(drawn).save(path)
+    assert np.array_equal(read_mask(path), drawn)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "tif", "webp"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -322,6 +324,19 @@ def test_a_lock_has_one_owner_and_leaves_no_file(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_without_locks_it_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with FolderLock(tmp_path / "run"):
+        assert (tmp_path / "run/.lock").exists()
+    assert "files cannot be locked there" in capsys.readouterr().err
+    assert not list((tmp_path / "run").iterdir())
+
+
 # --- verification ---
 
 
@@ -360,15 +375,16 @@ EDITS: list[tuple[str, Callable[[Path], None]]] = [
     ("metrics", edit("metrics.json", "metrics", "aupro", value=0.99)),
     ("settings and counts", edit("metrics.json", "n_test", value=600)),
     ("settings and counts", edit("metrics.json", "n_train", value=1)),
-    ("settings and counts", edit("metrics.json", "epochs_trained", value=200)),
+    ("metrics.json", edit("metrics.json", "epochs_trained", value=200)),
+    ("metrics.json", edit("metrics.json", "n_test", value="many")),
     ("settings and counts", edit("metrics.json", "net", value="wide_res50")),
     ("settings and counts", edit("metrics.json", "seed", value=7)),
     ("settings and counts", edit("metrics.json", "image_size", value=512)),
     ("oracle", edit("metrics.json", "oracle", value={"epoch": 1, "rule": "mine", "metrics": {}})),
     ("config.json", edit("metrics.json", "identity_sha256", value="0" * 64)),
     ("settings and counts", drop("n_train")),
-    ("oracle", drop("oracle")),
-    ("metrics", drop("metrics")),
+    ("metrics.json", drop("oracle")),
+    ("metrics.json", drop("metrics")),
     ("predictions.csv", edit_score),
 ]
 
@@ -412,6 +428,9 @@ def test_verification_says_whether_data_or_model_changed(
     assert "data: test: 6 images, 6 are there now: 0 new, 0 gone, 1 changed" in output
     assert score_again(tmp_path / RUN) == 1
     assert "DIFFERENT from the recorded metrics; the data: test: 6 images" in capsys.readouterr().out
+    shutil.rmtree(flags[1] / "bottle/train")
+    assert score_again(tmp_path / RUN) == 1
+    assert "the training images cannot be compared" in capsys.readouterr().out
 
 
 def test_a_sweep_is_verified_run_by_run(
