@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{report.update_tables(config.sweep_folder, oracle=config.print_max)}")
         print(f"\ntables and runs: {config.sweep_folder}")
     if sweep.busy:
-        left = count(len(sweep.busy), "run")
+        left = "1 run is" if len(sweep.busy) == 1 else f"{len(sweep.busy)} runs are"
         print(f"{left} not in the tables, since other processes write them: run the command again later")
     for title, problem in sweep.failures.items():
         print(f"error: {title}: {problem}", file=sys.stderr)

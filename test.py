@@ -18,22 +18,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from dataset import ImageSet, Sample
-from detector import Detector
-from experiment import Experiment, score
 from model.specs import PRECISIONS
 from readers.base import list_images
 from readers.headers import readable_headers, unlike_training
 from readers.image_io import limit_pixels
-from report.intervals import render_intervals
-from report.overlays import OverlayWriter
 from run_files import CONFIG, METRICS, Progress, Run, score_columns
 from run_files.csv_files import csv_line
-from scoring.intervals import Bootstrap
 from scoring.modes import MAP_MODES
 from scoring.normalization import Normalizer
 from utils import (
@@ -45,7 +40,9 @@ from utils import (
     walk_folders,
     write_atomically,
 )
-from verification import environment_differences, verify
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a misspelt flag are answered at once
+    from detector import Detector
 
 UNREAD = 3  # the exit code of a prediction that could not read some image
 
@@ -62,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
         )
     if options.intervals is not None:
+        from scoring.intervals import Bootstrap
+
         Bootstrap(options.intervals)  # shows a level without sense now
         if options.images or options.anomaly_map is not None:
             raise ValueError("--intervals goes with the run's own metrics: not with --images or --anomaly_map")
@@ -71,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.images or options.intervals is not None or options.anomaly_map is not None or options.vis:
             raise ValueError("--verify stands alone: it compares a run with its own data")
         return verify_run(options.run, changes)
+    from detector import Detector
+
     detector = Detector.load(options.run, **changes)
     set_determinism(detector.config.deterministic)
     if detector.config.fast:
@@ -84,6 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
     """Print the metrics of a second scoring beside the recorded ones, and their intervals where a level is given."""
+    from experiment import Experiment
+    from report.intervals import render_intervals
+    from report.overlays import OverlayWriter
+    from verification import environment_differences
+
     config = detector.config
     experiment = Experiment(config, detector.device)
     experiment.check_data(with_training=False)
@@ -116,6 +122,8 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
 
 def verify_run(run: Path, changes: Mapping[str, Any]) -> int:
     """Print what of the run is as recorded, and what is not."""
+    from verification import verify
+
     checks = verify(run, **changes)
     print("\n".join(map(str, checks)))
     different = [check.name for check in checks if check.ok is False]
@@ -129,6 +137,8 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
     Raises ValueError for the map that the run has already, and where the run does not lie at
     .../<benchmark>/<name>/<class>/seed<k>.
     """
+    from experiment import Experiment, score
+
     run, config = run.resolve(), detector.config
     if mode == config.scoring.anomaly_map:
         raise ValueError(f"--anomaly_map {mode}: {run} is scored with it already")
@@ -169,6 +179,8 @@ def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Pa
     run's threshold; last `error`: why an image could not be read, which then has no score. Returns the exit code: 0, or
     3 where there is such an image. scores.csv is replaced when all images are done.
     """
+    from report.overlays import OverlayWriter
+
     files = [image for path in paths for image in find_images(path)]
     samples = [Sample(path, anomalous=False, defect=path.parent.name, upright=True) for path in files]
     images = ReadableImages(samples, detector.config.image_size)
@@ -255,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")
     parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
     parser.add_argument(
-        "--intervals", type=float, nargs="?", const=Bootstrap().level, metavar="LEVEL",
+        "--intervals", type=float, nargs="?", const=0.95, metavar="LEVEL",
         help="bootstrap intervals of the metrics over the test images, of this level (0.95)",
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")

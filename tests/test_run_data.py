@@ -308,7 +308,7 @@ def test_a_second_process_says_who_writes_and_leaves_the_run_alone(
         assert other.stdout is not None and other.stdout.readline() == b"locked\n"
         assert train(*flags) == 1
         output = capsys.readouterr().out
-        assert f"process {other.pid} on " in output and "1 runs are not in the tables" in output
+        assert f"process {other.pid} on " in output and "1 run is not in the tables" in output
         assert train(*flags, "--fresh") == 1
         assert [path.name for path in (tmp_path / RUN).iterdir()] == [".lock"]
         other.kill()  # a lock ends with its process

@@ -26,8 +26,8 @@ def first_line(config: Config, runs: Sequence[Config]) -> str:
     title = METHODS[config.variant].title if config.name is None and config.variant in METHODS else config.folder_name
     classes, seeds = len(runs) // len(config.seeds), len(config.seeds)
     finished = sum(map(is_finished, runs))
-    product = f"{count(classes, 'class')} x {count(seeds, 'seed')} = {count(len(runs), 'run')}"
-    return f"{title} on {config.dataset}: {product}, {finished} finished"
+    product = f"{count(classes, 'class')} x {count(seeds, 'seed')} = " if len(runs) > 1 else ""
+    return f"{title} on {config.dataset}: {product}{count(len(runs), 'run')}, {finished} finished"
 
 
 def is_finished(run: Config) -> bool:
