@@ -154,6 +154,8 @@ def explain(problem: Exception) -> list[str] | None:
         place = " -> ".join(os.fsdecode(name) for name in (problem.filename, problem.filename2) if _is_path(name))
         remedy = REMEDIES.get(problem.errno)
         return [": ".join(filter(None, (place, problem.strerror))) + (f"; {remedy}" if remedy else "")]
+    if isinstance(problem, ModuleNotFoundError):
+        return [f"{problem}: pip install -r requirements.txt brings what is needed"]
     if isinstance(problem, (ValueError, OSError)):
         return text.splitlines() or [type(problem).__name__]
     return None
@@ -277,7 +279,7 @@ def _missing_package(kind: type[BaseException], problem: BaseException, trace: T
     """A package that is not installed is one line."""
     if not isinstance(problem, ModuleNotFoundError):
         return sys.__excepthook__(kind, problem, trace)
-    print(f"error: {problem}: pip install -r requirements.txt brings what is needed", file=sys.stderr)
+    print(*(f"error: {line}" for line in explain(problem) or ()), file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import report
 from flags import parse
 from report.rendering import count
-from training.terminal import first_line, in_one_line
+from training.terminal import first_line, in_one_line, list_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     1 where some run is not finished.
     """
     config = parse(argv)
-    runs = config.runs()
+    runs = list_runs(config)
     with in_one_line(first_line(config, runs)) as ending:
         from training.sweep import Sweep
         from utils import choose_device, describe_device, keep_freed_memory, set_determinism

@@ -14,6 +14,8 @@ from run_files import Progress, Run
 from training.terminal import Lines, roughly
 from utils import seed_everything
 
+WORTH_SAYING = 10  # seconds that a run takes after its first epoch, from which on a line says so
+
 
 def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines) -> None:
     """All epochs that `progress` lacks, recorded there and in the folder.
@@ -54,7 +56,9 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
         if prints_loss:
             text = f"epoch {epoch}/{training.epochs}  loss {losses['loss']:.4f}  {len(images) / seconds:.0f} images/s"
             left = (training.epochs - epoch) * seconds
-            lines.say(f"{text}  this run: about {roughly(left)} left" if epoch == first and left else text)
+            if epoch == first and left > WORTH_SAYING:
+                text += f"  this run: about {roughly(left)} left"
+            lines.say(text)
         if stop:
             lines.say(
                 f"stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has not fallen for "

@@ -9,10 +9,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from tqdm import tqdm
 
 from config import Config
+from dataset import BENCHMARKS
+from readers.base import is_vacant
 from report import METRIC_TITLES
 from report.published import METHODS
 from report.rendering import count
@@ -50,6 +53,25 @@ def in_one_line(beginning: str) -> Iterator[list[str]]:
         print("".join(ending), flush=True)
 
 
+@contextlib.contextmanager
+def timed(text: str) -> Iterator[None]:
+    """Print a line whose end says how long what is done inside took."""
+    started = time.perf_counter()
+    with in_one_line(f"{text} ... ") as ending:
+        yield
+        ending.append(roughly(time.perf_counter() - started))
+
+
+def list_runs(config: Config) -> list[Config]:
+    """`Config.runs`, with a line where a benchmark makes its images first, which takes seconds."""
+    benchmark = BENCHMARKS[config.dataset]
+    if benchmark.prepare is None or benchmark.default_root is None:
+        return config.runs()
+    root = config.data_path or benchmark.default_root()
+    with timed(f"making the images of --dataset {config.dataset} in {root}") if is_vacant(root) else nullcontext():
+        return config.runs()
+
+
 class Lines:
     """The lines of one run, `[2/6] brick seed 1   text`, and below them, on a terminal only, the bar of its epochs."""
 
@@ -63,13 +85,9 @@ class Lines:
         tqdm.write(f"{self.title}   {text}")
         sys.stdout.flush()  # tqdm does not
 
-    @contextlib.contextmanager
-    def timed(self, text: str) -> Iterator[None]:
+    def timed(self, text: str) -> AbstractContextManager[None]:
         """Print a line whose end says how long what is done inside took."""
-        started = time.perf_counter()
-        with in_one_line(f"{self.title}   {text} ... ") as ending:
-            yield
-            ending.append(roughly(time.perf_counter() - started))
+        return timed(f"{self.title}   {text}")
 
     def bar(self, epochs: range) -> tqdm[int]:
         """The epochs, counted from 1, with a bar on a terminal that vanishes at the end."""
