@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,22 +93,17 @@ RANGES = {
 }
 
 
-def field(
-    default: Any,
-    group: str,
-    text: str,
-    choices: Iterable[str] = (),
-    names: Sequence[str] = (),
-    affects_results: bool = True,
-) -> Any:
-    """A Config field with what its flag needs; `names` are further spellings of the flag, the published ones first."""
-    metadata = {
-        "group": group,
-        "help": text,
-        "choices": tuple(choices),
-        "names": tuple(names),
-        "affects_results": affects_results,
-    }
+def field(default: Any, group: str, text: str, **facts: Any) -> Any:
+    """A Config field with what its flag needs.
+
+    choices          the values that it may have, where they are names
+    names            further spellings of the flag, the published ones first
+    affects_results  whether it decides a run's numbers; see `runtime_field`
+    common           whether the flag is in `--help`; `--help all` has all flags
+    """
+    defaults: dict[str, Any] = {"choices": (), "names": (), "affects_results": True, "common": False}
+    assert facts.keys() <= defaults.keys()
+    metadata = defaults | facts | {"group": group, "help": text, "choices": tuple(facts.get("choices", ()))}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -122,14 +117,16 @@ class Config:
     Raises ValueError with all problems at once, one per line.
     """
 
-    dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS)
-    classes: tuple[str, ...] = field(("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"))
-    data_path: Path | None = runtime_field(
-        None, DATA, "the benchmark's root, one folder per class (demo and elpv have a default)"
+    dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS, common=True)
+    classes: tuple[str, ...] = field(
+        ("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"), common=True
     )
-    train_dir: Path | None = runtime_field(None, DATA, "--dataset folder: normal images to learn from")
+    data_path: Path | None = runtime_field(
+        None, DATA, "the benchmark's root, one folder per class (demo and elpv have a default)", common=True
+    )
+    train_dir: Path | None = runtime_field(None, DATA, "--dataset folder: normal images to learn from", common=True)
     test_dir: Path | None = runtime_field(
-        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect"
+        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", common=True
     )
     mask_dir: Path | None = runtime_field(None, DATA, "--dataset folder: masks, laid out as --test_dir is")
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
@@ -137,13 +134,13 @@ class Config:
         MAX_PIXELS, DATA, "images and masks of more pixels are refused before they are decoded"
     )
 
-    variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS)
-    net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME")
+    variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS, common=True)
+    net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME", common=True)
     weights: str = runtime_field(
         "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path"
     )
     skips: str | None = field(
-        None, METHOD, "teacher levels that are added to the student's (default: the variant's)", SKIPS
+        None, METHOD, "teacher levels that are added to the student's (default: the variant's)", choices=SKIPS
     )
     student_width: tuple[int, ...] | None = field(
         None, METHOD, "widths inside the student, finest level first, for teachers other than ResNets"
@@ -155,7 +152,7 @@ class Config:
         None,
         METHOD,
         "distillation loss; mse+cosine = half mse, half cosine (default: the variant's)",
-        DISTILLATION_LOSSES,
+        choices=DISTILLATION_LOSSES,
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
     rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_WEIGHT})")
@@ -174,6 +171,7 @@ class Config:
         None,
         TRAINING,
         "passes over the training images; the last is the result (default: the variant's, often 200)",
+        common=True,
     )
     batch_size: int | None = field(None, TRAINING, "images per step (default: the variant's; drd 4, others 16)")
     learning_rate: float | None = field(
@@ -185,8 +183,8 @@ class Config:
         TRAINING,
         "stop after so many epochs without a lower loss on held-out training images; 0: never (default: the variant's)",
     )
-    holdout: float = field(0.1, TRAINING, "share of the training images that --patience holds out")
-    seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",))
+    holdout: float = field(0.1, TRAINING, "share of the training images that --patience holds out", common=True)
+    seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",), common=True)
     deterministic: bool = field(False, TRAINING, "use only operations that repeat to the bit (slower on a GPU)")
 
     levels: tuple[int, ...] = field((0, 1, 2), SCORING, "levels that make the anomaly map; 0 is the finest")
@@ -212,17 +210,17 @@ class Config:
         0, SCORING, "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only"
     )
 
-    save_path: Path = runtime_field(Path("runs"), OUTPUT, "root of the run folders")
-    name: str | None = runtime_field(None, OUTPUT, "folder name in place of the variant's, for ablations")
+    save_path: Path = runtime_field(Path("runs"), OUTPUT, "root of the run folders", common=True)
+    name: str | None = runtime_field(None, OUTPUT, "folder name in place of the variant's, for ablations", common=True)
     resume: bool = runtime_field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1")
-    fresh: bool = runtime_field(False, OUTPUT, "discard these runs, finished or not, and run them again")
+    fresh: bool = runtime_field(False, OUTPUT, "discard these runs, finished or not, and run them again", common=True)
     keep_optimizer: bool = runtime_field(
         True, OUTPUT, "1: a finished run can be given more --epochs later; 0: its checkpoint takes a third of the space"
     )
     stop_on_error: bool = runtime_field(
         False, OUTPUT, "end at the first run that fails; 0: list it, go on with the others, exit code 1 at the end"
     )
-    vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image")
+    vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image", common=True)
     img_path: Path | None = runtime_field(None, OUTPUT, "where overlays go (default: the run folder)")
     print_loss: bool | None = runtime_field(
         None,
@@ -236,7 +234,7 @@ class Config:
         False, OUTPUT, "also print the metrics of the epoch that is best on the test set (`oracle`: not a result)"
     )
 
-    device: str = runtime_field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps")
+    device: str = runtime_field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", common=True)
     precision: str = field(
         "fp32",
         MACHINE,
