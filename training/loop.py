@@ -32,39 +32,41 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
     what = "reading" if config.cache in ("images", "none") else "extracting teacher features of"
     with lines.timed(f"{what} {len(images) + len(held_out or ())} images"):
         experiment.features, experiment.held_out_features  # noqa: B018 - computed now, outside the first epoch's time
-    epochs = lines.bar(range(progress.epoch + 1, training.epochs + 1))
-    prints_loss = config.print_loss if config.print_loss is not None else epochs.disable
     first = progress.epoch + 1
-    for epoch in epochs:
-        started = time.perf_counter()
-        losses = train_epoch(experiment, epoch)
-        seconds = time.perf_counter() - started
-        if not math.isfinite(losses["loss"]):
-            raise ValueError(
-                f"{config.title}: the loss became {losses['loss']} in epoch {epoch}; a smaller --learning_rate may "
-                f"help. {folder} keeps the last resume point"
-            )
-        progress.add(epoch, losses, len(images), seconds)
-        stop = progress.should_stop(training.patience)
-        if config.print_epoch and epoch % config.print_epoch == 0 and epoch < training.epochs and not stop:
-            metrics = experiment.detector().evaluate(experiment.test_images).report.values
-            progress.evaluated(epoch, metrics)
-            lines.say(f"epoch {epoch}: {one_line(metrics)}")
-        interval = 0 if progress.is_complete(training) else config.checkpoint_seconds
-        folder.record(progress, experiment.distiller, experiment.optimizer, interval)
-        epochs.set_postfix(loss=f"{losses['loss']:.4f}")
-        if prints_loss:
-            text = f"epoch {epoch}/{training.epochs}  loss {losses['loss']:.4f}  {len(images) / seconds:.0f} images/s"
-            left = (training.epochs - epoch) * seconds
-            if epoch == first and left > WORTH_SAYING:
-                text += f"  this run: about {roughly(left)} left"
-            lines.say(text)
-        if stop:
-            lines.say(
-                f"stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has not fallen for "
-                f"{training.patience} epochs"
-            )
-            break
+    with lines.bar(range(first, training.epochs + 1)) as epochs:
+        prints_loss = config.print_loss if config.print_loss is not None else epochs.disable
+        for epoch in epochs:
+            started = time.perf_counter()
+            losses = train_epoch(experiment, epoch)
+            seconds = time.perf_counter() - started
+            if not math.isfinite(losses["loss"]):
+                raise ValueError(
+                    f"{config.title}: the loss became {losses['loss']} in epoch {epoch}; a smaller --learning_rate may "
+                    f"help. {folder} keeps the last resume point"
+                )
+            progress.add(epoch, losses, len(images), seconds)
+            stop = progress.should_stop(training.patience)
+            if config.print_epoch and epoch % config.print_epoch == 0 and epoch < training.epochs and not stop:
+                metrics = experiment.detector().evaluate(experiment.test_images).report.values
+                progress.evaluated(epoch, metrics)
+                lines.say(f"epoch {epoch}: {one_line(metrics)}")
+            interval = 0 if progress.is_complete(training) else config.checkpoint_seconds
+            folder.record(progress, experiment.distiller, experiment.optimizer, interval)
+            epochs.set_postfix(loss=f"{losses['loss']:.4f}")
+            if prints_loss:
+                text = (
+                    f"epoch {epoch}/{training.epochs}  loss {losses['loss']:.4f}  {len(images) / seconds:.0f} images/s"
+                )
+                left = (training.epochs - epoch) * seconds
+                if epoch == first and left > WORTH_SAYING:
+                    text += f"  this run: about {roughly(left)} left"
+                lines.say(text)
+            if stop:
+                lines.say(
+                    f"stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has not fallen for "
+                    f"{training.patience} epochs"
+                )
+                break
 
 
 def train_epoch(experiment: Experiment, epoch: int) -> dict[str, float]:

@@ -94,6 +94,7 @@ class Lines:
         return tqdm(
             epochs,
             desc=self.title,
+            unit=" epochs",
             initial=epochs.start - 1,
             total=epochs.stop - 1,
             disable=not sys.stderr.isatty(),
