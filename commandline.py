@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, NoReturn
 
@@ -57,6 +57,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: error: {message}\n")
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        if flags:
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            self.error(f"unknown {' '.join(flags)}{did_you_mean(flags, known) or f': see {self.prog} --help'}")
+        if unknown:
+            self.error(f"unexpected {' '.join(unknown)}: see {self.prog} --help")
+        return found
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
@@ -70,6 +82,14 @@ class _Debug(argparse.Action):
 
     def __call__(self, *_: Any) -> None:
         Parser.debug = True
+
+
+def did_you_mean(words: Sequence[str], known: Iterable[str]) -> str:
+    """The known words that are most like these, as the end of an error: `; did you mean --epochs?`. Empty without."""
+    import difflib
+
+    near = [match for word in words for match in difflib.get_close_matches(word, list(known), n=1)]
+    return f"; did you mean {' '.join(dict.fromkeys(near))}?" if near else ""
 
 
 def _with_underscores(argument: str) -> str:
@@ -134,6 +154,8 @@ def explain(problem: Exception) -> list[str] | None:
         place = " -> ".join(os.fsdecode(name) for name in (problem.filename, problem.filename2) if _is_path(name))
         remedy = REMEDIES.get(problem.errno)
         return [": ".join(filter(None, (place, problem.strerror))) + (f"; {remedy}" if remedy else "")]
+    if isinstance(problem, ModuleNotFoundError):
+        return [f"{problem}: pip install -r requirements.txt brings what is needed"]
     if isinstance(problem, (ValueError, OSError)):
         return text.splitlines() or [type(problem).__name__]
     return None
@@ -257,7 +279,7 @@ def _missing_package(kind: type[BaseException], problem: BaseException, trace: T
     """A package that is not installed is one line."""
     if not isinstance(problem, ModuleNotFoundError):
         return sys.__excepthook__(kind, problem, trace)
-    print(f"error: {problem}: pip install -r requirements.txt brings what is needed", file=sys.stderr)
+    print(*(f"error: {line}" for line in explain(problem) or ()), file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 

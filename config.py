@@ -15,18 +15,19 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataset import BENCHMARKS, Source
+from commandline import did_you_mean
+from dataset import BENCHMARKS, Source, find_classes, locate
 from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
 from model import TEACHERS, is_resnet
-from model.precision import PRECISIONS
+from model.specs import PRECISIONS
 from readers.base import name_problem
 from readers.image_io import MAX_PIXELS
-from scoring.anomaly_map import MAP_MODES
+from scoring.modes import MAP_MODES
 from scoring.thresholds import MAXIMUM, PIXEL_RULES, CalibrationSettings, check_pixel_rule
 from utils import printable, read_json
 
@@ -95,22 +96,17 @@ RANGES = {
 }
 
 
-def field(
-    default: Any,
-    group: str,
-    text: str,
-    choices: Iterable[str] = (),
-    names: Sequence[str] = (),
-    affects_results: bool = True,
-) -> Any:
-    """A Config field with what its flag needs; `names` are further spellings of the flag, the published ones first."""
-    metadata = {
-        "group": group,
-        "help": text,
-        "choices": tuple(choices),
-        "names": tuple(names),
-        "affects_results": affects_results,
-    }
+def field(default: Any, group: str, text: str, **facts: Any) -> Any:
+    """A Config field with what its flag needs.
+
+    choices          the values that it may have, where they are names
+    names            further spellings of the flag, the published ones first
+    affects_results  whether it decides a run's numbers; see `runtime_field`
+    common           whether the flag is in `--help`; `--help all` has all flags
+    """
+    defaults: dict[str, Any] = {"choices": (), "names": (), "affects_results": True, "common": False}
+    assert facts.keys() <= defaults.keys()
+    metadata = defaults | facts | {"group": group, "help": text, "choices": tuple(facts.get("choices", ()))}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -124,17 +120,19 @@ class Config:
     Raises ValueError with all problems at once, one per line.
     """
 
-    dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS)
-    classes: tuple[str, ...] = field(("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"))
-    data_path: Path | None = runtime_field(
-        None, DATA, "the benchmark's root, one folder per class (demo and elpv have a default)"
+    dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS, common=True)
+    classes: tuple[str, ...] = field(
+        ("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"), common=True
     )
-    train_dir: Path | None = runtime_field(None, DATA, "--dataset folder: normal images to learn from")
+    data_path: Path | None = runtime_field(
+        None, DATA, "the benchmark's root, one folder per class (demo and elpv have a default)", common=True
+    )
+    train_dir: Path | None = runtime_field(None, DATA, "--dataset folder: normal images to learn from", common=True)
     test_dir: Path | None = runtime_field(
-        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect"
+        None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", common=True
     )
     bad: Path | None = runtime_field(
-        None, DATA, "--dataset folder: images with defects, to say how many of them are found"
+        None, DATA, "--dataset folder: images with defects, to say how many of them are found", common=True
     )
     mask_dir: Path | None = runtime_field(None, DATA, "--dataset folder: masks, laid out as --test_dir is")
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
@@ -142,13 +140,13 @@ class Config:
         MAX_PIXELS, DATA, "images and masks of more pixels are refused before they are decoded"
     )
 
-    variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS)
-    net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME")
+    variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS, common=True)
+    net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME", common=True)
     weights: str = runtime_field(
         "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path"
     )
     skips: str | None = field(
-        None, METHOD, "teacher levels that are added to the student's (default: the variant's)", SKIPS
+        None, METHOD, "teacher levels that are added to the student's (default: the variant's)", choices=SKIPS
     )
     student_width: tuple[int, ...] | None = field(
         None, METHOD, "widths inside the student, finest level first, for teachers other than ResNets"
@@ -160,7 +158,7 @@ class Config:
         None,
         METHOD,
         "distillation loss; mse+cosine = half mse, half cosine (default: the variant's)",
-        DISTILLATION_LOSSES,
+        choices=DISTILLATION_LOSSES,
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
     rate: float | None = field(None, METHOD, f"weight of the consistency loss (default: {CONSISTENCY_WEIGHT})")
@@ -179,6 +177,7 @@ class Config:
         None,
         TRAINING,
         "passes over the training images; the last is the result (default: the variant's, often 200)",
+        common=True,
     )
     batch_size: int | None = field(None, TRAINING, "images per step (default: the variant's; drd 4, others 16)")
     learning_rate: float | None = field(
@@ -191,7 +190,7 @@ class Config:
         "stop after so many epochs without a lower loss on held-out training images; 0: never (default: the variant's)",
     )
     patience_holdout: float = field(0.1, TRAINING, "share of the training images that --patience holds out")
-    seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",))
+    seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",), common=True)
     deterministic: bool = field(False, TRAINING, "use only operations that repeat to the bit (slower on a GPU)")
 
     levels: tuple[int, ...] = field((0, 1, 2), SCORING, "levels that make the anomaly map; 0 is the finest")
@@ -217,14 +216,19 @@ class Config:
         SCORING,
         "share of the training images, the last by name, that are not trained on: the threshold comes from them "
         "(default: 0.2 with --dataset folder; 0 for benchmarks, whose protocol trains on all)",
+        common=True,
     )
     calibrate: Path | None = runtime_field(
-        None, SCORING, "folder of further normal images, best of another day: the threshold comes from them"
+        None,
+        SCORING,
+        "folder of further normal images, best of another day: the threshold comes from them",
+        common=True,
     )
     false_alarm: float | None = runtime_field(
         None,
         SCORING,
         "share of normal images that may be above the threshold (default: as few as the images can promise)",
+        common=True,
     )
     pixel_threshold: str = runtime_field(
         MAXIMUM, SCORING, f"rule for pixels, from the same normal images: {PIXEL_RULES}"
@@ -238,16 +242,23 @@ class Config:
         0, SCORING, "also evaluate after every so many epochs, for the log and `oracle` only; 0 = at the end only"
     )
 
-    save_path: Path = runtime_field(Path("runs"), OUTPUT, "root of the run folders")
-    name: str | None = runtime_field(None, OUTPUT, "folder name in place of the variant's, for ablations")
+    save_path: Path = runtime_field(Path("runs"), OUTPUT, "root of the run folders", common=True)
+    name: str | None = runtime_field(None, OUTPUT, "folder name in place of the variant's, for ablations", common=True)
     resume: bool = runtime_field(True, OUTPUT, "1: finish an unfinished run; 0: start it again from epoch 1")
-    fresh: bool = runtime_field(False, OUTPUT, "discard these runs, finished or not, and run them again")
+    fresh: bool = runtime_field(False, OUTPUT, "discard these runs, finished or not, and run them again", common=True)
     keep_optimizer: bool = runtime_field(
         True, OUTPUT, "1: a finished run can be given more --epochs later; 0: its checkpoint takes a third of the space"
     )
-    vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image")
+    stop_on_error: bool = runtime_field(
+        False, OUTPUT, "end at the first run that fails; 0: list it, go on with the others, exit code 1 at the end"
+    )
+    vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image", common=True)
     img_path: Path | None = runtime_field(None, OUTPUT, "where overlays go (default: the run folder)")
-    print_loss: bool = runtime_field(True, OUTPUT, "print a line per epoch")
+    print_loss: bool | None = runtime_field(
+        None,
+        OUTPUT,
+        "print a line per epoch; 0: never (default: where no terminal shows a bar)",
+    )
     print_scores: bool = runtime_field(
         False, OUTPUT, "print every test image's label and score", names=("print_canshu",)
     )
@@ -255,7 +266,7 @@ class Config:
         False, OUTPUT, "also print the metrics of the epoch that is best on the test set (`oracle`: not a result)"
     )
 
-    device: str = runtime_field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps")
+    device: str = runtime_field("auto", MACHINE, "auto (a GPU where there is one), cpu, cuda, cuda:1, mps", common=True)
     precision: str = field(
         "fp32",
         MACHINE,
@@ -292,11 +303,13 @@ class Config:
             raise ValueError("\n".join(problems))
         problems = [
             f"unknown --{f.name} {getattr(self, f.name)!r}: choose from {', '.join(f.metadata['choices'])}"
+            f"{did_you_mean([getattr(self, f.name)], f.metadata['choices'])}"
             for f in dataclasses.fields(self)
             if f.metadata["choices"] and getattr(self, f.name) not in (None, *f.metadata["choices"])
         ]
         if self.net not in TEACHERS and not self.net.startswith("timm/"):
-            problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME")
+            hint = did_you_mean([self.net], TEACHERS)
+            problems.append(f"unknown --net {self.net!r}: choose from {', '.join(TEACHERS)}, or timm/NAME{hint}")
         problems += self._out_of_range()
         if self.image_size % 32:
             problems.append(f"--image_size {self.image_size}: must be a multiple of 32")
@@ -477,6 +490,23 @@ class Config:
     def seed_key(self) -> str:
         """What a run's random state is seeded from: class and seed, nothing else. Another text gives other results."""
         return f"{' '.join(self.classes)} seed {' '.join(map(str, self.seeds))}"
+
+    def runs(self) -> list[Config]:
+        """The runs of a sweep, class by class and seed by seed, classes in the benchmark's order.
+
+        The benchmark's own data are made where they are missing. Raises ValueError for a class that it does not have,
+        FileNotFoundError where there is nothing to read.
+        """
+        benchmark = BENCHMARKS[self.dataset]
+        known = find_classes(benchmark, locate(benchmark, self.source))
+        if self.classes == ("all",):
+            return [self.of_run(class_name, seed) for class_name in known for seed in self.seeds]
+        if unknown := [name for name in self.classes if name not in known]:
+            raise ValueError(
+                f"unknown --class {', '.join(unknown)}: {self.dataset} has {', '.join(known) or 'none'}"
+                f"{did_you_mean(unknown, known)}"
+            )
+        return [self.of_run(class_name, seed) for class_name in self.classes for seed in self.seeds]
 
     def of_run(self, class_name: str, seed: int) -> Config:
         """The part of a sweep that trains one class with one seed."""

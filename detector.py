@@ -18,7 +18,9 @@ from dataset import GivenImages, ImageSet, image_batches
 from methods import build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
-from run_files import CHECKPOINT, CONFIG, METRICS, Run, checks
+from run_files import CHECKPOINT, CONFIG, METRICS, Run
+from run_files.checkpoints import check_for_config
+from run_files.checks import named
 from scoring.anomaly_map import (
     MapStatistics,
     Pair,
@@ -77,9 +79,9 @@ class Detector:
                 f"{folder} was trained with teacher weights {recorded}, found {teacher.weights}; give --weights FILE"
             )
         distiller = build_distiller(config.recipe, teacher).to(teacher.device)
-        with checks.named(folder.folder / CHECKPOINT):
+        with named(folder.folder / CHECKPOINT):
             distiller.load_trained_state(state["trained"])
-            checks.check_for_config(state, config)
+            check_for_config(state, config)
         detector = cls(config, distiller)
         if state["map_statistics"] is not None:
             tensors = {name: tensor.to(teacher.device) for name, tensor in state["map_statistics"].items()}

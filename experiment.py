@@ -22,7 +22,7 @@ from calibration import (
     without_trained,
 )
 from config import Config
-from dataset import BENCHMARKS, ImageSet, find_classes, locate
+from dataset import BENCHMARKS, ImageSet, locate
 from detector import Detector, Evaluation, frozen_teacher
 from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
@@ -160,7 +160,7 @@ class Experiment:
             self.config.check_last_batch(len(self.train_images))
             self.normals  # noqa: B018 - too few of them show before the first epoch
         for warning in check_data(train, test.samples, test.mask_threshold, self.config.workers):
-            print(f"{self.config.title}: warning: {warning}")
+            print(f"{' '.join(self.config.classes)}: warning: {warning}")
 
     @cached_property
     def corruption(self) -> Corruption | None:
@@ -298,14 +298,8 @@ def experiments(config: Config, device: torch.device) -> Iterator[Experiment]:
 
     Raises ValueError on a class that the benchmark does not have, before the first one.
     """
-    benchmark = BENCHMARKS[config.dataset]
-    known = find_classes(benchmark, locate(benchmark, config.source))
-    unknown = [name for name in config.classes if name not in known and config.classes != ("all",)]
-    if unknown:
-        raise ValueError(f"unknown --class {', '.join(unknown)}: {config.dataset} has {', '.join(known) or 'none'}")
-    for class_name in known if config.classes == ("all",) else config.classes:
-        for seed in config.seeds:
-            yield Experiment(config.of_run(class_name, seed), device)
+    for run in config.runs():
+        yield Experiment(run, device)
 
 
 def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from commandline import Parser, boolean
 from config import GROUPS, Config, field_types, kind_of
@@ -45,24 +45,57 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     return Config(**{**(Config.load(saved) if saved else {}), **given})
 
 
-def _parser() -> Parser:
+def _parser(shows_all: bool = True) -> Parser:
+    """The flags of main.py; the help of those that are not common is left out unless `shows_all`."""
+    fields = dataclasses.fields(Config)
+    few = [f for f in fields if f.metadata["common"]]
     parser = Parser(
         prog="main.py",
         usage="python main.py [flags]",
         description="Train and score reverse distillation, one model per class and seed. In flags - and _ are alike.",
+        epilog=None if shows_all else f"These are {len(few)} of {len(fields)} flags: --help all shows every one.",
+        formatter_class=_Formatter,
         argument_default=argparse.SUPPRESS,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action=_Help, help="show the common flags; --help all: every flag")
+    groups = {title: parser.add_argument_group(title) for title in GROUPS}
+    for f in fields:
+        add_option(groups[f.metadata["group"]], f.name)
+    published = parser.add_argument_group("published flags, which are translated")
     parser.add_argument(
         "--config", type=path, metavar="PATH", help="start from a run's config.json; flags given here override it"
     )
-    groups = {title: parser.add_argument_group(title) for title in GROUPS}
-    for f in dataclasses.fields(Config):
-        add_option(groups[f.metadata["group"]], f.name)
-    published = parser.add_argument_group("published flags, which are translated")
     published.add_argument("--res", type=int, choices=RES_TO_SKIPS, help="--skips: 0, 1 none; 2 E3 only; 3 E3 and E2")
     published.add_argument("--L2", type=int, choices=L2_TO_LOSS, help="--loss: 0 cosine; 1 mse; 2 half of each")
     published.add_argument("--cut", type=int, help="accepted at 0 only: the published code never uses it")
+    if not shows_all:
+        shown = {"help", *(f.name for f in few)}
+        for action in parser._actions:
+            action.help = action.help if action.dest in shown else argparse.SUPPRESS
     return parser
+
+
+class _Formatter(argparse.HelpFormatter):
+    """A flag with several spellings has its values named once: `--seeds, --seed N [N ...]`."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {self._format_args(action, str(action.metavar or action.dest))}"
+
+
+class _Help(argparse.Action):
+    """Print the help of the common flags, or with the word `all` of every flag, and end."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs="?", metavar="all", **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, words: Any, flag: str | None = None) -> NoReturn:
+        if words not in (None, "all"):
+            parser.error(f"{flag} {words}: give {flag} or {flag} all")
+        _parser(shows_all=words == "all").print_help()
+        parser.exit()
 
 
 def parse_some(prog: str, description: str | None, names: Sequence[str], argv: Sequence[str] | None) -> Config:

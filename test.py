@@ -1,4 +1,4 @@
-"""Score a finished run again from its folder alone, or predict on new images.
+"""Score a finished run again from its folder alone, set its threshold, or predict on new images.
 
 python test.py RUN                       the same metrics again; exit code 1 if they differ from the recorded ones
 python test.py RUN --verify              all that the run recorded against its data of now; exit code 1 for a difference
@@ -16,32 +16,20 @@ from commandline import Parser, boolean, exit_code  # before anything slow: Ctrl
 # isort: split
 
 import argparse
-import math
-import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from calibration import NormalSet, calibrate, findings, read_normal_folder, refuse_used, render_threshold
-from dataset import ImageSet
-from detector import Detector
-from experiment import Experiment, score
-from model.precision import PRECISIONS
-from prediction import Named, Show, find_images, predict_files, standard_input
-from readers.image_io import limit_pixels
-from report.intervals import render_intervals
-from report.overlays import OverlayWriter
-from run_files import CONFIG, METRICS, PREDICTIONS, THRESHOLD, Progress, Run
-from scoring.anomaly_map import MAP_MODES
-from scoring.intervals import Bootstrap
-from scoring.predictions import Rule
-from scoring.thresholds import PIXEL_RULES, CalibrationSettings, Threshold
+from model.specs import PRECISIONS
+from run_files import CONFIG, METRICS, Progress, Run
+from scoring.modes import MAP_MODES
+from scoring.thresholds import PIXEL_RULES
 from utils import format_table, keep_freed_memory, set_determinism
-from verification import environment_differences, read_predictions, verify
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a misspelt flag are answered at once
+    from detector import Detector
 
 STDIN = Path("-")
 
@@ -57,28 +45,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
         )
     if options.intervals is not None:
+        from scoring.intervals import Bootstrap
+
         Bootstrap(options.intervals)  # shows a level without sense now
         if options.images or options.anomaly_map is not None:
             raise ValueError("--intervals goes with the run's own metrics: not with --images or --anomaly_map")
     names = ("data_path", "weights", "device", "workers", "precision", "compile")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.verify:
-        if (
-            options.images
-            or options.intervals is not None
-            or options.anomaly_map is not None
-            or options.vis
-            or options.calibrate
-        ):
+        if any((options.images, options.intervals, options.anomaly_map, options.vis, options.calibrate)):
             raise ValueError("--verify stands alone: it compares a run with its own data")
         return verify_run(options.run, changes)
+    from detector import Detector
+
     detector = Detector.load(options.run, **changes)
     set_determinism(detector.config.deterministic)
     if detector.config.fast:
         keep_freed_memory()
     if options.images:
+        from prediction.command import predict_images
+
         return predict_images(detector, options)
     if options.calibrate is not None:
+        from prediction.command import calibrate_run
+
         return calibrate_run(detector, options)
     if options.anomaly_map is not None:
         return score_with(detector, options.run, options.anomaly_map, bool(options.vis))
@@ -105,6 +95,11 @@ def _check_flags(options: argparse.Namespace) -> None:
 
 def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
     """Print the metrics of a second scoring beside the recorded ones, and their intervals where a level is given."""
+    from experiment import Experiment
+    from report.intervals import render_intervals
+    from report.overlays import OverlayWriter
+    from verification import environment_differences
+
     config = detector.config
     experiment = Experiment(config, detector.device)
     experiment.check_data(with_training=False)
@@ -137,6 +132,8 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
 
 def verify_run(run: Path, changes: Mapping[str, Any]) -> int:
     """Print what of the run is as recorded, and what is not."""
+    from verification import verify
+
     checks = verify(run, **changes)
     print("\n".join(map(str, checks)))
     different = [check.name for check in checks if check.ok is False]
@@ -150,6 +147,8 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
     Raises ValueError for the map that the run has already, and where the run does not lie at
     .../<benchmark>/<name>/<class>/seed<k>.
     """
+    from experiment import Experiment, score
+
     run, config = run.resolve(), detector.config
     if mode == config.scoring.anomaly_map:
         raise ValueError(f"--anomaly_map {mode}: {run} is scored with it already")
@@ -180,65 +179,6 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
     found = folder.read(METRICS)["metrics"]
     print(_beside({mode: found, detector.config.scoring.anomaly_map: recorded["metrics"]}, config.title, digits=4))
     print(f"scored with --anomaly_map {mode}: {folder}")
-    return 0
-
-
-def predict_images(detector: Detector, options: argparse.Namespace) -> int:
-    """Predict on --images; returns the exit code: 0 all OK, 1 some NG, 3 some not read."""
-    run, config = Run(options.run), detector.config
-    limit_pixels(config.max_pixels)
-    rule = decision_rule(detector, options)
-    streamed = options.images == [STDIN]
-    if streamed:
-        chunks: Iterable[Sequence[Named]] = standard_input(detector.batch_size)
-    else:
-        chunks = [[named for path in options.images for named in find_images(path)]]
-    overlays = options.vis if options.vis is not None else not streamed
-    show = Show(options.out or options.run / "images", options.jsonl, options.quiet, overlays)
-    return predict_files(detector, rule, chunks, run.read(METRICS).get("training_images"), show)
-
-
-def decision_rule(detector: Detector, options: argparse.Namespace) -> Rule:
-    """What decides: --threshold, or one from --calibrate for these images alone, or the run's own."""
-    if options.threshold is not None:
-        if not math.isfinite(options.threshold):
-            raise ValueError(f"--threshold {options.threshold}: must be finite")
-        return Rule(options.threshold, detector.threshold, "--threshold")
-    if options.calibrate is not None:
-        return Rule.of(calibrated(detector, options), "--calibrate")
-    return Rule.of(detector.threshold)
-
-
-def calibrated(detector: Detector, options: argparse.Namespace) -> Threshold:
-    """The threshold from the images of --calibrate, none of which the run has used. Raises ValueError otherwise."""
-    run, config = Run(options.run), detector.config
-    record = run.read(METRICS)
-    used = [row.sha256 for row in run.data().rows]
-    samples = read_normal_folder(options.calibrate)
-    refuse_used(samples, used, config.workers)
-    rule = options.pixel_threshold or config.pixel_threshold
-    settings = CalibrationSettings(options.false_alarm, rule)
-    normals = NormalSet("calibrate", ImageSet(samples, config.image_size))
-    return calibrate(detector, normals, settings, record["checkpoint_sha256"])
-
-
-def calibrate_run(detector: Detector, options: argparse.Namespace) -> int:
-    """Set the threshold of a finished run, and print what it promises and finds."""
-    run, config = Run(options.run), detector.config
-    threshold = calibrated(detector, options)
-    try:
-        images = Experiment(config, detector.device).test_images
-        scored = detector.evaluate(images, keep_maps=True)
-        found = findings(threshold, scored.labels, scored.scores, scored)
-    except (OSError, ValueError):  # the test images are gone: their recorded scores are not
-        rows = read_predictions(run.folder / PREDICTIONS) if (run.folder / PREDICTIONS).is_file() else []
-        labels = np.array([row[1] for row in rows], bool)
-        found = findings(threshold, labels, np.array([row[2] for row in rows], np.float32))
-    with run.lock():
-        run.write_threshold(threshold, found)
-    for line in render_threshold(threshold, found, run.read(METRICS)["n_train"]):
-        print(f"{config.title}: {line}")
-    print(f"written to {run.folder / THRESHOLD}; python test.py {shlex.quote(str(run))} --images FOLDER uses it")
     return 0
 
 
@@ -278,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="with --images: the last line alone")
     parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
     parser.add_argument(
-        "--intervals", type=float, nargs="?", const=Bootstrap().level, metavar="LEVEL",
+        "--intervals", type=float, nargs="?", const=0.95, metavar="LEVEL",
         help="bootstrap intervals of the metrics over the test images, of this level (0.95)",
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")

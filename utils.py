@@ -22,10 +22,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # torch takes seconds: the functions below that need it import it themselves
+    import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,6 +39,8 @@ def seed_everything(*parts: object) -> int:
 
     The seed is a checksum of the text of the parts, so it is the same on every machine and in every process.
     """
+    import torch
+
     seed = zlib.crc32("\x1f".join(map(str, parts)).encode(errors="surrogateescape"))
     random.seed(seed)
     np.random.seed(seed)
@@ -46,6 +50,8 @@ def seed_everything(*parts: object) -> int:
 
 def choose_device(name: str) -> torch.device:
     """`auto` is the first GPU, or else the CPU. Raises ValueError where the named device is not available."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -57,11 +63,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """cpu (2 threads); cuda (NVIDIA H100)."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device} ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else str(device)
+
+
 def set_determinism(wanted: bool) -> None:
     """Allow only deterministic operations, or let the libraries choose the fastest ones.
 
     TF32 is off in both cases, so fp32 on a GPU is fp32; torch would allow TF32 for convolutions.
     """
+    import torch
+
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -71,6 +89,8 @@ def set_determinism(wanted: bool) -> None:
 
 def to_device(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
     """The array as a tensor on the device. The copy to a GPU is asynchronous, from pinned memory."""
+    import torch
+
     tensor = torch.from_numpy(pixels)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -289,6 +309,8 @@ def code_revision() -> str:
 
 def environment_info() -> dict[str, Any]:
     """Versions and hardware, to be recorded with a result."""
+    import torch
+
     processor = next(
         (
             line.partition(":")[2].strip()

@@ -5,8 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from methods.losses import LOSSES
+from methods.pairs import PAIRS
 from methods.recipe import Recipe
+from methods.synthetic_anomalies import CORRUPTIONS
 from model.attention import SCConv, SimAM
+from model.blocks import BLOCKS
 from model.bottleneck import FUSIONS, OCBE
 from model.distiller import Distiller
 from model.masking import FeatureMasking
@@ -19,8 +23,9 @@ def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
     """A network of the recipe's parts around `teacher`.
 
     A ResNet's bottleneck and student mirror it, as published; another teacher's are of plain residual blocks, whose
-    widths and counts the recipe gives. Raises ValueError when the recipe gives them for a ResNet.
+    widths and counts the recipe gives. Raises ValueError when the recipe gives them for a ResNet, and as `check_parts`.
     """
+    check_parts(recipe)
     channels, resnet = teacher.channels, teacher.resnet
     if resnet is None:
         widths, block, width = recipe.student_width or channels, BasicBlock, 64
@@ -30,7 +35,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
             raise ValueError(
                 f"--net {teacher.name} is a ResNet, whose student is fixed: leave --student_width/_blocks out"
             )
-        widths, block, width = channels, resnet.block, resnet.base_width
+        widths, block, width = channels, BLOCKS[resnet.block], resnet.base_width
         depth = resnet.blocks[3]
         # The published student takes the teacher's counts in order, from the coarsest: its finest stage is longest.
         counts = (resnet.blocks[2], resnet.blocks[1], resnet.blocks[0])
@@ -54,6 +59,28 @@ def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
     )
     projection = Projection(channels) if recipe.projection else None
     return Distiller(teacher, bottleneck, student, projection)
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Raises ValueError for parts that do not exist, or do not go together."""
+    unknown = [name for name, _, _ in recipe.losses if name not in LOSSES]
+    if unknown or not recipe.losses:
+        found = ", ".join(unknown) or "none"
+        raise ValueError(f"a recipe needs losses out of {', '.join(LOSSES)}; found {found}")
+    for term in recipe.losses:
+        if term.pairs not in PAIRS:
+            raise ValueError(f"the loss {term.name} is over pairs out of {', '.join(PAIRS)}; found {term.pairs}")
+        needed = PAIRS[term.pairs]
+        if needed.needs_corruption and recipe.corruption is None:
+            raise ValueError(
+                f"the loss {term.label} needs corrupted images: corruption is one of {', '.join(CORRUPTIONS)}"
+            )
+        if needed.needs_projection and not recipe.projection:
+            raise ValueError(f"the loss {term.label} needs a projection, which this variant does not have")
+    if recipe.corruption not in (None, *CORRUPTIONS):
+        raise ValueError(f"unknown corruption {recipe.corruption!r}: choose from {', '.join(CORRUPTIONS)}")
+    if recipe.fusion not in FUSIONS:
+        raise ValueError(f"unknown fusion {recipe.fusion!r}: choose from {', '.join(FUSIONS)}")
 
 
 def _attention(recipe: Recipe, channels: int) -> list[nn.Module]:

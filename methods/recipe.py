@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from methods.losses import LOSSES
-from methods.pairs import PAIRS
-from methods.synthetic_anomalies import CORRUPTIONS
-from model.bottleneck import FUSIONS
-from model.student import Skip
+from model.specs import Skip
 
 
 class Term(NamedTuple):
@@ -54,7 +50,7 @@ class Scoring:
     """How pairs become an anomaly map and a map becomes an image score; the defaults are RD4AD's.
 
     levels       levels that make the map; 0 is the finest
-    anomaly_map  how the levels' maps are combined: one of `scoring.anomaly_map.MAP_MODES`
+    anomaly_map  how the levels' maps are combined: one of `scoring.modes.MAP_MODES`
     score_num    the image score is the mean of so many largest pixels; 1: the maximum
     refine       the image score is multiplied by DRD's `score_refinement_factor`
     """
@@ -67,7 +63,9 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a variant is made of; the defaults are RD4AD. Raises ValueError for parts that do not go together.
+    """What a variant is made of; the defaults are RD4AD. Raises ValueError for settings that do not go together.
+
+    Parts are named; `methods.build.check_parts` checks the names before anything is built.
 
     skips           teacher levels added to the student's features on the way
     losses          the terms of the loss; the first one is the distillation loss
@@ -109,24 +107,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "losses", tuple(Term(*term) for term in self.losses))
-        unknown = [name for name, _, _ in self.losses if name not in LOSSES]
-        if unknown or not self.losses:
-            found = ", ".join(unknown) or "none"
-            raise ValueError(f"a recipe needs losses out of {', '.join(LOSSES)}; found {found}")
-        for term in self.losses:
-            if term.pairs not in PAIRS:
-                raise ValueError(f"the loss {term.name} is over pairs out of {', '.join(PAIRS)}; found {term.pairs}")
-            needed = PAIRS[term.pairs]
-            if needed.needs_corruption and self.corruption is None:
-                raise ValueError(
-                    f"the loss {term.label} needs corrupted images: corruption is one of {', '.join(CORRUPTIONS)}"
-                )
-            if needed.needs_projection and not self.projection:
-                raise ValueError(f"the loss {term.label} needs a projection, which this variant does not have")
-        if self.corruption not in (None, *CORRUPTIONS):
-            raise ValueError(f"unknown corruption {self.corruption!r}: choose from {', '.join(CORRUPTIONS)}")
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"unknown fusion {self.fusion!r}: choose from {', '.join(FUSIONS)}")
         levels = self.train_levels
         if not levels or list(levels) != sorted(set(levels)) or not set(levels) <= {0, 1, 2}:
             raise ValueError(f"--train_levels {' '.join(map(str, levels))}: one or more of 0, 1, 2, in this order")

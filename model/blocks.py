@@ -1,4 +1,4 @@
-"""ResNetSpec blocks: the downward side is torchvision's own, the upward side lives here."""
+"""ResNet blocks: the downward side is torchvision's own, the upward side lives here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 Block = type[BasicBlock] | type[Bottleneck]
+BLOCKS: dict[str, Block] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class UpBottleneck(nn.Module):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-PRECISIONS = ("fp32", "bf16", "auto")
-
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`auto` is bf16 where the device multiplies it in hardware, else fp32; the others are themselves."""

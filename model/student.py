@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from model.blocks import Block, initialize, up_stage
-
-
-@dataclass(frozen=True)
-class Skip:
-    """The teacher's level `source` is added to the student's before the stage that makes level `into` reads it.
-
-    Levels count from 0, the finest. A stage reads the level one coarser than the one it makes, so `into` is
-    `source - 1`: no level is helped by the teacher level that it is compared with. Raises ValueError otherwise.
-    Source: SK-RD4AD's non-corresponding skips (E3 enters the stage that makes D2, E2 the one that makes D1).
-    """
-
-    source: int
-    into: int
-
-    def __post_init__(self) -> None:
-        if self.source not in (1, 2) or self.into != self.source - 1:
-            wanted = "Skip(source=2, into=1) and Skip(source=1, into=0)"
-            raise ValueError(f"no such skip: Skip(source={self.source}, into={self.into}); there are {wanted}")
+from model.specs import Skip
 
 
 class Student(nn.Module):

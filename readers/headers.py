@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from readers.image_io import header_size, opened
+from readers.contents import Stamp, file_stamp
+from readers.image_io import check_pixels, header_size, opened
 from utils import prefetch_map, printable
 
 BITS_PER_SAMPLE = 258  # the TIFF tag
@@ -42,6 +43,9 @@ class Header:
         return self.size[0] / self.size[1]
 
 
+_known: dict[tuple[Path, bool], tuple[Stamp, Header]] = {}  # by (path, upright), of this process
+
+
 def read_header(path: Path, upright: bool = False) -> Header:
     """The header of an image file, which is read as stored or upright.
 
@@ -64,9 +68,10 @@ def bits_of(image: Image.Image) -> int:
 def read_headers(files: Iterable[tuple[Path, bool]], workers: int = 0) -> list[Header]:
     """The headers of all files, (path, upright) each, in order; a thousand take a second at most.
 
-    Raises ValueError in one line where some cannot be read; it names the first of them.
+    A file is read once in a process, unless its stamp changes. Raises ValueError in one line where some cannot be read;
+    it names the first of them.
     """
-    results = list(prefetch_map(_try_header, files, workers))
+    results = list(prefetch_map(_known_header, files, workers))
     problems = [result for result in results if isinstance(result, str)]
     if problems:
         more = f"; and {len(problems) - NAMED} more files" if len(problems) > NAMED else ""
@@ -77,6 +82,22 @@ def read_headers(files: Iterable[tuple[Path, bool]], workers: int = 0) -> list[H
 def readable_headers(files: Iterable[tuple[Path, bool]], workers: int = 0) -> list[Header]:
     """As `read_headers`, without the files that cannot be read."""
     return [header for header in prefetch_map(_try_header, files, workers) if isinstance(header, Header)]
+
+
+def _known_header(file: tuple[Path, bool]) -> Header | str:
+    """The header from memory where the file has not changed since it was read."""
+    try:
+        stamp = file_stamp(file[0])
+        if file in _known and _known[file][0] == stamp:
+            header = _known[file][1]
+            check_pixels(header.path, header.size)  # the limit may be another one now
+            return header
+    except (ValueError, FileNotFoundError):
+        return _try_header(file)  # says what is wrong
+    found = _try_header(file)
+    if isinstance(found, Header):
+        _known[file] = stamp, found
+    return found
 
 
 def _try_header(file: tuple[Path, bool]) -> Header | str:

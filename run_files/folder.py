@@ -24,24 +24,27 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from config import Config
 from dataset import Sample
 from methods import Training
-from model import Distiller
 from run_files import checks
 from run_files.csv_files import to_csv
 from run_files.data import DataRecord
 from run_files.lock import LOCK, FolderLock
 from run_files.progress import Progress, oracle_rule
-from scoring.metrics import Report
 from scoring.normalization import Normalizer
 from scoring.thresholds import Threshold
 from utils import code_revision, environment_info, file_sha256, sweep_partials, write_atomically
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used: tables and commands that only look do without
+    import torch
+
+    from model import Distiller
+    from scoring.metrics import Report
 
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
@@ -223,18 +226,24 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
+        import torch
+
         write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last saved state, on the CPU, checked; None where there is none. Raises ValueError for a damaged file."""
         path = self.folder / CHECKPOINT
-        return checks.load_checkpoint(path) if path.is_file() else None
+        from run_files.checkpoints import load_checkpoint
+
+        return load_checkpoint(path) if path.is_file() else None
 
     def load_finished(self) -> dict[str, Any]:
         """The state of a finished run, on the CPU.
 
         Raises FileNotFoundError where it is missing, ValueError where it is damaged or not the one that was scored.
         """
+        from run_files.checkpoints import load_checkpoint
+
         path, recorded = self.folder / CHECKPOINT, self.read(METRICS).get("checkpoint_sha256")
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder}: no {CHECKPOINT}; main.py with --fresh trains the run again")
@@ -243,7 +252,7 @@ class Run:
                 f"{path}: is not the file that was scored: its SHA-256 differs from the one in {METRICS}; put that "
                 "file back, or --fresh trains the run again"
             )
-        return checks.load_checkpoint(path, scored=True)
+        return load_checkpoint(path, scored=True)
 
     def write_threshold(self, threshold: Threshold, findings: Mapping[str, Any]) -> None:
         """Write threshold.json; `findings` are what the threshold does on the test set."""
@@ -272,13 +281,15 @@ class Run:
 
         Raises ValueError where training is to go on and the optimizer's state was not kept.
         """
+        from run_files.checkpoints import load_optimizer
+
         state = self.load_checkpoint()
         if state is None:
             return Progress()
         with checks.named(self.folder / CHECKPOINT):
             distiller.load_trained_state(state["trained"])
             if "optimizer" in state:
-                checks.load_optimizer(optimizer, state["optimizer"])
+                load_optimizer(optimizer, state["optimizer"])
         progress = Progress(**state["progress"])
         if "optimizer" not in state and not progress.is_complete(training):
             raise ValueError(

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 
 class Kind(NamedTuple):
     """What a value must be, in words and as a test."""
@@ -68,7 +66,7 @@ def table(value: Any, what: str) -> dict[str, Any]:
 
 def short(value: Any) -> str:
     """A value in an error, in one line that is not too long."""
-    if isinstance(value, Tensor):
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"a tensor {tuple(value.shape)} of {value.dtype}"
     if isinstance(value, (Mapping, list, tuple)) and len(value) > 8:
         return f"a {type(value).__name__} of {len(value)}"

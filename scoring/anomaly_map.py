@@ -16,12 +16,6 @@ import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
-MAP_MODES = (
-    "add",
-    "mean",
-    "multiply",
-    "standardized",
-)  # how the levels' maps are combined; the last needs MapStatistics
 EPSILON = 1e-8  # the smallest norm that a cosine divides by, as in torch.nn.CosineSimilarity
 
 

@@ -30,11 +30,11 @@ from dataset import ImageSet
 from detector import Detector
 from engine import compute_losses, train_one_epoch
 from experiment import Experiment
-from main import train_epoch
 from methods import VARIANTS, TeacherFeatures
 from model.precision import resolve_precision
 from run_files import Progress, Run
 from scoring.anomaly_map import level_maps
+from training.loop import train_epoch
 from utils import seed_everything, set_determinism
 
 ROOT = Path(__file__).parent.parent

@@ -40,7 +40,8 @@ from model import Distiller
 from readers.checks import check_masks
 from readers.image_io import read_mask
 from report.results import METRIC_TITLES, collect
-from run_files import CHECKPOINT, CONFIG, METRICS, Progress, Run, checks
+from run_files import CHECKPOINT, CONFIG, METRICS, Progress, Run
+from run_files.checkpoints import load_checkpoint
 from utils import format_table
 
 Case = Callable[[Path, random.Random], str]  # damages files in a folder and uses them; returns what was done
@@ -253,7 +254,7 @@ def use_checkpoint(folder: Path) -> None:
     progress = Run(folder).restore(distiller, optimizer, Training(epochs=3))
     progress.should_stop(3)
     progress.oracle(["image_auroc", "aupro"])
-    checks.load_checkpoint(folder / CHECKPOINT, scored=True)
+    load_checkpoint(folder / CHECKPOINT, scored=True)
 
 
 def fingerprint(tree: Any) -> str:

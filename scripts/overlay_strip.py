@@ -11,19 +11,21 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from commandline import Parser, exit_code
 from dataset import ImageSet, Sample
-from detector import Detector
-from experiment import Experiment
 from readers.image_io import read_rgb
 from report.overlays import HEIGHT, overlay
 from report.results import find_files
 from run_files import METRICS, Run
 from utils import write_atomically
+
+if TYPE_CHECKING:  # imported where it is used, since torch takes seconds: --help is there at once
+    from detector import Detector
 
 GAP, WIDE_GAP, LINE, TEXT = 6, 18, 32, 20  # pixels: between panels, between classes, a line of text, its letters
 INK, PAPER = (64, 64, 64), "white"
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", metavar="N", type=int, default=200, help="height of a panel in pixels (200)")
     parser.add_argument("--data_path", metavar="PATH", type=Path, help="where the benchmark lies now")
     given = parser.parse_args(argv)
+    from detector import Detector
+
     if given.images < 1:
         raise ValueError(f"--images {given.images}: must be at least 1")
     if not 32 <= given.side <= HEIGHT:
@@ -87,6 +91,8 @@ def pick_samples(samples: Sequence[Sample], count: int, defects: Sequence[str] |
 
 def draw_class(detector: Detector, count: int, defects: Sequence[str] | None, side: int) -> Image.Image:
     """The columns of one class."""
+    from experiment import Experiment
+
     test = Experiment(detector.config, detector.device).test_images
     images = ImageSet(pick_samples(test.samples, count, defects), test.size, test.mask_threshold)
     maps = np.concatenate([maps for _, maps in detector.score_batches(images)])

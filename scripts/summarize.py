@@ -19,7 +19,6 @@ from report.rendering import into_page
 from report.results import collect, finished_runs, unfinished
 from report.tables import SETTINGS, summarize
 from utils import printable, write_atomically
-from verification import Check, verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify_runs(roots: Sequence[Path], changes: Mapping[str, Any]) -> int:
     """Print for every finished run whether it is as recorded, and what is not; returns 1 where one is not."""
+    from verification import Check, verify  # with torch, whose import takes seconds
+
     folders = finished_runs(roots)
     if not folders:
         raise ValueError(f"no finished run under {', '.join(map(str, roots))}")

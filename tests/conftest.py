@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.models.resnet import BasicBlock
 from toys import CPU, Command, MakeTree, make_mvtec, train
 
 from config import Config
@@ -45,7 +44,7 @@ def distiller() -> Distiller:
 @pytest.fixture
 def res10(monkeypatch: pytest.MonkeyPatch) -> str:
     """A teacher's name: ResNet-18 with every other block left out, for what is slow with more."""
-    monkeypatch.setitem(TEACHERS, "res10", TeacherSpec("", "", ResNetSpec(BasicBlock, (1, 1, 1, 1))))
+    monkeypatch.setitem(TEACHERS, "res10", TeacherSpec("", "", ResNetSpec("basic", (1, 1, 1, 1))))
     return "res10"
 
 

@@ -16,7 +16,7 @@ from methods import Training
 from model import build_teacher, load_published
 from model.checkpoints import check_integrity, load_checked, read_torch_file
 from report.results import collect
-from run_files import CHECKPOINT, CONFIG, METRICS, Run, checks
+from run_files import CHECKPOINT, CONFIG, METRICS, Run, checkpoints, checks
 from scripts import generated_cases
 from scripts.generated_cases import changed, checkpoint_state, config_record, metrics_record, small_network
 
@@ -46,7 +46,7 @@ def refusal(path: Path, use: Callable[[], object]) -> str:
 
 def test_what_was_written_is_taken(tmp_path: Path) -> None:
     assert checks.read_config(put(tmp_path, CONFIG, config_record())) == config_record()
-    assert checks.load_checkpoint(put(tmp_path, CHECKPOINT, checkpoint_state()))["color_scale"] == (0.25, 0.75)
+    assert checkpoints.load_checkpoint(put(tmp_path, CHECKPOINT, checkpoint_state()))["color_scale"] == (0.25, 0.75)
     assert collect([put(tmp_path, METRICS, metrics_record()).parent]) == [metrics_record()]
 
 
@@ -254,10 +254,10 @@ def test_map_statistics_are_those_that_the_settings_need(
     config = Config(anomaly_map=mode, image_size=64)
     state = {"map_statistics": None if shape is None else {"mean": torch.rand(shape), "spread": torch.rand(shape)}}
     if says is None:
-        checks.check_for_config(state, config)
+        checkpoints.check_for_config(state, config)
         return
     with pytest.raises(ValueError, match=says):
-        checks.check_for_config(state, config)
+        checkpoints.check_for_config(state, config)
 
 
 # --- weights of others ---
@@ -387,7 +387,7 @@ def test_generated_cases_end_in_a_result_or_in_a_line(name: str) -> None:
 
 
 def test_generated_cases_notice_what_goes_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "check_integrity", lambda path: None)
+    monkeypatch.setattr(checkpoints, "check_integrity", lambda path: None)
     assert generated_cases.run_cases("checkpoint.pt, bytes", count=40, seed=0)[1]
     monkeypatch.setattr(checks, "METRICS_FIELDS", {})
     assert generated_cases.run_cases("metrics.json", count=40, seed=0)[1]

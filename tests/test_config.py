@@ -124,9 +124,27 @@ def test_saved_configuration_of_another_version_is_named(tmp_path: Path) -> None
         parse(["--config", str(tmp_path / "none.json")])
 
 
-def test_help_shows_every_field_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+COMMON = "dataset classes data_path train_dir test_dir variant net epochs holdout seeds".split()
+COMMON += "save_path name fresh vis device".split()
+
+
+def test_help_shows_the_common_flags_and_says_how_to_see_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
         parse(["--help"])
+    text = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    assert set(re.findall(r"^  (?:-h, )?--(\w+)", text, re.MULTILINE)) == {"help", *COMMON}
+    assert f"{len(COMMON)} of {len(dataclasses.fields(Config))} flags: --help all shows every one" in text
+    assert "--seeds, --seed N [N ...]" in text
+    with pytest.raises(SystemExit) as exit_info:
+        parse(["--help", "everything"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "main.py: error: --help everything: give --help or --help all\n"
+
+
+def test_help_all_shows_every_field_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help", "all"])
     text = capsys.readouterr().out
     for field in dataclasses.fields(Config):
         assert f"--{field.name}" in text

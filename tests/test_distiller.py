@@ -12,6 +12,7 @@ from toys import count_parameters, random_images
 
 from engine import compute_losses
 from methods import SKIPS, VARIANTS, Recipe, TeacherFeatures, Term, build_distiller
+from methods.build import check_parts
 from methods.synthetic_anomalies import build_corruption
 from model import TEACHERS, Skip, build_teacher
 from model.projection import Projection
@@ -318,23 +319,28 @@ def test_recipes_and_skips_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match=f"no such skip: Skip\\(source={source}, into={into}\\)"):
             Skip(source, into)
     with pytest.raises(ValueError, match="found cosin$"):
-        Recipe(losses=(Term("cosine"), Term("cosin")))
+        check_parts(Recipe(losses=(Term("cosine"), Term("cosin"))))
     with pytest.raises(ValueError, match="denoising_cosine needs corrupted images"):
-        Recipe(losses=(Term("cosine", pairs="denoising"),))
+        check_parts(Recipe(losses=(Term("cosine", pairs="denoising"),)))
     with pytest.raises(ValueError, match="contrastive_contrast needs a projection"):
-        Recipe(losses=(Term("contrast", pairs="contrastive"),), corruption="simplex")
+        check_parts(Recipe(losses=(Term("contrast", pairs="contrastive"),), corruption="simplex"))
     with pytest.raises(ValueError, match="pairs out of reconstruction, .*; found nothing"):
-        Recipe(losses=(Term("cosine", pairs="nothing"),))
+        check_parts(Recipe(losses=(Term("cosine", pairs="nothing"),)))
     for changes in ({"fusion": "x"}, {"corruption": "x"}, {"train_levels": ()}, {"train_levels": (1, 0)}):
         with pytest.raises(ValueError, match="unknown|--train_levels"):
-            Recipe(**changes)
+            check_parts(Recipe(**changes))
     with pytest.raises(ValueError, match="two --train_levels"):
         replace(VARIANTS["sk_rd4ad"], train_levels=(1,))
     with pytest.raises(ValueError, match="found none"):
-        Recipe(losses=())
+        check_parts(Recipe(losses=()))
     widths: tuple[tuple[int, ...], ...] = ((24, 40), (24, 0, 112))
     for width in widths:
         with pytest.raises(ValueError, match="three positive numbers"):
             Recipe(student_width=width)
     with pytest.raises(ValueError, match="--student_blocks must be positive"):
         Recipe(student_blocks=0)
+
+
+def test_a_network_is_not_built_of_parts_that_are_unknown():
+    with pytest.raises(ValueError, match="found cosin$"):
+        build_distiller(Recipe(losses=(Term("cosin"),)), build_teacher("res18", "random"))

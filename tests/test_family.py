@@ -16,6 +16,7 @@ from toys import ROOT, TINY, Command, MakeTree, record_of, rows_of, score_again
 
 import main as main_command
 from methods import VARIANTS
+from training import loop
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -42,7 +43,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     common = ["--data_path", mvtec_tree(), "--class", "bottle", "--epochs", 4, "--checkpoint_seconds", 0]
     common += flags.split()
     assert train_command(*common, "--save_path", tmp_path / "whole") == 0
-    trains, epochs = main_command.train_one_epoch, []
+    trains, epochs = loop.train_one_epoch, []
 
     def interrupted(*arguments: Any) -> dict[str, float]:
         epochs.append(1)
@@ -50,7 +51,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
             raise KeyboardInterrupt
         return trains(*arguments)
 
-    monkeypatch.setattr(main_command, "train_one_epoch", interrupted)
+    monkeypatch.setattr(loop, "train_one_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main_command.main([*TINY, *map(str, common), "--save_path", str(tmp_path / "cut")])
     monkeypatch.undo()
@@ -73,7 +74,7 @@ def test_training_stops_when_held_out_normal_images_gain_nothing(
         held_out_sizes.append(sum(len(batch.clean[0]) for batch in batches))
         return next(course)
 
-    monkeypatch.setattr(main_command, "held_out_loss", scripted)
+    monkeypatch.setattr(loop, "held_out_loss", scripted)
     flags = ["--data_path", mvtec_tree(train=20), "--class", "bottle", "--save_path", tmp_path / "runs"]
     flags += ["--variant", "rd4ad", "--epochs", 7, "--patience", 2, "--holdout", 0.25, "--print_epoch", 6]
     assert train_command(*flags) == 0

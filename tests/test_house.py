@@ -16,9 +16,10 @@ FLOORS = [
     {"flags", "run_files"},
     {"report"},
     {"detector"},
-    {"calibration", "prediction"},
+    {"calibration"},
     {"experiment"},
-    {"verification"},
+    {"training", "verification"},
+    {"prediction"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]

@@ -479,10 +479,10 @@ def test_main_prints_warnings_once_before_training(
     root = make_mvtec(tmp_path / "data")
     for mask in (root / "bottle/ground_truth/disc").iterdir():
         Image.new("L", (64, 64)).save(mask)
-    assert train_command("--data_path", root, "--class", "bottle", "--epochs", 1, "--save_path", tmp_path) == 0
-    first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith("bottle seed 111: warning: ") and first.endswith("(3 masks)")
-    assert second.startswith("bottle seed 111: epoch 1/1")
+    assert train_command("--data_path", root, "--seeds", 1, 2, "--epochs", 1, "--save_path", tmp_path) == 0
+    _, warning, *others = capsys.readouterr().out.splitlines()
+    assert warning.startswith("bottle: warning: ") and warning.endswith("(3 masks)")
+    assert others[0].startswith("[1/2] bottle seed 1 ") and not any(": warning: " in line for line in others)
 
 
 # ---------------------------------------------------------------------------------------------------------- names

@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 from toys import ROOT, Command, MakeTree, paint, record_of, rows_of, score_again, train
 
-import main as main_command
 from dataset import Sample
 from readers import contents
 from readers.contents import content_hashes, file_stamp
 from run_files import Busy, DataRecord, FolderLock, Run
 from scripts import summarize
+from training import loop, sweep
 from utils import file_sha256
 
 RUN = "runs/mvtec/rd4ad/bottle/seed111"
@@ -197,7 +197,7 @@ def test_an_interrupted_run_never_goes_on_with_other_data(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(main_command, "score", stop)
+        patched.setattr(sweep, "score", stop)
         assert train(*flags) == 130
     flags[1] = more_images(flags[1])
     assert train(*flags) == 2
@@ -208,14 +208,13 @@ def test_an_interrupted_run_never_goes_on_with_other_data(
 def test_images_that_change_while_a_run_is_made_give_no_metrics(
     flags: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = main_command.train
+    own = sweep.train
 
-    def train_and_change(*arguments: Any) -> Any:
-        progress = own(*arguments)
+    def train_and_change(*arguments: Any) -> None:
+        own(*arguments)
         other_test_image(flags[1])
-        return progress
 
-    monkeypatch.setattr(main_command, "train", train_and_change)
+    monkeypatch.setattr(sweep, "train", train_and_change)
     assert train(*flags) == 2
     assert "changed while they were in use" in capsys.readouterr().err
     assert not (tmp_path / RUN / "metrics.json").exists()
@@ -228,7 +227,7 @@ def test_a_folder_without_a_resume_point_is_taken_over(
         raise ValueError("before the first epoch")
 
     with monkeypatch.context() as patched:
-        patched.setattr(main_command, "train", fail)
+        patched.setattr(sweep, "train", fail)
         assert train(*flags, "--batch_size", 3) == 2
     assert (tmp_path / RUN / "config.json").exists()
     assert train(*flags, "--batch_size", 4) == 0
@@ -277,13 +276,13 @@ def test_without_the_optimizer_more_epochs_are_refused(
 def test_a_folder_that_is_removed_meanwhile_is_made_again(
     flags: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = main_command.train_epoch
+    own = loop.train_epoch
 
     def remove_and_train(*arguments: Any) -> dict[str, float]:
         shutil.rmtree(tmp_path / "runs")
         return own(*arguments)
 
-    monkeypatch.setattr(main_command, "train_epoch", remove_and_train)
+    monkeypatch.setattr(loop, "train_epoch", remove_and_train)
     assert train(*flags) == 0
     assert train(*flags) == 0
     assert score_again(tmp_path / RUN, "--verify") == 0
@@ -309,7 +308,7 @@ def test_a_second_process_says_who_writes_and_leaves_the_run_alone(
         assert other.stdout is not None and other.stdout.readline() == b"locked\n"
         assert train(*flags) == 1
         output = capsys.readouterr().out
-        assert f"process {other.pid} on " in output and "1 runs are not in the tables" in output
+        assert f"process {other.pid} on " in output and "1 run is not in the tables" in output
         assert train(*flags, "--fresh") == 1
         assert [path.name for path in (tmp_path / RUN).iterdir()] == [".lock"]
         other.kill()  # a lock ends with its process
