@@ -14,6 +14,7 @@ from typing import Any
 from config import Config
 from run_files.kinds import (
     COUNT,
+    FRACTION,
     METRIC,
     METRIC_TABLE,
     NUMBER,
@@ -23,7 +24,9 @@ from run_files.kinds import (
     TEXT,
     TEXTS,
     WHOLE,
+    Kind,
     check,
+    is_number,
     short,
     table,
 )

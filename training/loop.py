@@ -63,8 +63,8 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
                 lines.say(text)
             if stop:
                 lines.say(
-                    f"stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has not fallen for "
-                    f"{training.patience} epochs"
+                    f"stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has not fallen "
+                    f"for {training.patience} epochs"
                 )
                 break
 
