@@ -440,7 +440,7 @@ class Config:
     @property
     def source(self) -> Source:
         """Where the benchmark's files lie."""
-        return Source(self.data_path, self.train_dir, self.test_dir, self.bad, self.mask_dir)
+        return Source(self.data_path, self.train_dir, self.test_dir, self.mask_dir, self.bad)
 
     @property
     def held_out_share(self) -> float:

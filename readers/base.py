@@ -50,8 +50,8 @@ class Source:
     root: Path | None
     train_dir: Path | None = None
     test_dir: Path | None = None
-    bad: Path | None = None
     mask_dir: Path | None = None
+    bad: Path | None = None
 
 
 def name_problem(name: str) -> str | None:

@@ -79,6 +79,7 @@ class Trial:
             image_size=SIZE,
             batch_size=BATCH,
             patience=0,
+            holdout=0.0,
             precision="fp32",
             device="cpu",
             workers=0,

@@ -56,7 +56,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Shared by the tests of this file, which must leave it as it is."""
     root = tmp_path_factory.mktemp("finished")
     flags = ["--data_path", make_mvtec(root / "mvtec"), "--class", "bottle", "--variant", "rd4ad", "--epochs", 2]
-    found = Trained(root, [*flags, "--anomaly_map", request.param, "--normalize"])
+    found = Trained(root, [*flags, "--anomaly_map", request.param, "--anomalib_scores"])
     assert found.train("--print_epoch", 1, "--vis") == 0
     return found
 
@@ -303,21 +303,22 @@ def test_images_that_cannot_be_read_are_rows_and_the_others_are_predicted(
     monkeypatch.chdir(tmp_path)  # paths are written as they were given
     out = tmp_path / "out"
     assert score_again(finished.run, "--images", "new", "--out", out) == 3
-    rows = {row["path"]: row for row in rows_of(out / "scores.csv")}
+    rows = {row["path"]: row for row in rows_of(out / "predictions.csv")}
     assert sorted(rows) == ["new/=1+1.png", "new/empty.png", "new/half.png", "new/linked/deep/y.png", "new/x.bmp",
                             "new/x.png", "new/x_2.png"]  # fmt: skip
-    bad = {path for path, row in rows.items() if row["error"]}
+    bad = {path for path, row in rows.items() if row["problem"]}
     assert bad == {"new/empty.png", "new/half.png"}
     assert all((row["score"] == "") == (path in bad) for path, row in rows.items())
-    assert "is empty (0 bytes)" in rows["new/empty.png"]["error"]
+    assert "is empty (0 bytes)" in rows["new/empty.png"]["problem"]
     printed = capsys.readouterr().out
-    assert "7 images: scores in" in printed and "2 of them could not be read" in printed
+    assert "7 images: 2 not read." in printed and "no threshold: python test.py RUN --calibrate" in printed
+    assert len(printed.splitlines()) == 8 and printed.count("\n??         -  p     -  ") + printed.startswith("??") == 2
     assert len(list((out / "overlays").iterdir())) == 5, "one for each image that was read"
 
     assert score_again(finished.run, "--images", "new/x.png", "--out", tmp_path / "alone") == 0
-    (alone,) = rows_of(tmp_path / "alone/scores.csv")
+    (alone,) = rows_of(tmp_path / "alone/predictions.csv")
     assert float(alone["score"]) == pytest.approx(float(rows["new/x.png"]["score"]), rel=1e-4), "unmoved by the others"
-    assert alone["error"] == ""
+    assert alone["problem"] == ""
 
 
 def test_a_prediction_that_dies_leaves_the_earlier_scores(
@@ -325,12 +326,12 @@ def test_a_prediction_that_dies_leaves_the_earlier_scores(
 ) -> None:
     out = tmp_path / "out"
     assert score_again(finished.run, "--images", mixed / "x.png", "--out", out) == 0
-    before = (out / "scores.csv").read_bytes()
-    (out / ".scores.csv.4194305.partial").touch()  # of a process that died earlier
+    before = (out / "predictions.csv").read_bytes()
+    (out / ".predictions.csv.4194305.partial").touch()  # of a process that died earlier
     monkeypatch.setattr(OverlayWriter, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert score_again(finished.run, "--images", mixed, "--out", out) == 130
-    assert (out / "scores.csv").read_bytes() == before
-    assert sorted(path.name for path in out.iterdir()) == ["overlays", "scores.csv"]
+    assert (out / "predictions.csv").read_bytes() == before
+    assert sorted(path.name for path in out.iterdir()) == ["overlays", "predictions.csv"]
 
 
 def test_a_formula_and_a_name_that_is_not_utf_8_can_be_read_back(
@@ -340,7 +341,7 @@ def test_a_formula_and_a_name_that_is_not_utf_8_can_be_read_back(
     odd = Path(os.fsdecode(b"caf\xe9.png"))
     shutil.copy("x.png", odd)
     assert score_again(finished.run, "--images", odd, "=1+1.png", "--out", tmp_path / "out") == 0
-    paths = [row["path"] for row in read_csv(tmp_path / "out/scores.csv")]
+    paths = [row["path"] for row in read_csv(tmp_path / "out/predictions.csv")]
     assert paths == [str(odd), "./=1+1.png"] and all(Path(path).is_file() for path in paths)
 
 
@@ -442,7 +443,7 @@ def test_a_compiled_network_gives_the_scores_of_an_eager_one(
         out = tmp_path / f"out{wanted}"
         assert score_again(run, "--images", root / "bottle/test", "--out", out, "--compile", wanted) == 0
         assert len(compiled) == wanted
-        rows = rows_of(out / "scores.csv")
+        rows = rows_of(out / "predictions.csv")
         assert len(rows) == 4
         scores.append([float(row["score"]) for row in rows])
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
