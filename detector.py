@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -129,6 +129,12 @@ class Detector:
         step = max(1, -(-len(normal_images) // SCALE_IMAGES))
         some = ImageSet(normal_images.samples[::step], normal_images.size)
         self.color_scale = color_scale(np.concatenate([maps for _, maps in self.score_batches(some)]))
+
+    @overload
+    def predict(self, images: Source) -> Prediction: ...
+
+    @overload
+    def predict(self, images: Sequence[Source]) -> list[Prediction]: ...
 
     def predict(self, images: Source | Sequence[Source]) -> Prediction | list[Prediction]:
         """One image, or many, as a path, a PIL image or an array -> its prediction, or a list of them in order.

@@ -3,9 +3,9 @@
 python -m scripts.coverage RUN... --count 60 --false_alarm 0.05
 
 For each run, `--count` of its normal test images give a threshold and the others are the new images; so again,
-`--draws` times. Beside the mean rate of false alarms and its spread stand those that the rank rule promises: k / (n + 1), and for
-a finite number of new images the beta-binomial distribution. Exit code 1 where a mean rate is beyond what was promised
-by more than four standard errors.
+`--draws` times. Beside the mean rate of false alarms and its spread stand those that the rank rule promises:
+k / (n + 1), and for a finite number of new images the beta-binomial distribution. Exit code 1 where a mean rate is
+beyond what was promised by more than four standard errors.
 """
 
 from __future__ import annotations
