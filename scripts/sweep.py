@@ -23,7 +23,7 @@ from model import TEACHERS
 from report.comparison import compare_settings, render_comparison
 from report.papers import SUBSETS, Setting
 from report.results import Result, collect
-from utils import write_atomically
+from utils import terminal_width, write_atomically
 
 Row = TypeVar("Row")
 
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = [compare_settings(config.dataset, groups, ablation.swept)]
     page = config.save_path / config.dataset / f"ablation_{name}.md"
     write_atomically(page, f"{ablation.title}\n\n{render_comparison(tables, markdown=True)}\n")
-    print(f"\n== {ablation.title}\n\n{render_comparison(tables)}\n\nthis table: {page}")
+    print(f"\n== {ablation.title}\n\n{render_comparison(tables, width=terminal_width())}\n\nthis table: {page}")
     return 0
 
 
