@@ -279,6 +279,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
     return "\n".join([line(header), line(dashes), *map(line, rows)])
 
 
+def terminal_width() -> int:
+    """Columns of the terminal on standard output, or COLUMNS where that is set; 80 where there is neither."""
+    return shutil.get_terminal_size().columns
+
+
 def printable(text: Path | str) -> str:
     """The text or path in one line: line feeds, other control characters and bytes that are not UTF-8 are escaped."""
     text = str(text)

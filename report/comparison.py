@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from report.escaping import shown, shown_cell
-from report.rendering import PARTIAL, benchmark_title, cell, count, duration, heading, notes_below, partial
+from report.rendering import (
+    PARTIAL,
+    benchmark_title,
+    cell,
+    count,
+    duration,
+    fit,
+    heading,
+    notes_below,
+    partial,
+    say_left_out,
+)
 from report.results import METRIC_TITLES, Result
 from report.tables import Row, collect_facts, differing_settings, group_runs, has_random_teacher, make_row
 from utils import format_table
@@ -73,28 +85,35 @@ def _unequal(groups: Mapping[str, Sequence[Result]]) -> list[str]:
     return warnings
 
 
-def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False) -> str:
-    """The comparisons as text for a terminal or as Markdown, without the metrics that no run has."""
+def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False, width: int | None = None) -> str:
+    """The comparisons as Markdown or as text for a terminal of `width` columns, without the metrics that no run has."""
     parts = []
     for comparison in comparisons:
         rows = comparison.rows
         metrics = [name for name in METRIC_TITLES if any(row.metrics[name].mean is not None for row in rows)]
-        header = ["setting", "n", "classes", *(METRIC_TITLES[name] for name in metrics), "training"]
-        body = [
-            [
-                shown_cell(row.label, markdown),
-                str(row.n),
-                str(row.classes),
-                *(cell(row.metrics[name], row) for name in metrics),
-                time,
-            ]
-            for row, time in zip(rows, map(duration, comparison.seconds), strict=True)
-        ]
+        text, left_out = fit(metrics, functools.partial(_draw, comparison, markdown), width)
         notes = [PARTIAL] if any(map(partial, rows)) else []
+        if left_out:
+            notes.append(f"{say_left_out(left_out)}; COLUMNS=200 before the command shows them")
         warnings = (f"warning: {warning}" for warning in comparison.warnings)
         notes += [shown(note, markdown) for note in (*warnings, *comparison.notes)]
         title = heading(
             (shown(benchmark_title(comparison.benchmark), markdown), "settings compared", "percent"), markdown
         )
-        parts += [title, format_table(header, body, markdown), notes_below(notes, markdown)]
-    return "\n\n".join([*parts, LEGEND if markdown else notes_below([LEGEND], markdown)])
+        parts += [title, text, notes_below(notes, markdown, width)]
+    return "\n\n".join([*parts, LEGEND if markdown else notes_below([LEGEND], markdown, width)])
+
+
+def _draw(comparison: Comparison, markdown: bool, metrics: Sequence[str]) -> str:
+    header = ["setting", "n", "classes", *(METRIC_TITLES[name] for name in metrics), "training"]
+    body = [
+        [
+            shown_cell(row.label, markdown),
+            str(row.n),
+            str(row.classes),
+            *(cell(row.metrics[name], row) for name in metrics),
+            duration(seconds),
+        ]
+        for row, seconds in zip(comparison.rows, comparison.seconds, strict=True)
+    ]
+    return format_table(header, body, markdown)

@@ -1,6 +1,7 @@
 """Tables over finished runs as text, Markdown, CSV and JSON: percent with two decimals in tables, fractions in files.
 
-An undefined metric is n/a and is never filled in.
+An undefined metric is n/a and is never filled in. The text for a terminal has the metrics that its width has room for,
+and none that is n/a everywhere; the files have all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,40 +23,83 @@ from report.tables import Row, Spread, Table, has_random_teacher, summarize
 from run_files import CONFIG
 from run_files.csv_files import to_csv as csv_text
 from run_files.lock import FolderLock
-from utils import format_table, printable, sweep_partials, write_atomically
+from utils import format_table, printable, sweep_partials, terminal_width, write_atomically
 
-LEGEND = (
-    "Metrics of the last epoch: mean ± sample standard deviation over n seeds. The mean row is the mean over classes; "
-    "its spread is that of the means of the seeds.",
+EPOCH_LEGEND, SPREAD_LEGEND = "Metrics of the last epoch", ": mean ± sample standard deviation over n seeds"
+MEAN_LEGEND = "The mean row is the mean over classes; its spread is that of the means of the seeds."
+LEGEND = f"{EPOCH_LEGEND}{SPREAD_LEGEND}. {MEAN_LEGEND}"
+AUPRO_LEGEND = (
     "AUPRO pools the regions of the whole test set, up to a false positive rate of 0.3. AUPRO per image is computed as "
-    "in the published code, image by image; the AUPRO that RD4AD and SK-RD4AD print is of that kind.",
+    "in the published code, image by image; the AUPRO that RD4AD and SK-RD4AD print is of that kind."
 )
+# The metrics that a narrow terminal does without, in this order.
+LEFT_OUT_FIRST = (("image_f1max", "pixel_f1max"), ("image_ap", "pixel_ap"), ("aupro_per_image",), ("pixel_auroc",))
+NOTES = 118  # columns of the notes below a table, at most
 PARTIAL = "(k of m): the mean over the k of m classes that have the metric"
 
 
-def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False) -> str:
-    """The tables as text for a terminal or as Markdown; `oracle` adds those of the epochs chosen on the test set."""
+def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False, width: int | None = None) -> str:
+    """The tables as Markdown, or as text for a terminal of `width` columns, by default of any.
+
+    `oracle` adds those of the epochs chosen on the test set.
+    """
     parts = []
     for table in tables:
-        parts += _results(table, markdown)
+        parts += _results(table, markdown, width)
         if any(row.published for row in table.rows):
-            parts += _beside_published(table, markdown)
+            parts += _beside_published(table, markdown, width)
         if oracle and any(row.oracle for row in table.rows):
-            parts += _oracle(table, markdown)
-    return "\n\n".join([*parts, " ".join(LEGEND) if markdown else notes_below(LEGEND, markdown)])
+            parts += _oracle(table, markdown, width)
+    if legend := _legend(tables, markdown):
+        parts.append(" ".join(legend) if markdown else notes_below(legend, markdown, width))
+    return "\n\n".join(parts)
 
 
-def _results(table: Table, markdown: bool) -> list[str]:
-    body = [
-        [shown_cell(row.label, markdown), str(row.n), *(cell(row.metrics[metric], row) for metric in METRIC_TITLES)]
-        for row in table.rows
-    ]
-    if markdown and len(body) > 1:  # the mean row
-        body[-1] = [f"**{text}**" for text in body[-1]]
+def _legend(tables: Sequence[Table], markdown: bool) -> list[str]:
+    """What the tables' numbers are; a terminal shows only what concerns these tables."""
+    rows = [row for table in tables for row in table.rows]
+    found = {name for table in tables for name in _defined(table)}
+    lines = [AUPRO_LEGEND] * bool(found & {"aupro", "aupro_per_image"})
+    if markdown:
+        return [LEGEND, *lines] if found else []
+    spread, mean = any(row.n > 1 for row in rows), any(row.classes > 1 for row in rows)
+    parts = [EPOCH_LEGEND + SPREAD_LEGEND * spread + ".", *([MEAN_LEGEND] if mean else [])]
+    return [" ".join(parts), *lines] if found else []
+
+
+def _defined(table: Table) -> list[str]:
+    """The metrics that some row has."""
+    return [name for name in METRIC_TITLES if any(row.metrics[name].mean is not None for row in table.rows)]
+
+
+def _results(table: Table, markdown: bool, width: int | None) -> list[str]:
+    defined = _defined(table)
+    rows = [row for row in table.rows if markdown or any(row.metrics[name].mean is not None for name in defined)]
+
+    def draw(metrics: Sequence[str]) -> str:
+        body = [
+            [shown_cell(row.label, markdown), str(row.n), *(cell(row.metrics[metric], row) for metric in metrics)]
+            for row in rows
+        ]
+        if markdown and len(body) > 1:  # the mean row
+            body[-1] = [f"**{text}**" for text in body[-1]]
+        return format_table(["class", "n", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)
+
+    text, left_out = fit(list(METRIC_TITLES) if markdown else defined, draw, width)
+    notes = [shown(note, markdown) for note in _notes(table)]
+    if left_out:
+        notes.insert(0, f"{say_left_out(left_out)}: summary.md has them")
+    if any(partial(row) for row in rows):
+        notes.insert(0, PARTIAL)
+    return [_title(table, "percent", markdown), *([text] if rows else []), notes_below(notes, markdown, width)]
+
+
+def _notes(table: Table) -> list[str]:
+    """What stands below a table of results: warnings, reasons for n/a, settings, times."""
     facts = table.facts
     texts = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
     teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
-    notes = [
+    return [
         *(f"warning: {warning}" for warning in table.warnings),
         *table.reasons,
         f"{count(facts['runs'], 'run')}, {count(len(facts['seeds']), 'seed')} ({texts['seeds']}), "
@@ -63,45 +107,81 @@ def _results(table: Table, markdown: bool) -> list[str]:
         f"training {duration(facts['train_seconds'])}, scoring {duration(facts['score_seconds'])} over all runs, on "
         f"{' | '.join(facts['hardware']) or 'unknown hardware'}; {' | '.join(facts['versions']) or 'versions unknown'}",
     ]
-    notes = [shown(note, markdown) for note in notes]
-    if any(partial(row) for row in table.rows):
-        notes.insert(0, PARTIAL)
-    header = ["class", "n", *METRIC_TITLES.values()]
-    return [_title(table, "percent", markdown), format_table(header, body, markdown), notes_below(notes, markdown)]
 
 
-def _beside_published(table: Table, markdown: bool) -> list[str]:
-    """Per metric: ours, the published one, and their difference in percentage points; below, the sources."""
+def _beside_published(table: Table, markdown: bool, width: int | None) -> list[str]:
+    """Per metric: ours, the published one, and their difference in percentage points; below, the sources.
+
+    What is too wide for a terminal becomes several tables, one below the other.
+    """
     rows = [row for row in table.rows if row.published]
     sources = list(dict.fromkeys(known.source for row in rows for known in row.published.values()))
-    header, body = ["class"], [[shown_cell(row.label, markdown)] for row in rows]
-    for metric in METRIC_TITLES:
-        keys = sorted({sources.index(row.published[metric].source) + 1 for row in rows if metric in row.published})
-        if not keys:
-            continue
-        header += [METRIC_TITLES[metric], f"published [{', '.join(map(str, keys))}]", "difference"]
-        for cells, row in zip(body, rows, strict=True):
-            known = row.published.get(metric)
-            beside = [percent(known.value), f"{100 * known.difference:+.2f}"] if known else ["–", "–"]
-            cells += [cell(row.metrics[metric], row), *beside]
+    metrics = [name for name in METRIC_TITLES if any(name in row.published for row in rows)]
+
+    def draw(names: Sequence[str]) -> str:
+        header, body = ["class"], [[shown_cell(row.label, markdown)] for row in rows]
+        for metric in names:
+            keys = sorted({sources.index(row.published[metric].source) + 1 for row in rows if metric in row.published})
+            header += [METRIC_TITLES[metric], f"published [{', '.join(map(str, keys))}]", "difference"]
+            for cells, row in zip(body, rows, strict=True):
+                known = row.published.get(metric)
+                beside = [percent(known.value), f"{100 * known.difference:+.2f}"] if known else ["–", "–"]
+                cells += [cell(row.metrics[metric], row), *beside]
+        return format_table(header, body, markdown)
+
     notes = [*(f"[{i}] {source}" for i, source in enumerate(sources, 1)), METHODS[table.variant].sentence]
     title = _title(table, "beside the published metrics, percent and percentage points", markdown)
-    return [title, format_table(header, body, markdown), notes_below(notes, markdown)]
+    return [title, *split(metrics, draw, width), notes_below(notes, markdown, width)]
 
 
-def _oracle(table: Table, markdown: bool) -> list[str]:
+def _oracle(table: Table, markdown: bool, width: int | None) -> list[str]:
     """The metrics of each run's oracle epoch, and below the table the rules by which it was chosen."""
     rows = [row for row in table.rows if row.oracle]
-    metrics = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in rows)]
-    body = []
-    for row in rows:
-        values = [cell(row.oracle[metric], row) if metric in row.oracle else "n/a" for metric in metrics]
-        body.append([shown_cell(row.label, markdown), str(row.n), _epochs(row), *values])
-    header = ["class", "n", "epoch", *(METRIC_TITLES[metric] for metric in metrics)]
+    defined = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in rows)]
+
+    def draw(metrics: Sequence[str]) -> str:
+        body = []
+        for row in rows:
+            values = [cell(row.oracle[metric], row) if metric in row.oracle else "n/a" for metric in metrics]
+            body.append([shown_cell(row.label, markdown), str(row.n), _epochs(row), *values])
+        return format_table(["class", "n", "epoch", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)
+
+    text, _ = fit(defined, draw, width)
     title = _title(table, "epoch chosen on the test set, not a result (oracle), percent", markdown)
     rules = shown(" | ".join(table.facts["oracle_rules"]), markdown)
     note = f"one epoch of each run, the one with the highest {rules}"
-    return [title, format_table(header, body, markdown), notes_below([note], markdown)]
+    return [title, text, notes_below([note], markdown, width)]
+
+
+def fit(metrics: Sequence[str], draw: Callable[[Sequence[str]], str], width: int | None) -> tuple[str, list[str]]:
+    """The table that `draw` makes of as many metrics as the width has room for, and the metrics that are left out."""
+    kept = list(metrics)
+    for names in LEFT_OUT_FIRST:
+        if is_narrow(draw(kept), width):
+            break
+        kept = [metric for metric in kept if metric not in names] or kept
+    return draw(kept), [metric for metric in metrics if metric not in kept]
+
+
+def split(metrics: Sequence[str], draw: Callable[[Sequence[str]], str], width: int | None) -> list[str]:
+    """The tables that `draw` makes of all metrics: one, or as many as the width needs."""
+    parts: list[list[str]] = []
+    for metric in metrics:
+        if parts and is_narrow(draw([*parts[-1], metric]), width):
+            parts[-1].append(metric)
+        else:
+            parts.append([metric])
+    return [draw(part) for part in parts]
+
+
+def is_narrow(text: str, width: int | None) -> bool:
+    """Whether all lines have room in so many columns; always with None."""
+    return width is None or max(map(len, text.splitlines()), default=0) <= width
+
+
+def say_left_out(metrics: Iterable[str]) -> str:
+    """The beginning of a note on metrics for which a terminal is too narrow."""
+    return f"left out, since the terminal is narrow: {', '.join(METRIC_TITLES[metric] for metric in metrics)}"
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
@@ -121,12 +201,16 @@ def heading(parts: Iterable[str], markdown: bool) -> str:
     return f"**{text}**" if markdown else text
 
 
-def notes_below(notes: Iterable[str], markdown: bool) -> str:
-    """The lines below a table: wrapped and indented for a terminal, a list in Markdown."""
+def notes_below(notes: Iterable[str], markdown: bool, width: int | None = None) -> str:
+    """The lines below a table: wrapped and indented for a terminal of so many columns, a list in Markdown."""
     if markdown:
         return "\n".join(f"- {note}" for note in notes)
     wrap = textwrap.TextWrapper(
-        118, initial_indent="  ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        min(width or NOTES, NOTES),
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return "\n".join(wrap.fill(printable(note)) for note in notes)
 
@@ -190,12 +274,12 @@ def to_json(tables: Sequence[Table]) -> str:
 
 
 def write_tables(folder: Path, results: Iterable[Result], oracle: bool = False) -> str:
-    """Write summary.csv, summary.json and summary.md into the folder; returns the text for a terminal."""
+    """Write summary.csv, summary.json and summary.md into the folder; returns the text for this terminal."""
     tables = summarize(results)
     write_atomically(folder / "summary.csv", to_csv(tables))
     write_atomically(folder / "summary.json", to_json(tables))
     write_atomically(folder / "summary.md", render(tables, markdown=True, oracle=oracle) + "\n")
-    return render(tables, oracle=oracle)
+    return render(tables, oracle=oracle, width=terminal_width())
 
 
 def update_tables(folder: Path, oracle: bool = False, roots: Sequence[Path] | None = None) -> str:
@@ -212,7 +296,9 @@ def update_tables(folder: Path, oracle: bool = False, roots: Sequence[Path] | No
             sweep_partials(folder)
             return write_tables(folder, collect(roots), oracle)
     except OSError as problem:
-        text = render(summarize(collect(roots)), oracle=oracle)  # raises again what has another cause
+        text = render(
+            summarize(collect(roots)), oracle=oracle, width=terminal_width()
+        )  # raises again what has another cause
         print(f"note: no tables written in {folder}: {problem.strerror or problem}", file=sys.stderr)
         return text
 

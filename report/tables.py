@@ -205,7 +205,8 @@ def _reasons(runs: list[Result], classes: list[str]) -> list[str]:
                 where.add(run["class_name"])
     lines = []
     for reason, (metrics, where) in found.items():
-        titles = ", ".join(title for metric, title in METRIC_TITLES.items() if metric in metrics)
+        listed = ", ".join(title for metric, title in METRIC_TITLES.items() if metric in metrics)
+        titles = "all metrics" if len(metrics) == len(METRIC_TITLES) else listed
         names = "" if len(where) == len(classes) else f" ({', '.join(c for c in classes if c in where)})"
         lines.append(f"n/a: {titles}{names}: {reason}")
     return lines

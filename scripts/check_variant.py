@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from commandline import Parser, exit_code
+from commandline import Parser, did_you_mean, exit_code
 from config import Config
 from dataset import ImageSet
 from detector import Detector
@@ -302,7 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--net", metavar="NAME", default="res18", help="teacher (default: res18)")
     given = parser.parse_args(argv)
     if given.variant not in VARIANTS:
-        raise ValueError(f"unknown variant {given.variant!r}: choose from {', '.join(VARIANTS)}")
+        hint = did_you_mean([given.variant], VARIANTS)
+        raise ValueError(f"unknown variant {given.variant!r}: choose from {', '.join(VARIANTS)}{hint}")
     set_determinism(True)
     broken = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from report.comparison import compare, render_comparison
 from report.rendering import into_page
 from report.results import collect, finished_runs, unfinished
 from report.tables import SETTINGS, summarize
-from utils import printable, write_atomically
+from utils import printable, terminal_width, write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if given.compare:
         tables = compare(results, given.swept)
-        text, markdown = (render_comparison(tables, markdown=wanted) for wanted in (False, True))
+        text = render_comparison(tables, width=terminal_width())
+        markdown = render_comparison(tables, markdown=True)
     else:
         markdown = report.render(summarize(results), markdown=True, oracle=given.oracle)
     if given.into is not None:  # before anything is written, since markers may be missing

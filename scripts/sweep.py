@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TypeVar
 
-from commandline import Parser, exit_code
+from commandline import Parser, did_you_mean, exit_code
 from config import DISTILLATION_LOSSES, Config
 from flags import parse
 from main import main as train
@@ -23,7 +23,7 @@ from model import TEACHERS
 from report.comparison import compare_settings, render_comparison
 from report.papers import SUBSETS, Setting
 from report.results import Result, collect
-from utils import write_atomically
+from utils import terminal_width, write_atomically
 
 Row = TypeVar("Row")
 
@@ -101,7 +101,8 @@ def plan(flags: str, setting: Setting, more: Sequence[str]) -> Plan:
         raise ValueError("--name: a sweep names the folders of its settings itself; give another --save_path instead")
     changes = [part.split() for part in setting.flags.split("--") if part and not part.startswith("variant")]
     name = "_".join([config.variant, *("-".join(words) for words in changes)])
-    return Plan(setting, [*own, *more, "--name", name], replace(config, name=name), parse(own))
+    arguments = [*own, *more, "--name", name, "--stop_on_error"]  # a table of settings needs all of their runs
+    return Plan(setting, arguments, replace(config, name=name), parse(own))
 
 
 def run(plans: Iterable[Plan]) -> list[list[Result]]:
@@ -144,7 +145,8 @@ def parse_words(
     found = parser.parse_args(words)
     if found.name not in known:
         wrong = f"{kind} {found.name!r} is unknown" if found.name else f"name the {kind} first"
-        parser.error(f"{wrong}: choose from {', '.join(known)}")
+        hint = did_you_mean([found.name or ""], known)
+        parser.error(f"{wrong}: choose from {', '.join(known)}{hint}")
     return found.name, found.parts, given[len(words) :]
 
 
@@ -152,7 +154,8 @@ def pick(known: Mapping[str, Row], wanted: Sequence[str], kind: str) -> list[Row
     """The rows with these names, each once, in the given order. Raises ValueError for an unknown name."""
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(f"unknown {kind} {', '.join(unknown)}: choose from {', '.join(known)}")
+        hint = did_you_mean(unknown, known)
+        raise ValueError(f"unknown {kind} {', '.join(unknown)}: choose from {', '.join(known)}{hint}")
     return [known[name] for name in dict.fromkeys(wanted)]
 
 
@@ -172,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables = [compare_settings(config.dataset, groups, ablation.swept)]
     page = config.save_path / config.dataset / f"ablation_{name}.md"
     write_atomically(page, f"{ablation.title}\n\n{render_comparison(tables, markdown=True)}\n")
-    print(f"\n== {ablation.title}\n\n{render_comparison(tables)}\n\nthis table: {page}")
+    print(f"\n== {ablation.title}\n\n{render_comparison(tables, width=terminal_width())}\n\nthis table: {page}")
     return 0
 
 

@@ -29,6 +29,7 @@ from report.tables import spread
 from run_files.csv_files import read_csv
 from run_files.lock import FolderLock
 from scripts import summarize
+from utils import terminal_width
 
 PIXEL = [metric for metric in METRIC_TITLES if not metric.startswith("image")]
 
@@ -112,7 +113,62 @@ def test_missing_metrics_stay_missing_with_their_reason_once() -> None:
     text = render(tables.summarize(runs))
     assert text.count("no masks") == 1
     line = next(line for line in text.splitlines() if line.startswith("bottle"))
-    assert line.split() == ["bottle", "2", *(3 * ["90.00", "±", "0.00"]), *(5 * ["n/a"])]
+    assert line.split() == ["bottle", "2", *(3 * ["90.00", "±", "0.00"])]
+    assert "AUPRO pools" not in text
+    line = next(line for line in render(tables.summarize(runs), markdown=True).splitlines() if "bottle" in line)
+    assert line.strip("| ").split() == " | ".join(["bottle", "2", *(3 * ["90.00 ± 0.00"]), *(5 * ["n/a"])]).split()
+
+
+def test_runs_without_any_metric_have_no_table_but_their_reason() -> None:
+    nothing = dict.fromkeys(METRIC_TITLES)
+    reasons = dict.fromkeys(METRIC_TITLES, "no test images")
+    text = render(tables.summarize([result("parts", metrics=nothing, reasons=reasons)]))
+    assert "n/a: all metrics: no test images" in text and text.count("n/a") == 1
+    assert "Metrics of the last epoch" not in text and "class " not in text
+    text = render(tables.summarize([result(), result("parts", metrics=nothing, reasons=reasons)]))
+    assert "\nbottle " in text and "\nparts " not in text
+    assert "n/a: all metrics (parts): no test images" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "gone"),
+    [
+        (150, []),
+        (120, ["image F1-max", "pixel F1-max"]),
+        (80, ["image AP", "image F1-max", "pixel AP", "pixel F1-max"]),
+    ],
+)
+def test_a_table_fits_the_terminal_and_says_what_it_left_out(width: int, gone: list[str]) -> None:
+    runs = [result(name, seed, 0.1 * seed) for name in ("bottle", "metal_nut") for seed in (1, 2)]
+    text = render(tables.summarize(runs), width=width)
+    assert max(map(len, text.splitlines())) <= width
+    header = next(line for line in text.splitlines() if line.startswith("class"))
+    for title in METRIC_TITLES.values():
+        assert (f" {title}" in re.sub("AUPRO per image", "", header) or title == "AUPRO per image") != (title in gone)
+    words = " ".join(text.split())
+    said = f"left out, since the terminal is narrow: {', '.join(gone)}: summary.md has them"
+    assert (said in words) == bool(gone) and ("left out" in words) == bool(gone)
+
+
+def test_what_stands_beside_the_published_metrics_becomes_several_tables_on_a_narrow_terminal() -> None:
+    found = tables.summarize([result("carpet", value=0.98)])
+    assert render(found, width=80).count("published [") == render(found).count("published [") == 3
+    assert max(map(len, render(found, width=80).splitlines())) <= 80
+    heads = [sum("published [" in line for line in render(found, width=width).splitlines()) for width in (200, 80)]
+    assert heads[0] == 1 < heads[1]
+
+
+def test_a_comparison_fits_the_terminal() -> None:
+    text = render_comparison(compare([result(seed=1), result(seed=2)]), width=100)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "COLUMNS=200 before the command shows them" in " ".join(text.split())
+
+
+def test_a_terminal_explains_only_what_it_shows() -> None:
+    one = render(tables.summarize([result()]))
+    assert "Metrics of the last epoch." in one and "±" not in one and "mean row" not in one
+    several = " ".join(render(tables.summarize([result(seed=1), result("wood", seed=1), result(seed=2)])).split())
+    assert "mean ± sample standard deviation over n seeds. The mean row is" in several
 
 
 def test_mean_row_says_when_not_all_classes_have_a_metric() -> None:
@@ -269,7 +325,8 @@ def test_what_stands_below_a_table() -> None:
 
 def test_files_hold_fractions_in_full_precision(tmp_path: Path) -> None:
     text = report.write_tables(tmp_path, [result("carpet", seed, value) for seed, value in [(1, 0.9), (2, 0.91234567)]])
-    assert text == render(tables.summarize([result("carpet", 1, 0.9), result("carpet", 2, 0.91234567)]))
+    found = tables.summarize([result("carpet", 1, 0.9), result("carpet", 2, 0.91234567)])
+    assert text == render(found, width=terminal_width())
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = {row["metric"]: row for row in csv.DictReader(file)}
     assert float(rows["image_auroc"]["mean"]) == pytest.approx((0.9 + 0.91234567) / 2, abs=1e-12)

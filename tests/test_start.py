@@ -46,6 +46,10 @@ def test_help_imports_nothing_slow(command: str) -> None:
         ("main.py --net res5 --dataset demo", "error: unknown --net 'res5': .* or timm/NAME; did you mean res50.*"),
         ("main.py --dataset visas", "error: unknown --dataset 'visas': choose from .*; did you mean visa\\?"),
         ("test.py RUN --image x", "test.py: error: unknown --image; did you mean --images?"),
+        (
+            "-m scripts.sweep skip",
+            "scripts.sweep: error: ablation .skip. is unknown: .*; did you mean skips.*",
+        ),
         ("-m scripts.summarize RUNS --compar", "scripts.summarize: error: unknown --compar; did you mean --compare?"),
     ],
 )

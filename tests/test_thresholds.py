@@ -181,7 +181,6 @@ def test_a_fifth_of_own_images_is_held_out_and_gives_the_threshold(
     assert threshold.checkpoint_sha256 == record["checkpoint_sha256"]
     assert "the highest of 2 held-out normal images" in printed
     assert "A new normal image like these exceeds it in about 33 % of cases" in printed
-    )
     assert "2 images cannot promise less: 5 % needs 19, 1 % needs 99" in printed
     assert re.search(r"of 3 bad images [0-3] lie above it \(90 % interval", printed)
     assert "only 8 images to learn from" in printed

@@ -20,10 +20,9 @@ WORTH_SAYING = 10  # seconds that a run takes after its first epoch, from which 
 def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines) -> None:
     """All epochs that `progress` lacks, recorded there and in the folder.
 
-    Each is seeded by itself, so a resumed run gives the numbers of an undisturbed one.
-
-    With held-out images training ends early once their loss has not fallen for --patience epochs. Raises ValueError
-    when the loss stops being finite; the last resume point stays.
+    Each is seeded by itself, so a resumed run gives the numbers of an undisturbed one. With held-out images training
+    ends early once their loss has not fallen for --patience epochs. Raises ValueError when the loss stops being finite;
+    the last resume point stays.
     """
     config, training = experiment.config, experiment.config.training
     images, held_out = experiment.train_images, experiment.held_out_images
@@ -62,10 +61,8 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
                     text += f"  this run: about {roughly(left)} left"
                 lines.say(text)
             if stop:
-                lines.say(
-                    f"stopped after epoch {epoch}: the loss on {len(held_out or ())} held-out images has not fallen "
-                    f"for {training.patience} epochs"
-                )
+                on = f"on {len(held_out or ())} held-out images"
+                lines.say(f"stopped after epoch {epoch}: the loss {on} has not fallen for {training.patience} epochs")
                 break
 
 
