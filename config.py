@@ -219,6 +219,9 @@ class Config:
         True, OUTPUT, "1: a finished run can be given more --epochs later; 0: its checkpoint takes a third of the space"
     )
     vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image")
+    save_maps: bool = runtime_field(
+        False, OUTPUT, "save the anomaly maps and masks of the test images in maps.npz: the report's pixel curves"
+    )
     img_path: Path | None = runtime_field(None, OUTPUT, "where overlays go (default: the run folder)")
     print_loss: bool = runtime_field(True, OUTPUT, "print a line per epoch")
     print_scores: bool = runtime_field(

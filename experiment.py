@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from config import Config
@@ -24,7 +25,7 @@ from readers.headers import read_headers, summarize
 from readers.image_io import limit_pixels
 from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
-from run_files import DataRecord, Progress, Run
+from run_files import CHECKPOINT, DataRecord, Progress, Run, SavedMaps
 from scoring.normalization import Normalizer, f1_metrics
 from utils import file_sha256, seed_everything
 
@@ -243,7 +244,8 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     config, images = experiment.config, experiment.test_images
     started = time.perf_counter()
     detector = experiment.detector()
-    evaluation = detector.evaluate(images, keep_maps=config.vis or config.normalize or config.intervals)
+    keep_maps = config.vis or config.save_maps or config.normalize or config.intervals
+    evaluation = detector.evaluate(images, keep_maps)
     facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
     detector.fit_color_scale(experiment.train_images)
     progress.evaluated(progress.epoch, evaluation.report.values)
@@ -273,8 +275,21 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     if config.keep_optimizer and (experiment.optimizer.state or not progress.epoch):
         state["optimizer"] = experiment.optimizer.state_dict()
     folder.save_checkpoint(state)
+    if config.save_maps:
+        save_maps(folder, detector, evaluation)
     experiment.check_unchanged()
     folder.finish(config, evaluation.report, progress, facts)
+
+
+def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:
+    """Write the run's maps.npz beside its checkpoint; nothing without test images."""
+    assert evaluation.maps is not None and detector.color_scale is not None, "evaluate with keep_maps=True"
+    if not len(evaluation.labels):
+        return
+    normal = np.zeros(evaluation.maps.shape[1:], bool)
+    masks = evaluation.masks and np.stack([normal if mask is None else mask for mask in evaluation.masks])
+    sha256 = file_sha256(folder.folder / CHECKPOINT)
+    SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256).write(folder.folder)
 
 
 def normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from config import Config
 from engine import held_out_loss, train_one_epoch
 from experiment import Experiment, experiments, score
 from flags import parse
-from run_files import METRICS, Busy, Progress, Run
+from run_files import MAPS, METRICS, Busy, Progress, Run
 from utils import choose_device, keep_freed_memory, seed_everything, set_determinism
 
 
@@ -69,6 +69,7 @@ def run(experiment: Experiment) -> bool:
 def name_late_flags(config: Config, folder: Run) -> None:
     """Say how a finished run gets what the flags ask for and only a run that is being scored leaves behind."""
     late = ["--vis"] * (config.vis and not config.overlay_folder.is_dir())
+    late += ["--save_maps"] * (config.save_maps and not (folder.folder / MAPS).is_file())
     late += ["--intervals"] * (config.intervals and "intervals" not in folder.read(METRICS))
     if late:
         command = f"python test.py {shlex.quote(str(folder))} {' '.join(late)}"

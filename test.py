@@ -24,14 +24,14 @@ import numpy as np
 
 from dataset import ImageSet, Sample
 from detector import Detector
-from experiment import Experiment, score
+from experiment import Experiment, save_maps, score
 from model.precision import PRECISIONS
 from readers.base import list_images
 from readers.headers import readable_headers, unlike_training
 from readers.image_io import limit_pixels
 from report.intervals import render_intervals
 from report.overlays import OverlayWriter
-from run_files import CONFIG, METRICS, Progress, Run, score_columns
+from run_files import CONFIG, MAPS, METRICS, Progress, Run, score_columns
 from run_files.csv_files import csv_line
 from scoring.anomaly_map import MAP_MODES
 from scoring.intervals import Bootstrap
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
     if options.out is not None and not options.images:
         raise ValueError("--out goes with --images")
+    if options.save_maps and (options.images or options.verify):
+        raise ValueError("--save_maps goes with the run's test images: not with --images or --verify")
     if options.images and options.anomaly_map is not None:
         raise ValueError(
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
@@ -78,17 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.images:
         return predict_images(detector, options.run, options.images, options.out or options.run / "images")
     if options.anomaly_map is not None:
-        return score_with(detector, options.run, options.anomaly_map, options.vis)
-    return score_again(detector, options.run, options.vis, options.intervals)
+        return score_with(detector, options.run, options.anomaly_map, options.vis, options.save_maps)
+    return score_again(detector, options.run, options.vis, options.intervals, options.save_maps)
 
 
-def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
+def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None, with_maps: bool = False) -> int:
     """Print the metrics of a second scoring beside the recorded ones, and their intervals where a level is given."""
     config = detector.config
     experiment = Experiment(config, detector.device)
     experiment.check_data(with_training=False)
     images = experiment.test_images
-    evaluation = detector.evaluate(images, keep_maps=vis or level is not None)
+    evaluation = detector.evaluate(images, keep_maps=vis or with_maps or level is not None)
     metrics, recorded = evaluation.report.defined(), Run(run).read(METRICS)["metrics"]
     print(_beside({"now": metrics, "recorded": recorded}, config.title, digits=6))
     if level is not None:
@@ -100,6 +102,9 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
         writer = OverlayWriter(folder, images.samples, detector.color_scale)
         writer.write(0, evaluation.maps, evaluation.scores)
         print(f"overlays in {folder}")
+    if with_maps:
+        save_maps(Run(run), detector, evaluation)
+        print(f"maps in {run / MAPS}")
     if metrics == recorded:
         print("identical to the recorded metrics")
         return 0
@@ -120,7 +125,7 @@ def verify_run(run: Path, changes: Mapping[str, Any]) -> int:
     return 1 if different else 0
 
 
-def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
+def score_with(detector: Detector, run: Path, mode: str, vis: bool, with_maps: bool = False) -> int:
     """Score the run with another anomaly map, into a run folder beside it; print the metrics of both.
 
     Raises ValueError for the map that the run has already, and where the run does not lie at
@@ -135,7 +140,8 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
             f"--anomaly_map writes beside the run, which must lie at .../{own[0]}/<name>/{own[2]}/{own[3]}"
         )
     recorded, state = Run(run).read(METRICS), Run(run).load_finished()
-    config = replace(config, anomaly_map=mode, name=f"{name}-{mode}", save_path=run.parents[3], vis=vis or config.vis)
+    outputs: dict[str, Any] = {"vis": vis or config.vis, "save_maps": with_maps or config.save_maps}
+    config = replace(config, anomaly_map=mode, name=f"{name}-{mode}", save_path=run.parents[3], **outputs)
     experiment = Experiment(config, detector.device)
     experiment.distiller = detector.distiller  # trained, in place of a new one
     experiment.train_images, experiment.test_images  # noqa: B018 - missing images show before a folder is made
@@ -257,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")
     parser.add_argument("--vis", default=False, help="save overlays", **flag)
+    parser.add_argument("--save_maps", default=False, help="save the anomaly maps of the test images, maps.npz", **flag)
     parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")
     parser.add_argument("--weights", help="the teacher's weights file, where it has moved")
     parser.add_argument("--device", help="auto, cpu, cuda, ... (default: the run's)")

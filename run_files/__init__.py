@@ -14,6 +14,7 @@ from run_files.folder import (
     score_columns,
 )
 from run_files.lock import Busy, FolderLock
+from run_files.maps import MAPS, SavedMaps
 from run_files.progress import Progress, oracle_rule
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CONFIG",
     "DATA",
     "EVALUATIONS",
+    "MAPS",
     "METRICS",
     "PREDICTIONS",
     "TRAIN",
@@ -29,6 +31,7 @@ __all__ = [
     "FolderLock",
     "Progress",
     "Run",
+    "SavedMaps",
     "identity_sha256",
     "oracle_rule",
     "score_columns",
