@@ -287,7 +287,7 @@ def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:
     if not len(evaluation.labels):
         return
     normal = np.zeros(evaluation.maps.shape[1:], bool)
-    masks = evaluation.masks and np.stack([normal if mask is None else mask for mask in evaluation.masks])
+    masks = None if evaluation.masks is None else np.stack([normal if m is None else m for m in evaluation.masks])
     sha256 = file_sha256(folder.folder / CHECKPOINT)
     SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256).write(folder.folder)
 
