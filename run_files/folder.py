@@ -40,6 +40,7 @@ from run_files.maps import MAPS
 from run_files.progress import Progress, oracle_rule
 from scoring.metrics import Report
 from scoring.normalization import Normalizer
+from scoring.thresholds import Threshold
 from utils import code_revision, environment_info, file_sha256, sweep_partials, write_atomically
 
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
@@ -235,6 +236,11 @@ class Run:
                 "file back, or --fresh trains the run again"
             )
         return checks.load_checkpoint(path, scored=True)
+
+    def threshold(self) -> Threshold | None:
+        """The run's threshold; None where it has none, or one of another checkpoint."""
+        found = Threshold.read(self.folder / "threshold.json")
+        return found if found and found.checkpoint_sha256 == self.read(METRICS).get("checkpoint_sha256") else None
 
     def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer, training: Training) -> Progress:
         """Load the last resume point into distiller and optimizer; a new Progress where there is none.
