@@ -159,7 +159,7 @@ def histogram(normal: np.ndarray, anomalous: np.ndarray, threshold: float | None
     ]
     anomalous_bars = [Bar(*place, middle, round(n * unit, 1)) for place, n in _bars(places, counts[1])]
     y_ticks = [Tick(TOP, str(most[0])), Tick(middle, "0"), Tick(WIDE_BOTTOM, str(most[1]))]
-    (mark,) = [Tick(at, f"threshold {threshold:.4g}") for at in np.round(x.at(marked), 1).tolist()] or [None]
+    mark = None if threshold is None else Tick(round(float(x.at(marked)[0]), 1), f"threshold {threshold:.4g}")
     rug_places = np.round(x.at(np.array(rug, float)), 1).tolist()
     found = f"{len(normal)} normal, {len(anomalous)} anomalous"
     description = f"Histogram of image scores from {low:.4g} to {high:.4g}: {found}"

@@ -162,12 +162,11 @@ def _outlined(panel: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> Thumbnail:
-    """(H, W, 3) RGB -> WebP of at most MOST_BYTES, or of the lowest quality."""
-    data = b""
+    """(H, W, 3) RGB -> WebP of at most MOST_BYTES: of the highest quality that fits, of half the size if none does."""
     for quality in QUALITIES:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "WEBP", quality=quality, method=4)
-        data = file.getvalue()
-        if len(data) <= MOST_BYTES:
-            break
-    return Thumbnail(data, image.shape[1], image.shape[0])
+        if file.tell() <= MOST_BYTES:
+            return Thumbnail(file.getvalue(), image.shape[1], image.shape[0])
+    height, width = image.shape[:2]
+    return encode(cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA))
