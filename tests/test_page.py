@@ -24,7 +24,7 @@ from report.page import gallery, render
 from report.page.charts import Axis, histogram, loss_chart
 from report.page.runs import read_run
 from report.results import METRIC_TITLES, collect_runs
-from run_files import SavedMaps
+from run_files import Run, SavedMaps
 from run_files.csv_files import read_csv, to_csv
 from scoring.metrics import pixel_metrics
 from scripts import report as command
@@ -80,7 +80,12 @@ class Toy:
         if self.threshold:
             held_out = sorted((scores[~labels] * 0.97).tolist()) if rows else [1.0]
             record = {"value": held_out[-1], "pixel": held_out[-1], "pixel_rule": "max", "scores": held_out, "k": 1}
-            record |= {"source": "holdout", "false_alarm": None, "data": {}, "checkpoint_sha256": SHA}
+            record |= {
+                "source": "holdout",
+                "false_alarm": None,
+                "data": {"images": len(held_out), "sha256": "0" * 64},
+                "checkpoint_sha256": SHA,
+            }
             (folder / "threshold.json").write_text(json.dumps(record))
         metrics = dict.fromkeys(METRIC_TITLES, 0.9)
         result: dict[str, Any] = {"benchmark": self.benchmark, "variant": "rd4ad", "name": self.name}
@@ -140,7 +145,8 @@ def test_the_page_names_threshold_counts_and_images_by_decision(tmp_path: Path) 
     assert f"anomalous {missed} {8 - missed} {100 * missed / 8:.1f} % missed" in page.text
     assert f"False alarms {alarms} of 6 normal images" in page.text and "Typical hits" in page.text
     assert f"Missed {missed} of 8 anomalous images" in page.text
-    assert f"threshold {value:.3g}: the highest of 6 held-out normal images" in page.text
+    threshold = Run(run).threshold()
+    assert threshold is not None and " ".join(threshold.promise().split()) in page.text
     view = read_run(run, json.loads((run / "metrics.json").read_text()))
     chosen = gallery.choose(view)
     assert [float(rows[i]["score"]) for i in chosen["False alarms"]] == sorted(s for s in normal if s > value)[::-1]
@@ -240,6 +246,15 @@ def test_predictions_of_another_scoring_are_said_and_damaged_ones_are_an_error(t
         write(tmp_path)
 
 
+def test_scores_that_hardly_differ_are_said(tmp_path: Path) -> None:
+    run = Toy(maps=False).write(tmp_path)
+    assert "hardly differ" not in write(tmp_path).text
+    lines = (run / "predictions.csv").read_text().splitlines()
+    same = [",".join([*line.split(",")[:3], "0.5"]) for line in lines[1:]]
+    (run / "predictions.csv").write_text("\n".join([lines[0], *same, ""]))
+    assert "scores of normal and anomalous images hardly differ (image AUROC 50.00): decisions" in write(tmp_path).text
+
+
 def test_images_that_are_gone_or_damaged_are_said_to_be(tmp_path: Path) -> None:
     Toy().write(tmp_path)
     for number, path in enumerate(sorted((tmp_path / "images").iterdir())):
@@ -314,7 +329,7 @@ def test_a_page_is_self_contained_and_its_policy_allows_only_what_it_holds(tmp_p
     page = write(tmp_path, Toy())
     html = (tmp_path / "out/report.html").read_text()
     (policy,) = (m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None and policy.startswith("default-src 'none'; img-src 'self' data:; ")
+    assert policy is not None and policy.startswith("default-src 'none'; img-src data: 'self' file:; ")
     for tag in ("style", "script"):
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

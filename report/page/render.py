@@ -210,7 +210,8 @@ def _environment(images: _Images) -> jinja2.Environment:
     environment.globals |= {
         "style": Markup(style),
         "script": Markup(script),
-        "policy": f"default-src 'none'; img-src 'self' data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        # Chromium takes the files beside a page on disk for 'self', Firefox does not: hence file:
+        "policy": f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         "source": images.source,
         "percent": percent,

@@ -12,12 +12,13 @@ import numpy as np
 from report.results import Result, run_name
 from run_files import MAPS, PREDICTIONS, TRAIN, Run, SavedMaps
 from run_files.csv_files import read_csv
-from scoring.curves import Points, image_curves, pixel_curves
+from scoring.curves import Points, image_curves, pixel_curves, thinned
 from scoring.metrics import count_pixels, image_metrics, pixel_metrics
 from scoring.thresholds import Threshold
 from utils import file_sha256, printable
 
 NO_MAPS = "pixel curves: run with --save_maps, or python test.py RUN --save_maps for a finished run"
+HARDLY = 0.6  # image AUROC
 DEFECT_METRICS = ("image_auroc", "pixel_auroc", "aupro")
 
 
@@ -56,6 +57,7 @@ class Defect:
 class RunView:
     """A run as the page shows it; `maps` are held only until its thumbnails are drawn.
 
+    curves   `thinned` points by name
     history  the columns of train.csv by name: losses by epoch
     outside  (N,) whether the map's highest pixel lies outside the mask; None without maps and masks
     notes    what is missing or does not fit, a line each
@@ -113,9 +115,16 @@ def read_run(folder: Path, result: Result) -> RunView:
         outside = _peaks_outside(maps.maps, maps.masks)
     elif maps is not None:
         notes.append("no pixel curves: the run has no masks")
+    auroc = image_metrics(labels, scores).values["image_auroc"]
+    if auroc < HARDLY:  # not where it is undefined
+        notes.append(
+            f"scores of normal and anomalous images hardly differ (image AUROC {100 * auroc:.2f}): decisions by any "
+            "threshold are little better than chance"
+        )
     threshold = Run(folder).threshold()
     decisions = _decide(threshold, labels, scores) if threshold is not None else None
     defects = _defects(predictions, labels, scores, maps, threshold)
+    curves = {name: thinned(points) for name, points in curves.items()}
     return RunView(folder, result, predictions, decisions, curves, defects, history, maps, outside, notes)
 
 
