@@ -14,7 +14,7 @@ from scoring.curves import Points, thinned
 WIDTH, HEIGHT = 300, 216  # of a chart, in units of its drawing
 LEFT, RIGHT, TOP, BOTTOM = 42, 290, 10, 178  # of the area inside the axes
 DRAWN = 2e-3  # of an axis: no point of a line that is left out lies farther from it, half a unit
-WIDE_RIGHT, WIDE_BOTTOM = 470, 160  # of a histogram
+WIDE_RIGHT, WIDE_TOP, WIDE_BOTTOM = 470, 22, 160  # of a histogram; above its top stands the threshold
 BINS = 30
 
 
@@ -151,14 +151,14 @@ def histogram(normal: np.ndarray, anomalous: np.ndarray, threshold: float | None
     x = Axis(edges[0], edges[-1], LEFT + 4, WIDE_RIGHT)
     counts = [np.histogram(scores, edges)[0] for scores in (normal, anomalous)]
     most = [max(1, int(found.max())) for found in counts]
-    unit = (WIDE_BOTTOM - TOP) / sum(most)
-    middle = round(TOP + most[0] * unit, 1)
+    unit = (WIDE_BOTTOM - WIDE_TOP) / sum(most)
+    middle = round(WIDE_TOP + most[0] * unit, 1)
     places = x.at(edges)
     normal_bars = [
         Bar(*place, round(middle - n * unit, 1), round(n * unit, 1)) for place, n in _bars(places, counts[0])
     ]
     anomalous_bars = [Bar(*place, middle, round(n * unit, 1)) for place, n in _bars(places, counts[1])]
-    y_ticks = [Tick(TOP, str(most[0])), Tick(middle, "0"), Tick(WIDE_BOTTOM, str(most[1]))]
+    y_ticks = [Tick(WIDE_TOP, str(most[0])), Tick(middle, "0"), Tick(WIDE_BOTTOM, str(most[1]))]
     mark = None if threshold is None else Tick(round(float(x.at(marked)[0]), 1), f"threshold {threshold:.4g}")
     rug_places = np.round(x.at(np.array(rug, float)), 1).tolist()
     found = f"{len(normal)} normal, {len(anomalous)} anomalous"

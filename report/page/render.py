@@ -211,8 +211,8 @@ def _environment(images: _Images) -> jinja2.Environment:
         "style": Markup(style),
         "script": Markup(script),
         # Chromium takes the files beside a page on disk for 'self', Firefox does not: hence file:
-        "policy": f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'",
+        "policy": f"default-src 'none'; img-src data: 'self' file:; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
         "source": images.source,
         "percent": percent,
         "count": count,
