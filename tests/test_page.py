@@ -80,19 +80,9 @@ class Toy:
         if self.threshold:
             held_out = sorted((scores[~labels] * 0.97).tolist()) if rows else [1.0]
             data = {"images": len(held_out), "sha256": "0" * 64}
-            record: dict[str, Any] = {
-                "value": held_out[-1],
-                "pixel": held_out[-1],
-                "pixel_rule": "max",
-                "scores": held_out,
-                "k": 1,
-            }
-            record |= {
-                "source": "holdout",
-                "false_alarm": None,
-                "data": {"images": len(held_out), "sha256": "0" * 64},
-                "checkpoint_sha256": SHA,
-            }
+            record: dict[str, Any] = {"value": held_out[-1], "pixel": held_out[-1], "scores": held_out, "k": 1}
+            record |= {"pixel_rule": "max", "source": "holdout", "false_alarm": None, "data": data}
+            record |= {"checkpoint_sha256": SHA}
             (folder / "threshold.json").write_text(json.dumps(record))
         metrics = dict.fromkeys(METRIC_TITLES, 0.9)
         result: dict[str, Any] = {"benchmark": self.benchmark, "variant": "rd4ad", "name": self.name}

@@ -88,10 +88,9 @@ def _cells(row: Row, metrics: Sequence[str]) -> list[Cell]:
     cells = []
     for metric in metrics:
         known = row.published.get(metric)
-        beside = (
-            f"{percent(known.value)} ({100 * known.difference:+.2f})".replace("-", "\N{MINUS SIGN}") if known else ""
-        )
-        cells.append(Cell(cell(row.metrics[metric], row), row.metrics[metric].mean, beside))
+        beside = f"{percent(known.value)} ({100 * known.difference:+.2f})" if known else ""
+        published_text = beside.replace("-", "\N{MINUS SIGN}")
+        cells.append(Cell(cell(row.metrics[metric], row), row.metrics[metric].mean, published_text))
     return cells
 
 
