@@ -11,7 +11,7 @@ import pytest
 from toys import Command, MakeTree, record_of, score_again
 
 from run_files import Run, SavedMaps
-from scripts import score_maps
+from scripts import report, score_maps
 
 
 def saved() -> SavedMaps:
@@ -32,6 +32,9 @@ def test_metrics_of_saved_maps_are_those_of_the_run(
     assert score_maps.main([str(run / "maps.npz"), "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert metrics == {name: record_of(run)["metrics"][name] for name in metrics}
+
+    assert report.main([str(run)]) == 0
+    assert "ROC of pixels" in (run / "report.html").read_text()
 
     (run / "maps.npz").unlink()
     assert train_command(*arguments, "--save_maps") == 0
