@@ -144,6 +144,7 @@ def histogram(normal: np.ndarray, anomalous: np.ndarray, threshold: float | None
 
     The threshold is an edge of bins: no bar holds scores of both sides.
     """
+    normal, anomalous = normal.astype(float), anomalous.astype(float)  # compared with the threshold as decisions are
     marked = np.array([] if threshold is None else [threshold], float)
     every = np.concatenate([normal, anomalous, marked, rug])
     low, high = float(every.min()), float(every.max())

@@ -57,25 +57,27 @@ class Group:
 def choose(view: RunView) -> dict[str, list[int]]:
     """{title: numbers of all its images, those to be shown first}; with a threshold by its decisions."""
     labels, scores = view.labels, view.scores
-    rising = np.argsort(scores, kind="stable")
     outside = np.zeros(len(labels), bool) if view.outside is None else view.outside & labels
+    rising = np.argsort(scores, kind="stable").tolist()
+    falling = rising[::-1]
+
+    def of(order: Sequence[int], chosen: np.ndarray) -> list[int]:
+        return [i for i in order if chosen[i]]
+
     if view.decisions is None:
-        hits, groups = labels & ~outside, {
-            "Normal images with the highest scores": rising[::-1][~labels[rising[::-1]]],
-            "Anomalous images with the lowest scores": rising[labels[rising]],
-            "Anomalous images whose highest pixel lies outside the mask": rising[::-1][outside[rising[::-1]]],
-        }  # fmt: skip
-        typical = "Typical anomalous images"
-    else:
-        flagged = np.array([view.decisions.threshold.decide(float(score)) for score in scores], bool)
-        hits, groups = labels & flagged & ~outside, {
-            "False alarms": rising[::-1][(~labels & flagged)[rising[::-1]]],
-            "Missed": rising[(labels & ~flagged)[rising]],
-            "Hits for the wrong reason": rising[::-1][(outside & flagged)[rising[::-1]]],
-        }  # fmt: skip
-        typical = "Typical hits"
-    chosen = {title: numbers.tolist() for title, numbers in groups.items()}
-    return chosen | {typical: _typical(view, rising[hits[rising]].tolist())}
+        return {
+            "Normal images with the highest scores": of(falling, ~labels),
+            "Anomalous images with the lowest scores": of(rising, labels),
+            "Anomalous images whose highest pixel lies outside the mask": of(falling, outside),
+            "Typical anomalous images": _typical(view, of(rising, labels & ~outside)),
+        }
+    flagged = np.array([view.decisions.threshold.decide(float(score)) for score in scores], bool)
+    return {
+        "False alarms": of(falling, ~labels & flagged),
+        "Missed": of(rising, labels & ~flagged),
+        "Hits for the wrong reason": of(falling, outside & flagged),
+        "Typical hits": _typical(view, of(rising, labels & flagged & ~outside)),
+    }
 
 
 def _typical(view: RunView, hits: Sequence[int]) -> list[int]:
@@ -96,11 +98,11 @@ def gallery(view: RunView) -> list[Group]:
         images = [_shown(view, i, view.folder / "overlays" / f"{drawn[i]}.png") for i in numbers[:MOST]]
         anomalous = view.predictions[numbers[0]].anomalous
         kind = f"{int((view.labels == anomalous).sum())} {'anomalous' if anomalous else 'normal'} images"
-        few = f"; {len(images)} are shown" if len(images) < len(numbers) else ""
-        ranked = "images with" in title  # all of the kind, by score: how many there are says nothing
-        groups.append(
-            Group(title, f"{len(images) if ranked else len(numbers)} of {kind}{'' if ranked else few}", images)
-        )
+        if "images with" in title:  # all of the kind, by score: how many there are says nothing
+            total = f"{len(images)} of {kind}"
+        else:
+            total = f"{len(numbers)} of {kind}" + (f"; {MOST} are shown" if len(numbers) > MOST else "")
+        groups.append(Group(title, total, images))
     return groups
 
 
@@ -114,12 +116,11 @@ def _shown(view: RunView, number: int, drawn: Path) -> Shown:
         if view.maps is None and drawn.is_file():
             thumbnail, what = encode(_fitted(np.asarray(read_rgb(drawn)), 2 * WIDEST)), "its overlay"
         else:
-            image = np.asarray(read_rgb(prediction.path, upright=view.result["benchmark"] == "folder"))
+            image = np.asarray(read_rgb(prediction.path, upright=view.benchmark == "folder"))
             panels = [_fitted(image, WIDEST)]
             if view.maps is not None:
-                what = "the image, and beside it its anomaly map" + (
-                    " with the mask's outline" if mask is not None else ""
-                )
+                outlined = " with the mask's outline" if mask is not None else ""
+                what = f"the image, and beside it its anomaly map{outlined}"
                 panels.append(_heat(panels[0], view.maps.maps[number], view.maps.color_scale))
                 panels = [_outlined(panel, mask) for panel in panels]
             thumbnail = encode(np.concatenate(panels, axis=1))

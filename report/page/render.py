@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ PAGE, IMAGES, CURVES = "report.html", "report_images", "curves.csv"
 INLINE = 200  # thumbnails inside the page; the others are files beside it
 HERE = Path(__file__).parent
 RATES = ("false positive rate", "true positive rate")
+LOSSES = ("loss", "held_out")  # columns of train.csv
 UNIT_CHARTS = {
     "roc": ("ROC of images", RATES),
     "pr": ("Precision and recall of images", ("recall", "precision")),
@@ -49,7 +50,7 @@ UNIT_CHARTS = {
 
 @dataclass(frozen=True)
 class RunBlock:
-    """A run's decisions and images. `path` is its folder, `facts` what metrics.json and config.json say of it."""
+    """A run's decisions and images; `facts` are what metrics.json and config.json say of it."""
 
     view: RunView
     histogram: Histogram | None
@@ -79,6 +80,8 @@ def write_page(runs: Sequence[tuple[Path, Result]], out: Path, unfinished: Seque
     tables = benchmark_tables(summarize([result for _, result in runs]))
     sections = _sections(tables, blocks)
     images = _Images(out / IMAGES)
+    first = [blocks[0] for section in sections for blocks in section.blocks.values()]
+    images.add(group for block in [*first, *blocks] for group in block.groups)
     html = _environment(images).get_template("page.html.jinja").render(
         tables=tables, sections=sections, blocks=blocks, notes=protocol_notes(tables), unfinished=unfinished
     )  # fmt: skip
@@ -101,19 +104,23 @@ def _block(folder: Path, result: Result) -> RunBlock:
 
 
 def _facts(folder: Path, result: Result) -> dict[str, dict[str, Any]]:
-    """Hashes, environment and settings of a run, each by name."""
-    known = {name: result[name] for name in ("revision", "hardware", "teacher_weights", "precision") if name in result}
-    hashes = {name: value for name, value in result.items() if name.endswith("_sha256") and value}
-    counts = {name: result[name] for name in ("n_train", "n_held_out", "n_test", "n_anomalous") if name in result}
-    times = {
-        name: duration(result[name]) for name in ("train_seconds", "score_seconds") if result.get(name) is not None
-    }
+    """Settings, identity, hashes and environment of a run, each by name."""
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: result[name] for name in names if result.get(name) is not None}
+
+    counts = ("n_train", "n_held_out", "n_test", "n_anomalous")
     identity = Run(folder).read(CONFIG)["identity"] if (folder / CONFIG).is_file() else {}
-    settings = {name: json.dumps(value) for name, value in identity.items()}
+    times = {name: duration(seconds) for name, seconds in some("train_seconds", "score_seconds").items()}
     versions = result.get("versions") or {}
-    main = {name: result[name] for name in ("variant", "net", "image_size", "batch_size", "epochs") if name in result}
-    environment = {**known, **versions, **times}
-    return {"settings": main | counts, "identity": settings, "hashes": hashes, "environment": environment}
+    return {
+        "settings": some("variant", "net", "image_size", "batch_size", "epochs", *counts),
+        "identity": {name: json.dumps(value) for name, value in identity.items()},
+        "hashes": some("identity_sha256", "checkpoint_sha256", "predictions_sha256"),
+        "environment": some("revision", "hardware", "teacher_weights", "precision")
+        | result.get("versions", {})
+        | times,
+    }
 
 
 def _sections(tables: Sequence[BenchmarkTable], blocks: Sequence[RunBlock]) -> list[Section]:
@@ -121,12 +128,9 @@ def _sections(tables: Sequence[BenchmarkTable], blocks: Sequence[RunBlock]) -> l
     sections: list[Section] = []
     for table in tables:
         for class_name in table.classes:
-            own = [
-                b for b in blocks if (b.view.result["benchmark"], b.view.class_name) == (table.benchmark, class_name)
-            ]
-            named = {
-                name: sorted((b for b in own if b.view.name == name), key=lambda b: b.view.seed) for name in table.names
-            }
+            own = [b for b in blocks if b.view.belongs_to(table.benchmark, class_name)]
+            own.sort(key=lambda block: block.view.seed)
+            named = {name: [b for b in own if b.view.name == name] for name in table.names}
             named = {name: found for name, found in named.items() if found}
             views = [b.view for found in named.values() for b in found]
             charts = _charts(views, table.names)
@@ -147,7 +151,7 @@ def _charts(views: Sequence[RunView], names: Sequence[str]) -> list[Chart]:
     losses = [
         (joined([view.history["epoch"], view.history[column]]), names.index(view.name), column == "held_out")
         for view in views
-        for column in ("loss", "held_out")
+        for column in LOSSES
         if column in view.history
     ]
     loss = loss_chart(losses)
@@ -156,19 +160,18 @@ def _charts(views: Sequence[RunView], names: Sequence[str]) -> list[Chart]:
 
 def _curves_csv(views: Sequence[RunView]) -> str:
     """benchmark and name where there are several, class, seed, curve, x, y: the points of all curves, `thinned`."""
-    benchmarks, names = ({key(view) for view in views} for key in (lambda v: v.result["benchmark"], lambda v: v.name))
-    header = ["benchmark"] * (len(benchmarks) > 1) + ["name"] * (len(names) > 1) + ["class", "seed", "curve", "x", "y"]
+    several = {
+        "benchmark": len({view.benchmark for view in views}) > 1,
+        "name": len({view.name for view in views}) > 1,
+    }
+    start = [name for name, wanted in several.items() if wanted]
     rows = []
     for view in views:
-        losses = {
-            name: joined([view.history["epoch"], column])
-            for name, column in view.history.items()
-            if name in ("loss", "held_out")
-        }
-        start = [view.result["benchmark"]] * (len(benchmarks) > 1) + [view.name] * (len(names) > 1)
+        losses = {name: joined([view.history["epoch"], view.history[name]]) for name in LOSSES if name in view.history}
+        place = [getattr(view, name) for name in start] + [view.class_name, view.seed]
         for curve, points in {**view.curves, **losses}.items():
-            place = [*start, view.class_name, view.seed, curve]
-            rows += [[*place, f"{x:.9g}", f"{y:.9g}"] for x, y in thinned(points).tolist()]
+            rows += [[*place, curve, f"{x:.9g}", f"{y:.9g}"] for x, y in thinned(points).tolist()]
+    header = [*start, "class", "seed", "curve", "x", "y"]
     return to_csv(header, rows)
 
 
@@ -177,17 +180,24 @@ class _Images:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.inlined = 0
         self.files: dict[str, bytes] = {}
+        self._sources: dict[bytes, str] = {}
+
+    def add(self, groups: Iterable[Group]) -> None:
+        """Decide where the thumbnails of the groups lie."""
+        for thumbnail in (image.thumbnail for group in groups for image in group.images):
+            if thumbnail is None or thumbnail.data in self._sources:
+                continue
+            if len(self._sources) < INLINE:
+                source = f"data:image/webp;base64,{base64.b64encode(thumbnail.data).decode()}"
+            else:
+                name = f"{hashlib.sha256(thumbnail.data).hexdigest()[:20]}.webp"
+                self.files[name], source = thumbnail.data, f"{self.folder.name}/{name}"
+            self._sources[thumbnail.data] = source
 
     def source(self, thumbnail: Thumbnail) -> str:
         """What stands in src."""
-        if self.inlined < INLINE:
-            self.inlined += 1
-            return f"data:image/webp;base64,{base64.b64encode(thumbnail.data).decode()}"
-        name = f"{hashlib.sha256(thumbnail.data).hexdigest()[:20]}.webp"
-        self.files[name] = thumbnail.data
-        return f"{self.folder.name}/{name}"
+        return self._sources[thumbnail.data]
 
     def write(self) -> None:
         """Write the files that are not there yet."""

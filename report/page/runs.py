@@ -80,12 +80,19 @@ class RunView:
         return run_name(self.result)
 
     @property
+    def benchmark(self) -> str:
+        return self.result["benchmark"]
+
+    @property
     def class_name(self) -> str:
         return self.result["class_name"]
 
     @property
     def seed(self) -> int:
         return self.result["seed"]
+
+    def belongs_to(self, benchmark: str, class_name: str) -> bool:
+        return (self.benchmark, self.class_name) == (benchmark, class_name)
 
     @property
     def labels(self) -> np.ndarray:
