@@ -117,9 +117,7 @@ def _facts(folder: Path, result: Result) -> dict[str, dict[str, Any]]:
         "settings": some("variant", "net", "image_size", "batch_size", "epochs", *counts),
         "identity": {name: json.dumps(value) for name, value in identity.items()},
         "hashes": some("identity_sha256", "checkpoint_sha256", "predictions_sha256"),
-        "environment": some("revision", "hardware", "teacher_weights", "precision")
-        | result.get("versions", {})
-        | times,
+        "environment": some("revision", "hardware", "teacher_weights", "precision") | versions | times,
     }
 
 
