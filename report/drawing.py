@@ -12,11 +12,14 @@ import numpy as np
 from utils import printable
 
 Color = tuple[int, int, int]
+Font = tuple[int, int]  # size in pixels, weight
 
 DARK: Color = (32, 32, 32)
 SHIFT = 4  # binary places of the coordinates that OpenCV draws at
+EDGE = 2  # pixels of a line with its dark edges
 ELLIPSIS = "…"
-REGULAR, BOLD = 400, 700  # weights of the font
+REGULAR, BOLD = 400, 700  # weights
+PLAIN: Font = (13, REGULAR)
 
 
 def contours(values: np.ndarray, level: float) -> list[np.ndarray]:
@@ -27,8 +30,8 @@ def contours(values: np.ndarray, level: float) -> list[np.ndarray]:
     """
     from skimage.measure import find_contours  # slow to import
 
-    below = min(float(values.min()), level) - 1e3 * max(1.0, abs(level))  # outside: crossed right at the border
-    curves = find_contours(np.pad(values, 1, constant_values=below), level)
+    outside = level - 1e3 * max(1.0, abs(level))  # so far below that the level is crossed right at the border
+    curves = find_contours(np.pad(values, 1, constant_values=outside), level)
     return [np.clip(curve - 1, 0, np.subtract(values.shape, 1)) for curve in curves]
 
 
@@ -37,31 +40,37 @@ def on_panel(curves: Sequence[np.ndarray], grid: tuple[int, int], panel: tuple[i
     return [(curve + 0.5) * np.divide(panel, grid) - 0.5 for curve in curves]
 
 
-def draw_curves(image: np.ndarray, curves: Sequence[np.ndarray], color: Color) -> None:
-    """Draw closed curves (n, 2) of (row, column), a pixel wide, with a dark edge that shows on bright images."""
-    points = [np.rint(curve[:, ::-1] * 2**SHIFT).astype(np.int32) for curve in curves]
-    for shade, thickness in ((DARK, 3), (color, 1)):
-        cv2.polylines(image, points, True, shade, thickness, cv2.LINE_AA, SHIFT)
+def draw_curves(image: np.ndarray, groups: Sequence[tuple[Sequence[np.ndarray], Color]]) -> None:
+    """Draw closed curves (n, 2) of (row, column), each group in its color, with dark edges that show on bright images.
+
+    All edges lie below all colors, so that no group hides another.
+    """
+    points = [[np.rint(curve[:, ::-1] * 2**SHIFT).astype(np.int32) for curve in curves] for curves, _ in groups]
+    for curves in points:
+        cv2.polylines(image, curves, True, DARK, EDGE, cv2.LINE_AA, SHIFT)
+    for curves, (_, color) in zip(points, groups, strict=True):
+        cv2.polylines(image, curves, True, color, 1, cv2.LINE_AA, SHIFT)
 
 
-def draw_cross(image: np.ndarray, row: float, column: float, color: Color, arm: int = 5) -> None:
+def draw_cross(image: np.ndarray, center: Sequence[float] | np.ndarray, color: Color, arm: int = 5) -> None:
     """Draw a diagonal cross with its center at (row, column)."""
-    y, x = round(row), round(column)
+    y, x = (round(float(place)) for place in center)
     for shade, thickness in ((DARK, 4), (color, 2)):
         for sign in (-1, 1):
             cv2.line(image, (x - arm, y - sign * arm), (x + arm, y + sign * arm), shade, thickness, cv2.LINE_AA)
 
 
-def draw_text(
-    image: np.ndarray, text: str, at: tuple[float, float], color: Color, font: tuple[int, int] = (13, REGULAR)
-) -> int:
-    """Draw a line of text from (x, y) of its baseline's left end; returns x of its right end. `font` is size, weight."""
+def draw_text(image: np.ndarray, text: str, at: tuple[float, float], color: Color, font: Font = PLAIN) -> int:
+    """Draw a line of text from (x, y), the left end of its baseline.
+
+    Returns x of its right end.
+    """
     x, y = map(round, at)
     cv2.putText(image, text, (x, y), color, _face(), *font)
     return x + text_width(text, font)
 
 
-def text_width(text: str, font: tuple[int, int] = (13, REGULAR)) -> int:
+def text_width(text: str, font: Font = PLAIN) -> int:
     """Pixels from the left to the right end of a line of text."""
     left, _, width, _ = cv2.getTextSize((1, 1), text, (0, 0), _face(), *font)
     return max(0, left + width)
@@ -72,8 +81,8 @@ def one_line(text: str) -> str:
     return unicodedata.normalize("NFC", printable(text))
 
 
-def shorten(text: str, width: int, font: tuple[int, int] = (13, REGULAR)) -> str:
-    """The text, or as much of its two ends, around an ellipsis, as `width` pixels hold: names often differ at the end."""
+def shorten(text: str, width: int, font: Font = PLAIN) -> str:
+    """The text, or as much of both its ends as `width` pixels hold, around an ellipsis: names may differ there."""
     if text_width(text, font) <= width:
         return text
     fits, too_many = 0, len(text)

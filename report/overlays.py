@@ -15,13 +15,25 @@ import numpy as np
 
 from dataset import Sample, load_mask
 from readers.image_io import read_rgb
-from report.drawing import BOLD, DARK, REGULAR, Color, contours, draw_cross, draw_curves, draw_text, on_panel
-from report.drawing import one_line, shorten, text_width
+from report.drawing import (
+    BOLD,
+    DARK,
+    REGULAR,
+    Color,
+    contours,
+    draw_cross,
+    draw_curves,
+    draw_text,
+    on_panel,
+    one_line,
+    shorten,
+    text_width,
+)
 from scoring.thresholds import Threshold
 from utils import sweep_partials, write_atomically
 
-WIDTH = 320  # pixels of each panel
-HEIGHTS = (96, 480)  # the lowest and the highest panel: an image beyond lies between dark bars
+WIDTH = 288  # pixels of each panel
+HEIGHTS = (96, 432)  # the lowest and the highest panel: an image beyond lies between dark bars
 GAP = 4  # between the two panels
 BAR = 64  # pixels to the right of them: the color bar and its numbers
 CAPTION = 52
@@ -30,7 +42,7 @@ COLORS = cv2.COLORMAP_INFERNO  # ordered by lightness, so that every eye sees th
 PURPLE, YELLOW = 50, 220  # the part of it that is used: below it is black, above it almost white
 WHITE: Color = (255, 255, 255)
 PALE: Color = (190, 190, 190)
-MASK: Color = (0, 200, 255)  # no color of the map comes near it
+MASK: Color = (40, 225, 255)  # no color of the map comes near it
 ALARM: Color = (255, 170, 60)
 CALM: Color = (84, 84, 84)
 
@@ -70,39 +82,40 @@ def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Threshol
     map is clear and fully colored. Both panels show the outline of the mask, and with a threshold the contour of what
     lies above its pixel threshold; a cross marks the highest pixel where that is the wrong place.
     """
-    image = fit(scored.image)
-    panels = [image.copy(), heat_panel(image, scored.anomaly_map, scale)]
-    above = [] if threshold is None else contours(scored.anomaly_map, threshold.pixel)
+    image = fit(scored.image, (HEIGHTS[1], WIDTH))
+    panels = [image, heat_panel(image, scored.anomaly_map, scale)]
+    grid, size = scored.anomaly_map.shape, image.shape[:2]
+    above = [] if threshold is None else on_panel(contours(scored.anomaly_map, threshold.pixel), grid, size)
+    outline = mask_outline(scored.mask, size)
     for panel in panels:
-        draw_mask(panel, scored.mask)
-        draw_curves(panel, on_panel(above, scored.anomaly_map.shape, panel.shape[:2]), WHITE)
+        draw_curves(panel, [(above, WHITE), (outline, MASK)])
         if scored.hit_in_wrong_place(threshold):
-            (place,) = on_panel([np.array(scored.highest)], scored.anomaly_map.shape, panel.shape[:2])
-            draw_cross(panel, *place, WHITE)
-    left, right = (letterbox(panel) for panel in panels)
+            draw_cross(panel, on_panel([np.array(scored.highest)], grid, size)[0], WHITE)
+    left, right = (letterbox(panel, (max(size[0], HEIGHTS[0]), WIDTH)) for panel in panels)
     gap = np.full((len(left), GAP, 3), DARK, np.uint8)
     bar = color_bar(len(left), scale, None if threshold is None else threshold.pixel)
     row = np.concatenate([left, gap, right, bar], axis=1)
     return np.concatenate([row, caption(scored, threshold, bool(above), row.shape[1])])
 
 
-def fit(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (h, w, 3), of width WIDTH, or of the largest of HEIGHTS where that would be higher."""
-    height, width = image.shape[:2]
-    scale = min(WIDTH / width, HEIGHTS[1] / height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) -> (h, w, 3) of the same aspect, as large as fits into (height, width)."""
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def letterbox(panel: np.ndarray) -> np.ndarray:
-    """(h, w, 3) in the middle of a panel of width WIDTH, with dark bars where it is narrower or lower."""
+def mask_outline(mask: np.ndarray | None, size: tuple[int, int]) -> list[np.ndarray]:
+    """Mask (S, S) -> the curves along the edges of its pixels, on a panel of this (height, width)."""
+    return [] if mask is None else on_panel(contours(mask.astype(np.float32), 0.5), mask.shape, size)
+
+
+def letterbox(panel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) in the middle of (height, width, 3), between dark bars where it is lower or narrower."""
     height, width = panel.shape[:2]
-    if width == WIDTH and height >= HEIGHTS[0]:
-        return panel
-    whole = np.full((max(height, HEIGHTS[0]), WIDTH, 3), DARK, np.uint8)
-    top, left = (len(whole) - height) // 2, (WIDTH - width) // 2
-    whole[top : top + height, left : left + width] = panel
-    return whole
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    bottom, right = size[0] - height - top, size[1] - width - left
+    return cv2.copyMakeBorder(panel, top, bottom, left, right, cv2.BORDER_CONSTANT, value=DARK)
 
 
 def heat_panel(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -114,15 +127,10 @@ def heat_panel(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, f
 
 def colored(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Gray values (h, w) under the colors of heat (h, w) in 0..1 -> (h, w, 3)."""
-    colors = cv2.applyColorMap((PURPLE + (YELLOW - PURPLE) * heat).astype(np.uint8), COLORS)[..., ::-1]
-    opacity = np.minimum(heat * 2, np.float32(0.65))[..., None]
-    return np.rint((1 - opacity) * gray[..., None] + opacity * colors).astype(np.uint8)
-
-
-def draw_mask(panel: np.ndarray, mask: np.ndarray | None) -> None:
-    """Draw the outline of the mask (S, S) on the panel, along the edges of its pixels."""
-    if mask is not None and mask.any():
-        draw_curves(panel, on_panel(contours(mask.astype(np.float32), 0.5), mask.shape, panel.shape[:2]), MASK)
+    colors = cv2.applyColorMap((PURPLE + (YELLOW - PURPLE) * heat).astype(np.uint8), COLORS)
+    opacity = np.minimum(heat * 2, np.float32(0.65))
+    blended = cv2.blendLinear(colors, cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), opacity, 1 - opacity)
+    return cv2.cvtColor(blended, cv2.COLOR_BGR2RGB)
 
 
 def color_bar(height: int, scale: tuple[float, float], pixel: float | None) -> np.ndarray:
@@ -161,7 +169,7 @@ def caption(scored: ScoredImage, threshold: Threshold | None, any_above: bool, w
         text += f"   threshold {threshold.value:.3f}   p {threshold.p_value(scored.score):.3f}"
     x = draw_text(banner, text, (x, y), WHITE)
     if scored.hit_in_wrong_place(threshold):
-        draw_cross(banner, y - 5, x + 24, WHITE, arm=4)
+        draw_cross(banner, (y - 5, x + 24), WHITE, arm=4)
         draw_text(banner, "wrong place", (x + 36, y), ALARM, (13, BOLD))
     legend = [(f"above {threshold.pixel:.3g}", WHITE)] if threshold is not None and any_above else []
     legend += [("mask", MASK)] * scored.has_defect
@@ -242,6 +250,6 @@ class OverlayWriter:
             mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None
             image = np.asarray(read_rgb(sample.image, sample.upright))
             drawn = overlay(ScoredImage(image, anomaly_map, float(score), mask, name), self.scale, self.threshold)
-            written, data = cv2.imencode(".png", drawn[..., ::-1])
+            written, data = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
             assert written, "OpenCV writes PNG"
             write_atomically(self.folder / f"{name}.png", data.tobytes())
