@@ -43,13 +43,14 @@ def on_panel(curves: Sequence[np.ndarray], grid: tuple[int, int], panel: tuple[i
 def draw_curves(image: np.ndarray, groups: Sequence[tuple[Sequence[np.ndarray], Color]]) -> None:
     """Draw closed curves (n, 2) of (row, column), each group in its color, with dark edges that show on bright images.
 
-    All edges lie below all colors, so that no group hides another.
+    All edges lie below all colors, so that no group hides another. Colors are drawn twice, since OpenCV draws a line
+    between two rows of pixels at half its strength.
     """
     points = [[np.rint(curve[:, ::-1] * 2**SHIFT).astype(np.int32) for curve in curves] for curves, _ in groups]
     for curves in points:
         cv2.polylines(image, curves, True, DARK, EDGE, cv2.LINE_AA, SHIFT)
     for curves, (_, color) in zip(points, groups, strict=True):
-        cv2.polylines(image, curves, True, color, 1, cv2.LINE_AA, SHIFT)
+        cv2.polylines(image, [*curves, *curves], True, color, 1, cv2.LINE_AA, SHIFT)
 
 
 def draw_cross(image: np.ndarray, center: Sequence[float] | np.ndarray, color: Color, arm: int = 5) -> None:

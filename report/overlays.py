@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zlib
 from collections import Counter
@@ -35,7 +34,7 @@ from utils import sweep_partials, write_atomically
 WIDTH = 288  # pixels of each panel
 HEIGHTS = (96, 432)  # the lowest and the highest panel: an image beyond lies between dark bars
 GAP = 4  # between the two panels
-BAR = 64  # pixels to the right of them: the color bar and its numbers
+BAR = 76  # pixels to the right of them: the color bar and its numbers
 CAPTION = 52
 LONGEST = 200  # bytes of a file name, before its number and .png
 COLORS = cv2.COLORMAP_INFERNO  # ordered by lightness, so that every eye sees the order
@@ -136,26 +135,26 @@ def colored(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def color_bar(height: int, scale: tuple[float, float], pixel: float | None) -> np.ndarray:
     """(height, BAR, 3): the map's colors over middle gray, the scores at both ends, a tick at the pixel threshold."""
     low, high = scale
+    negligible = 0.005 * max(map(abs, scale))
     bar = np.full((height, BAR, 3), DARK, np.uint8)
     top, bottom, left, right = 6, height - 7, 10, 20
     rows = bottom - top
     heat = np.linspace(1, 0, rows + 1, dtype=np.float32)[:, None].repeat(right - left, axis=1)
     bar[top : bottom + 1, left:right] = colored(np.full(heat.shape, 128, np.uint8), heat)
     font, text_left = (11, REGULAR), right + 5
-    draw_text(bar, _rounded(high, scale), (text_left, top + 8), PALE, font)
-    draw_text(bar, _rounded(low, scale), (text_left, bottom), PALE, font)
+    for end, y in ((high, top + 8), (low, bottom)):
+        draw_text(bar, _three_digits(end if abs(end) > negligible else 0.0), (text_left, y), PALE, font)
     if pixel is not None and low <= pixel <= high:
         y = round(bottom - rows * (pixel - low) / (high - low))
         bar[y - 1 : y + 2, left - 4 : right + 3] = DARK
         bar[y, left - 3 : right + 2] = WHITE
-        draw_text(bar, f"{pixel:.3g}", (text_left, min(max(y + 4, top + 22), bottom - 14)), WHITE, font)
+        draw_text(bar, _three_digits(pixel), (text_left, min(max(y + 4, top + 22), bottom - 14)), WHITE, font)
     return bar
 
 
-def _rounded(value: float, scale: tuple[float, float]) -> str:
-    """The end of a scale with three digits of the larger end: -0.045 is 0 on a scale that goes to 10.5."""
-    digits = 2 - math.floor(math.log10(max(map(abs, scale))))
-    return f"{round(value, digits) + 0.0:g}"
+def _three_digits(value: float) -> str:
+    """12345.6 -> 12300"""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def caption(scored: ScoredImage, threshold: Threshold | None, any_above: bool, width: int) -> np.ndarray:
@@ -171,7 +170,7 @@ def caption(scored: ScoredImage, threshold: Threshold | None, any_above: bool, w
     if scored.hit_in_wrong_place(threshold):
         draw_cross(banner, (y - 5, x + 24), WHITE, arm=4)
         draw_text(banner, "wrong place", (x + 36, y), ALARM, (13, BOLD))
-    legend = [(f"above {threshold.pixel:.3g}", WHITE)] if threshold is not None and any_above else []
+    legend = [(f"above {_three_digits(threshold.pixel)}", WHITE)] if threshold is not None and any_above else []
     legend += [("mask", MASK)] * scored.has_defect
     left = _draw_legend(banner, legend, y + 22)
     draw_text(banner, shorten(one_line(scored.name), left - 20 - 8), (8, y + 22), PALE)
