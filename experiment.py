@@ -37,7 +37,8 @@ from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
 from run_files import CHECKPOINT, DataRecord, Progress, Run, SavedMaps
 from scoring.normalization import Normalizer, f1_metrics
-from scoring.thresholds import choose_k
+from scoring.predictions import Rule
+from scoring.thresholds import Threshold, choose_k
 from utils import file_sha256, prefetch_map, seed_everything
 
 BRIGHTNESS_IMAGES = 64  # training images whose brightness is looked at
@@ -329,11 +330,6 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
             f"{config.title}: {len(images.vanished)} masks would vanish at this resolution; their most covered pixels "
             f"were kept, e.g. of {images.vanished[0]}"
         )
-    if config.vis and evaluation.maps is not None and detector.color_scale is not None:
-        writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale)
-        writer.write(0, evaluation.maps, evaluation.scores)
-        print(f"{config.title}: overlays in {config.overlay_folder}")
-
     folder.write_progress(progress)
     state = {**detector.state(), "progress": asdict(progress)}
     if config.keep_optimizer and (experiment.optimizer.state or not progress.epoch):
@@ -342,21 +338,31 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     if config.save_maps:
         save_maps(folder, detector, evaluation)
     experiment.check_unchanged()
-    set_threshold(experiment, detector, folder, evaluation)
+    threshold = set_threshold(experiment, detector, folder, evaluation)
+    if config.vis and evaluation.maps is not None and detector.color_scale is not None:
+        rule = Rule.of(threshold)
+        writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale, rule)
+        writer.write(0, evaluation.maps, evaluation.scores)
+        print(f"{config.title}: overlays in {config.overlay_folder}")
     folder.finish(config, evaluation.report, progress, facts)
 
 
-def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evaluation: Evaluation) -> None:
-    """Write the run's threshold and print what it promises and finds, where normal images were kept apart for it."""
+def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evaluation: Evaluation) -> Threshold | None:
+    """The run's threshold, written and explained, where normal images were kept apart for it; else None."""
     normals, title = experiment.normals, experiment.config.title
     if normals is None:
-        return
+        return None
     checkpoint = file_sha256(folder.folder / CHECKPOINT)
     threshold = calibrate(detector, normals, experiment.config.calibration, checkpoint)
     found = findings(threshold, evaluation.labels, evaluation.scores, evaluation)
     folder.write_threshold(threshold, found)
-    for line in render_threshold(threshold, found, len(experiment.train_images)):
+    trained, held_out = len(experiment.train_images), len(experiment.normal_images) - len(experiment.train_images)
+    lines = render_threshold(threshold, found, trained)
+    if normals.source == "holdout":
+        lines.insert(0, f"trained on {trained} of {trained + held_out} normal images; the last by name are held out")
+    for line in lines:
         print(f"{title}: {line}")
+    return threshold
 
 
 def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:

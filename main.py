@@ -9,6 +9,7 @@ from commandline import exit_code  # before anything slow: Ctrl-C is one line fr
 
 # isort: split
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(sweep.failures) + len(sweep.busy) < len(runs):
         print(f"\n{report.update_tables(config.sweep_folder, oracle=config.print_max)}")
         print(f"\ntables and runs: {config.sweep_folder}")
+        if config.dataset == "folder" and len(runs) == 1 and sweep.complete:
+            print(f"next: python test.py {shlex.quote(str(runs[0].run_folder))} --images FOLDER")
     if sweep.busy:
         left = "1 run is" if len(sweep.busy) == 1 else f"{len(sweep.busy)} runs are"
         print(f"{left} not in the tables, since other processes write them: run the command again later")

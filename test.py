@@ -100,6 +100,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     from experiment import Experiment, save_maps
     from report.intervals import render_intervals
     from report.overlays import OverlayWriter
+    from scoring.predictions import Rule
     from verification import environment_differences
 
     config = detector.config
@@ -115,7 +116,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     if vis and evaluation.maps is not None and detector.color_scale is not None:
         in_place = run.resolve() == config.run_folder.resolve()
         folder = config.overlay_folder if in_place else run / "overlays"  # a copy keeps its overlays to itself
-        writer = OverlayWriter(folder, images.samples, detector.color_scale)
+        writer = OverlayWriter(folder, images.samples, detector.color_scale, Rule.of(detector.threshold))
         writer.write(0, evaluation.maps, evaluation.scores)
         print(f"overlays in {folder}")
     if with_maps:

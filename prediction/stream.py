@@ -52,7 +52,7 @@ def predict_files(
             )
             overlays = None
             if show.overlays and detector.color_scale is not None:
-                overlays = OverlayWriter(show.out / "overlays", images.samples, detector.color_scale)
+                overlays = OverlayWriter(show.out / "overlays", images.samples, detector.color_scale, rule)
             outputs = _outputs(detector, rule, images, overlays, totals)
             for (name, _), output in zip(chunk, _progress(outputs, len(images), show), strict=True):
                 file.write(csv_line(output.cells()).encode(errors="surrogateescape"))

@@ -28,7 +28,7 @@ from report.drawing import (
     shorten,
     text_width,
 )
-from scoring.thresholds import Threshold
+from scoring.predictions import Rule
 from utils import sweep_partials, write_atomically
 
 WIDTH = 288  # pixels of each panel
@@ -67,14 +67,14 @@ class ScoredImage:
         row, column = np.unravel_index(self.anomaly_map.argmax(), self.anomaly_map.shape)
         return int(row), int(column)
 
-    def hit_in_wrong_place(self, threshold: Threshold | None) -> bool:
+    def hit_in_wrong_place(self, threshold: Rule | None) -> bool:
         """Whether it is decided NG though the map's highest pixel lies outside the mask of its defect."""
-        if threshold is None or self.mask is None or not self.has_defect:
+        if threshold is None or threshold.value is None or self.mask is None or not self.has_defect:
             return False
-        return bool(threshold.decide(self.score)) and not self.mask[self.highest]
+        return threshold.decide(self.score) and not self.mask[self.highest]
 
 
-def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Threshold | None = None) -> np.ndarray:
+def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Rule | None = None) -> np.ndarray:
     """The image, beside it the image under its map, a color bar, and a caption below.
 
     Returns (h + CAPTION, 2 * WIDTH + GAP + BAR, 3) RGB uint8, h within HEIGHTS. `scale` are the two scores at which the
@@ -84,7 +84,8 @@ def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Threshol
     image = fit(scored.image, (HEIGHTS[1], WIDTH))
     panels = [image, heat_panel(image, scored.anomaly_map, scale)]
     grid, size = scored.anomaly_map.shape, image.shape[:2]
-    above = [] if threshold is None else on_panel(contours(scored.anomaly_map, threshold.pixel), grid, size)
+    pixel = None if threshold is None else threshold.pixel
+    above = [] if pixel is None else on_panel(contours(scored.anomaly_map, pixel), grid, size)
     outline = mask_outline(scored.mask, size)
     for panel in panels:
         draw_curves(panel, [(above, WHITE), (outline, MASK)])
@@ -92,7 +93,7 @@ def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Threshol
             draw_cross(panel, on_panel([np.array(scored.highest)], grid, size)[0], WHITE)
     left, right = (letterbox(panel, (max(size[0], HEIGHTS[0]), WIDTH)) for panel in panels)
     gap = np.full((len(left), GAP, 3), DARK, np.uint8)
-    bar = color_bar(len(left), scale, None if threshold is None else threshold.pixel)
+    bar = color_bar(len(left), scale, pixel)
     row = np.concatenate([left, gap, right, bar], axis=1)
     return np.concatenate([row, caption(scored, threshold, bool(above), row.shape[1])])
 
@@ -157,20 +158,25 @@ def _three_digits(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
-def caption(scored: ScoredImage, threshold: Threshold | None, any_above: bool, width: int) -> np.ndarray:
+def caption(scored: ScoredImage, threshold: Rule | None, any_above: bool, width: int) -> np.ndarray:
     """(CAPTION, width, 3): the verdict and its numbers, below them the name and what the lines mean."""
     banner = np.full((CAPTION, width, 3), DARK, np.uint8)
     x, y = 8, 20
-    if threshold is not None:
-        x = _draw_verdict(banner, bool(threshold.decide(scored.score)), (x, y)) + 10
+    decides = threshold is not None and threshold.value is not None
+    if threshold is not None and decides:
+        x = _draw_verdict(banner, threshold.decide(scored.score), (x, y)) + 10
     text = f"score {scored.score:.3f}"
-    if threshold is not None:
-        text += f"   threshold {threshold.value:.3f}   p {threshold.p_value(scored.score):.3f}"
+    if threshold is not None and decides:
+        text += f"   threshold {threshold.value:.3f}"
+        p_value = threshold.p_value(scored.score)
+        text += "" if p_value is None else f"   p {p_value:.3f}"
     x = draw_text(banner, text, (x, y), WHITE)
     if scored.hit_in_wrong_place(threshold):
         draw_cross(banner, (y - 5, x + 24), WHITE, arm=4)
         draw_text(banner, "wrong place", (x + 36, y), ALARM, (13, BOLD))
-    legend = [(f"above {_three_digits(threshold.pixel)}", WHITE)] if threshold is not None and any_above else []
+    legend = []
+    if threshold is not None and threshold.pixel is not None and any_above:
+        legend.append((f"above {_three_digits(threshold.pixel)}", WHITE))
     legend += [("mask", MASK)] * scored.has_defect
     left = _draw_legend(banner, legend, y + 22)
     draw_text(banner, shorten(one_line(scored.name), left - 20 - 8), (8, y + 22), PALE)
@@ -236,7 +242,7 @@ class OverlayWriter:
         folder: Path,
         samples: Sequence[Sample],
         scale: tuple[float, float],
-        threshold: Threshold | None = None,
+        threshold: Rule | None = None,
     ) -> None:
         self.folder, self.samples, self.scale, self.threshold = folder, samples, scale, threshold
         self.names = overlay_names(samples)

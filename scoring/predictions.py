@@ -30,19 +30,32 @@ class Rule:
         """The rule of a calibrated threshold; that of no threshold for None."""
         return cls() if threshold is None else cls(threshold.value, threshold, source)
 
+    @property
+    def pixel(self) -> float | None:
+        """A pixel counts as anomalous if its map value is above it."""
+        return None if self.calibrated is None else self.calibrated.pixel
+
+    def decide(self, score: float) -> bool:
+        """Whether an image of this score is NG."""
+        return self.value is not None and score > self.value
+
+    def p_value(self, score: float) -> float | None:
+        """Share of normal images that score as high; None without normal images."""
+        return None if self.calibrated is None else self.calibrated.p_value(score)
+
     def judge(self, score: float, anomaly_map: np.ndarray) -> Prediction:
         """The prediction of one image from its score and map (S, S)."""
         y, x = np.unravel_index(int(anomaly_map.argmax()), anomaly_map.shape)
-        score, calibrated = float(score), self.calibrated
+        score, pixel = float(score), self.pixel
         return Prediction(
             score=score,
-            decision=None if self.value is None else NG if score > self.value else OK,
+            decision=None if self.value is None else NG if self.decide(score) else OK,
             threshold=self.value,
-            p_value=None if calibrated is None else calibrated.p_value(score),
+            p_value=self.p_value(score),
             relative=score / self.value if self.value is not None and self.value > 0 else None,
             x=int(x),
             y=int(y),
-            area=None if calibrated is None else float((anomaly_map > calibrated.pixel).mean()),
+            area=None if pixel is None else float((anomaly_map > pixel).mean()),
             anomaly_map=anomaly_map,
         )
 

@@ -31,10 +31,11 @@ from report.overlays import (
     overlay,
     overlay_names,
 )
+from scoring.predictions import Rule
 from scoring.thresholds import Threshold
 
 SCALE = (1.0, 3.0)
-THRESHOLD = Threshold(2.0, 2.0, "max", (1.0, 1.5, 2.0), 1, "holdout", "0" * 64)
+THRESHOLD = Rule.of(Threshold(2.0, 2.0, "max", (1.0, 1.5, 2.0), 1, "holdout", "0" * 64))
 SIZE = (WIDTH, WIDTH)  # of a square image's panel
 
 
@@ -47,7 +48,7 @@ def gray_of(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def panels(scored: ScoredImage, threshold: Threshold | None = None) -> tuple[np.ndarray, np.ndarray]:
+def panels(scored: ScoredImage, threshold: Rule | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The image and the heat panel, without what is beside and below them."""
     drawn = overlay(scored, SCALE, threshold)
     assert drawn.shape[1:] == (2 * WIDTH + GAP + BAR, 3) and drawn.dtype == np.uint8
@@ -216,7 +217,7 @@ def test_an_image_of_any_aspect_makes_an_overlay_of_one_width_and_bounded_height
 
 def drawn_caption(
     score: float,
-    threshold: Threshold | None,
+    threshold: Rule | None,
     anomaly_map: np.ndarray | None = None,
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -274,7 +275,7 @@ def test_a_hit_for_the_wrong_reason_is_marked_at_the_highest_pixel() -> None:
         (ScoredImage(random_image(), bump(220, 60), 9.0), THRESHOLD),  # no mask
     ],
 )
-def test_other_images_have_no_such_mark(scored: ScoredImage, threshold: Threshold | None) -> None:
+def test_other_images_have_no_such_mark(scored: ScoredImage, threshold: Rule | None) -> None:
     assert not scored.hit_in_wrong_place(threshold)
 
 
@@ -320,7 +321,7 @@ def test_umlauts_have_letters_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("threshold", [None, THRESHOLD])
-def test_each_image_gets_its_own_map_mask_and_name(threshold: Threshold | None, tmp_path: Path) -> None:
+def test_each_image_gets_its_own_map_mask_and_name(threshold: Rule | None, tmp_path: Path) -> None:
     mask = tmp_path / "mask.png"
     Image.fromarray(square_mask(64)).save(mask)
     samples = []
