@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from model.specs import PRECISIONS
 from readers.base import name_problem
 from readers.image_io import MAX_PIXELS
 from scoring.modes import MAP_MODES
+from scoring.thresholds import MAXIMUM, PIXEL_RULES, CalibrationSettings, check_pixel_rule
 from utils import printable, read_json
 
 GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
@@ -46,7 +47,7 @@ DISTILLATION_LOSSES = {
     "mse+cosine": (("mse", 0.5), ("cosine", 0.5)),
 }
 
-
+OWN_HOLDOUT = 0.2  # of one's own images: the share that the threshold comes from
 FINITE = sys.float_info.max
 
 
@@ -83,7 +84,9 @@ RANGES = {
     "learning_rate": Range(0, open_low=True),
     "weight_decay": NOT_NEGATIVE,
     "patience": COUNT,
-    "holdout": Range(0, 1, open_low=True, open_high=True),
+    "patience_holdout": Range(0, 1, open_low=True, open_high=True),
+    "holdout": Range(0, 1, open_high=True),
+    "false_alarm": Range(0, 1, open_low=True, open_high=True),
     "seeds": Range(-(2**63), 2**63 - 1),
     "score_num": POSITIVE,
     "print_epoch": COUNT,
@@ -127,6 +130,9 @@ class Config:
     train_dir: Path | None = runtime_field(None, DATA, "--dataset folder: normal images to learn from", common=True)
     test_dir: Path | None = runtime_field(
         None, DATA, "--dataset folder: test images, good/ and one folder per kind of defect", common=True
+    )
+    bad: Path | None = runtime_field(
+        None, DATA, "--dataset folder: images with defects, to say how many of them are found", common=True
     )
     mask_dir: Path | None = runtime_field(None, DATA, "--dataset folder: masks, laid out as --test_dir is")
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
@@ -183,7 +189,7 @@ class Config:
         TRAINING,
         "stop after so many epochs without a lower loss on held-out training images; 0: never (default: the variant's)",
     )
-    holdout: float = field(0.1, TRAINING, "share of the training images that --patience holds out", common=True)
+    patience_holdout: float = field(0.1, TRAINING, "share of the training images that --patience holds out")
     seeds: tuple[int, ...] = field((111,), TRAINING, "one run per class and seed", names=("seed",), common=True)
     deterministic: bool = field(False, TRAINING, "use only operations that repeat to the bit (slower on a GPU)")
 
@@ -198,8 +204,34 @@ class Config:
     refine: bool | None = field(
         None, SCORING, "multiply image scores by DRD's refinement factor (default: the variant's)"
     )
-    normalize: bool = field(
-        False, SCORING, "also write scores in 0..1 and decisions by the F1-optimal threshold, as anomalib does"
+    anomalib_scores: bool = field(
+        False,
+        SCORING,
+        "for comparison with anomalib: also write scores in 0..1 and decisions by the threshold that is F1-optimal on "
+        "the test set",
+        names=("normalize", "normalise"),
+    )
+    holdout: float | None = field(
+        None,
+        SCORING,
+        "share of the training images, the last by name, that are not trained on: the threshold comes from them "
+        "(default: 0.2 with --dataset folder; 0 for benchmarks, whose protocol trains on all)",
+        common=True,
+    )
+    calibrate: Path | None = runtime_field(
+        None,
+        SCORING,
+        "folder of further normal images, best of another day: the threshold comes from them",
+        common=True,
+    )
+    false_alarm: float | None = runtime_field(
+        None,
+        SCORING,
+        "share of normal images that may be above the threshold (default: as few as the images can promise)",
+        common=True,
+    )
+    pixel_threshold: str = runtime_field(
+        MAXIMUM, SCORING, f"rule for pixels, from the same normal images: {PIXEL_RULES}"
     )
     score_num: int = field(1, SCORING, "image score = mean of so many largest pixels of the map; 1 = its maximum")
     seg: bool = field(True, SCORING, "1: pixel metrics and AUPRO beside the image metrics; 0: image metrics only")
@@ -294,7 +326,13 @@ class Config:
         if self.student_width is not None and len(self.student_width) != 3:
             widths = " ".join(map(str, self.student_width))
             problems.append(f"--student_width {widths}: give three widths, finest level first")
-        for flag in ("train_dir", "test_dir", "mask_dir"):
+        try:
+            check_pixel_rule(self.pixel_threshold)
+        except ValueError as wrong:
+            problems.append(str(wrong))
+        if self.calibrate is not None and self.holdout:
+            problems.append("--calibrate and --holdout: the threshold comes from one of them; leave one out")
+        for flag in ("train_dir", "test_dir", "bad", "mask_dir"):
             if getattr(self, flag) is not None and self.dataset != "folder":
                 problems.append(f"--{flag}: belongs to --dataset folder, found --dataset {self.dataset}")
         if self.dataset == "folder" and self.train_dir is None and self.data_path is None:
@@ -402,7 +440,19 @@ class Config:
     @property
     def source(self) -> Source:
         """Where the benchmark's files lie."""
-        return Source(self.data_path, self.train_dir, self.test_dir, self.mask_dir)
+        return Source(self.data_path, self.train_dir, self.test_dir, self.mask_dir, self.bad)
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of the training images that the threshold comes from."""
+        if self.holdout is not None:
+            return self.holdout
+        return OWN_HOLDOUT if self.dataset == "folder" and self.calibrate is None else 0.0
+
+    @property
+    def calibration(self) -> CalibrationSettings:
+        """What decides the threshold beside the scores of normal images."""
+        return CalibrationSettings(self.false_alarm, self.pixel_threshold)
 
     @property
     def folder_name(self) -> str:
@@ -485,7 +535,7 @@ class Config:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> dict[str, Any]:
         """Saved plain values -> typed field values. Raises ValueError on names this version does not know, on types."""
-        hints = field_types()
+        hints, saved = field_types(), _renamed(saved)
         unknown = sorted(set(saved) - set(hints))
         if unknown:
             raise ValueError(f"the saved configuration has fields this version does not know: {', '.join(unknown)}")
@@ -515,9 +565,17 @@ def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, 
     settled = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
     # a field that may be None stands for one of the recipe's; the others are the Config's own
     fields = [f for f in dataclasses.fields(config) if f.metadata["affects_results"] and f.default is not None]
-    found = {f.name: config.plain(f.name) for f in fields} | settled
+    found = {f.name: config.plain(f.name) for f in fields} | settled | {"holdout": config.held_out_share}
     plain = json.dumps({k: v for k, v in found.items() if k not in left_out}, default=dataclasses.asdict)
     return json.loads(plain)
+
+
+def _renamed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved fields of an earlier version by their names of now: its --holdout was that of --patience."""
+    if "patience_holdout" in saved or "holdout" not in saved:
+        return dict(saved)
+    names = {"holdout": "patience_holdout", "normalize": "anomalib_scores"}
+    return {names.get(name, name): value for name, value in saved.items()} | {"holdout": 0.0}
 
 
 def _below(root: Path, path: Path, depth: int) -> Path:

@@ -28,7 +28,7 @@ from readers.cifar10 import CIFAR10_CLASSES, prepare_cifar10, read_cifar10
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import ELPV_CLASSES, default_root, read_elpv
 from readers.folder import name_class, read_folder
-from readers.image_io import read_oriented_mask, read_rgb
+from readers.image_io import read_oriented_mask, read_rgb, rotate_upright, to_rgb
 from readers.mvtec import read_mvtec
 from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
@@ -58,6 +58,7 @@ class Benchmark:
     default_root    the root where --data_path is not given
     prepare         makes the data under the root on first use
     mask_threshold  a mask pixel is a defect where its stored value exceeds this
+    validation      the reader knows a split of further normal images, where the folders have one
     """
 
     title: str
@@ -68,6 +69,7 @@ class Benchmark:
     default_root: Callable[[], Path] | None = None
     prepare: Callable[[Path], None] | None = None
     mask_threshold: int = 0
+    validation: bool = False
 
 
 MVTEC_CLASSES = (
@@ -77,7 +79,7 @@ VISA_CLASSES = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1
 MPDD_CLASSES = "bracket_black bracket_brown bracket_white connector metal_plate tubes"
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "mvtec": Benchmark("MVTec AD", tuple(MVTEC_CLASSES.split()), read_mvtec),
+    "mvtec": Benchmark("MVTec AD", tuple(MVTEC_CLASSES.split()), read_mvtec, validation=True),
     "visa": Benchmark("VisA", tuple(VISA_CLASSES.split()), read_visa, find=find_visa_classes),
     "vad": Benchmark("VAD (Valeo), one-class", ("vad",), read_vad, find=None, class_folder=find_vad),
     "btad": Benchmark("BTAD", ("01", "02", "03"), read_mvtec),
@@ -98,7 +100,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         class_folder=None,
         prepare=prepare_cifar10,
     ),
-    "folder": Benchmark("own images", (), read_folder),
+    "folder": Benchmark("own images", (), read_folder, validation=True),
     "demo": Benchmark(
         "embedded demonstration, made on first use",
         DEMO_CLASSES,
@@ -114,13 +116,17 @@ def locate(benchmark: Benchmark, source: Source) -> Source:
 
     Raises ValueError or FileNotFoundError, naming --data_path or --train_dir, where there is nothing to read.
     """
-    if source.train_dir is not None or source.test_dir is not None:
+    if any(folder is not None for folder in (source.train_dir, source.test_dir, source.bad)):
         if benchmark.classes:
-            raise ValueError("--train_dir and --test_dir are for --dataset folder; other benchmarks take --data_path")
+            raise ValueError(
+                "--train_dir, --test_dir and --bad are for --dataset folder; other benchmarks take --data_path"
+            )
         if source.train_dir is None:
-            raise ValueError("--test_dir goes with --train_dir, the folder of your normal images")
-    if source.mask_dir is not None and source.test_dir is None:
-        raise ValueError("--mask_dir goes with --test_dir: under --data_path masks lie in <class>/ground_truth")
+            raise ValueError("--test_dir and --bad go with --train_dir, the folder of your normal images")
+    if source.mask_dir is not None and source.test_dir is None and source.bad is None:
+        raise ValueError(
+            "--mask_dir goes with --test_dir or --bad: under --data_path masks lie in <class>/ground_truth"
+        )
     if source.train_dir is not None:
         return source
     if source.root is None:
@@ -164,8 +170,13 @@ def load_image(path: Path, size: int, upright: bool = False) -> NDArray[np.uint8
     `upright`: rotated by its EXIF orientation first, else as stored. Raises ValueError or FileNotFoundError naming a
     file that cannot be read.
     """
-    image = read_rgb(path, upright).resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return resized(read_rgb(path, upright), size)
+
+
+def resized(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """An RGB image -> (3, size, size), bilinear with antialiasing."""
+    square = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def load_mask(sample: Sample, size: int, threshold: int = 0) -> NDArray[np.bool_] | None:
@@ -239,6 +250,28 @@ class ImageSet:
         if vanished:
             self._vanished.add(index)
         return resized
+
+
+class GivenImages(ImageSet):
+    """Images that are at hand, as paths, PIL images or arrays (H, W, 3) or (H, W) uint8; upright, without labels."""
+
+    def __init__(self, images: Sequence[str | Path | Image.Image | NDArray[np.uint8]], size: int) -> None:
+        names = [
+            Path(image) if isinstance(image, (str, Path)) else Path(f"image {i}") for i, image in enumerate(images)
+        ]
+        super().__init__([Sample(name, anomalous=False, defect="good", upright=True) for name in names], size)
+        self.given = images
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """(3, size, size) in 0..255. Raises ValueError or FileNotFoundError."""
+        given, name = self.given[index], self.samples[index].image
+        if isinstance(given, (str, Path)):
+            return super().image(index)
+        if isinstance(given, np.ndarray):
+            if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
+                raise ValueError(f"{name}: want (H, W, 3) or (H, W) uint8, found {given.shape} {given.dtype}")
+            return resized(Image.fromarray(given).convert("RGB"), self.size)
+        return resized(to_rgb(rotate_upright(given), name), self.size)
 
 
 def image_batches(

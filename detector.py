@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from PIL import Image
 
 from config import Config
-from dataset import ImageSet, image_batches
+from dataset import GivenImages, ImageSet, image_batches
 from methods import build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
@@ -32,8 +33,11 @@ from scoring.anomaly_map import (
 from scoring.intervals import Bootstrap, bootstrap_intervals
 from scoring.metrics import Report, compute_metrics
 from scoring.normalization import Normalizer, normalizers
+from scoring.predictions import Prediction, Rule
+from scoring.thresholds import Threshold
 from utils import choose_device, prefetch_map, to_device
 
+Source = str | Path | Image.Image | np.ndarray  # an image
 BATCH_PIXELS = 16 * 256**2  # of a batch that is scored: memory does not grow with the image size
 SCALE_IMAGES = 64  # training images from whose maps the color scale of a run's overlays is taken
 
@@ -45,12 +49,14 @@ class Detector:
     distiller       teacher, bottleneck and student as they were trained
     map_statistics  mean and spread of each level's map over normal images; only the standardized map needs them
     color_scale     the two scores at which overlays are clear and fully colored; None until fitted
+    threshold       the run's threshold; None where no normal images were kept apart for one
     """
 
     def __init__(self, config: Config, distiller: Distiller) -> None:
         self.config, self.distiller = config, distiller
         self.map_statistics: MapStatistics | None = None
         self.color_scale: tuple[float, float] | None = None
+        self.threshold: Threshold | None = None
 
     @classmethod
     def load(cls, run: Path | str, **changes: Any) -> Detector:
@@ -80,7 +86,7 @@ class Detector:
         if state["map_statistics"] is not None:
             tensors = {name: tensor.to(teacher.device) for name, tensor in state["map_statistics"].items()}
             detector.map_statistics = MapStatistics(**tensors)
-        detector.color_scale = state["color_scale"]
+        detector.color_scale, detector.threshold = state["color_scale"], folder.threshold()
         return detector
 
     def state(self) -> dict[str, Any]:
@@ -122,10 +128,29 @@ class Detector:
         """Choose the color scale of overlays from the maps of some normal images, evenly spread over them."""
         step = max(1, -(-len(normal_images) // SCALE_IMAGES))
         some = ImageSet(normal_images.samples[::step], normal_images.size)
-        self.color_scale = color_scale(np.concatenate([maps for _, maps in self.predict(some)]))
+        self.color_scale = color_scale(np.concatenate([maps for _, maps in self.score_batches(some)]))
+
+    @overload
+    def predict(self, images: Source) -> Prediction: ...
+
+    @overload
+    def predict(self, images: Sequence[Source]) -> list[Prediction]: ...
+
+    def predict(self, images: Source | Sequence[Source]) -> Prediction | list[Prediction]:
+        """One image, or many, as a path, a PIL image or an array -> its prediction, or a list of them in order.
+
+        An array is (H, W, 3) or (H, W), uint8, RGB in 0..255. Files and PIL images are turned upright by EXIF. Raises
+        ValueError or FileNotFoundError for an image that cannot be read.
+        """
+        many = isinstance(images, Sequence) and not isinstance(images, str)
+        given: Sequence[Source] = images if many else [images]  # type: ignore[assignment,list-item]
+        rule, found = Rule.of(self.threshold), []
+        for scores, maps in self.score_batches(GivenImages(given, self.config.image_size)):
+            found += [rule.judge(score, anomaly_map) for score, anomaly_map in zip(scores, maps, strict=True)]
+        return found if many else found[0]
 
     @torch.no_grad()
-    def predict(self, images: ImageSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def score_batches(self, images: ImageSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Image scores (B,) and anomaly maps (B, S, S), float32, batch by batch in the order of the images."""
         scoring = self.config.scoring
         standardized = scoring.anomaly_map == "standardized"
@@ -149,7 +174,7 @@ class Detector:
         scores = np.empty(len(images), np.float32)
         maps = np.empty((len(images), images.size, images.size), np.float32) if with_pixels or keep_maps else None
         done = 0
-        for batch_scores, batch_maps in self.predict(images):
+        for batch_scores, batch_maps in self.score_batches(images):
             batch = slice(done, done + len(batch_scores))
             scores[batch] = batch_scores
             if maps is not None:

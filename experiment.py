@@ -8,10 +8,19 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from calibration import (
+    NormalSet,
+    calibrate,
+    findings,
+    read_normal_folder,
+    refuse_used,
+    render_threshold,
+    without_trained,
+)
 from config import Config
 from dataset import BENCHMARKS, ImageSet, locate
 from detector import Detector, Evaluation, frozen_teacher
@@ -19,14 +28,18 @@ from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
+from readers.base import VALIDATION
 from readers.checks import check_data
 from readers.headers import read_headers, summarize
 from readers.image_io import limit_pixels
 from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
-from run_files import DataRecord, Progress, Run
+from run_files import CHECKPOINT, DataRecord, Progress, Run
 from scoring.normalization import Normalizer, f1_metrics
-from utils import file_sha256, seed_everything
+from scoring.thresholds import choose_k
+from utils import file_sha256, prefetch_map, seed_everything
+
+BRIGHTNESS_IMAGES = 64  # training images whose brightness is looked at
 
 
 class Experiment:
@@ -99,13 +112,38 @@ class Experiment:
 
     @property
     def train_images(self) -> ImageSet:
-        """The images to train on: the normal images less the held-out ones."""
-        return self._split[0]
+        """The images to train on: the normal images less those that are held out."""
+        return self._split.train
 
     @property
     def held_out_images(self) -> ImageSet | None:
         """The normal images held out for early stopping; None without --patience."""
-        return self._split[1]
+        return self._split.held_out
+
+    @cached_property
+    def normals(self) -> NormalSet | None:
+        """Normal images that are not trained on, for the threshold; None where there are none.
+
+        Those of --calibrate, or that --holdout holds out, or the benchmark's validation set. Raises ValueError where
+        they are too few for --false_alarm, or were trained on or are tested.
+        """
+        found = self._normals()
+        if found is not None or self.config.false_alarm is not None:
+            choose_k(0 if found is None else len(found.images), self.config.false_alarm)
+        return found
+
+    def _normals(self) -> NormalSet | None:
+        config, benchmark = self.config, BENCHMARKS[self.config.dataset]
+        if config.calibrate is not None:
+            samples = read_normal_folder(config.calibrate)
+            refuse_used(samples, (row.sha256 for row in self.data.rows), config.workers)
+            return NormalSet("calibrate", ImageSet(samples, config.image_size))
+        if self._split.calibration is not None:
+            kept = without_trained(self._split.calibration, self.train_images, config.workers)
+            return NormalSet("holdout", kept) if len(kept) else None
+        if benchmark.validation and len(images := self.images(VALIDATION)):
+            return NormalSet("validation", images)
+        return None
 
     def images(self, split: str) -> ImageSet:
         """The benchmark's images of the class and split, train or test."""
@@ -120,6 +158,7 @@ class Experiment:
         train, test = self.normal_images.samples if with_training else (), self.test_images
         if with_training:
             self.config.check_last_batch(len(self.train_images))
+            self.normals  # noqa: B018 - too few of them show before the first epoch
         for warning in check_data(train, test.samples, test.mask_threshold, self.config.workers):
             print(f"{' '.join(self.config.classes)}: warning: {warning}")
 
@@ -184,12 +223,21 @@ class Experiment:
     def facts(self) -> dict[str, Any]:
         """What metrics.json records about the run beside its settings and its results."""
         files = [(sample.image, sample.upright) for sample in self.normal_images.samples]
+        training = summarize(read_headers(files, self.config.workers))
         return {
             "teacher_weights": self.teacher.weights,
             "precision": self.teacher.precision,
             **self.counts,
-            "training_images": summarize(read_headers(files, self.config.workers)),
+            "training_images": training | {"brightness": self.brightness},
         }
+
+    @property
+    def brightness(self) -> list[float]:
+        """[lowest, highest] mean of all pixels, 0..255, of some training images that are spread evenly over them."""
+        images = self.train_images
+        some = range(0, len(images), max(1, len(images) // BRIGHTNESS_IMAGES))
+        means = [float(image.mean()) for image in prefetch_map(images.image, some, self.config.workers)]
+        return [round(min(means), 2), round(max(means), 2)]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -197,30 +245,52 @@ class Experiment:
         return {
             "n_train": len(self.train_images),
             "n_held_out": len(self.held_out_images or ()),
+            **({} if self.normals is None else {"n_calibration": len(self.normals.images)}),
             "n_test": len(self.test_images),
             "n_anomalous": int(self.test_images.labels.sum()),
         }
 
     @cached_property
-    def _split(self) -> tuple[ImageSet, ImageSet | None]:
-        """(train, held out): drawn by class and seed, at least one of each. Raises ValueError for too few images."""
-        train, held_out = self._drawn()
-        self.config.check_last_batch(len(train))
-        return train, held_out
-
-    def _drawn(self) -> tuple[ImageSet, ImageSet | None]:
+    def _split(self) -> Split:
+        """The normal images by what they are for. Raises ValueError for too few images."""
         config, images = self.config, self.normal_images
+        kept, calibration = images, None
+        if (
+            count := min(len(images) - 1, max(1, round(config.held_out_share * len(images))))
+            if config.held_out_share
+            else 0
+        ):
+            kept, calibration = self._parts(images, set(range(len(images) - count, len(images))))
+        train, held_out = self._drawn(kept)
+        config.check_last_batch(len(train))
+        return Split(train, held_out, calibration)
+
+    def _drawn(self, images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
+        """(train, held out for early stopping): drawn by class and seed, at least one of each."""
+        config = self.config
         if not config.training.patience:
             return images, None
         if len(images) < 2:
             raise ValueError(
                 f"--patience needs training images to hold out; found {len(images)}. Add images or use --patience 0"
             )
-        count = min(len(images) - 1, max(1, round(config.holdout * len(images))))
-        chosen = set(random.Random(f"{config.seed_key} held out").sample(range(len(images)), count))
-        parts = ([s for i, s in enumerate(images.samples) if (i in chosen) == held] for held in (False, True))
-        train, held_out = (ImageSet(samples, images.size, images.mask_threshold) for samples in parts)
-        return train, held_out
+        count = min(len(images) - 1, max(1, round(config.patience_holdout * len(images))))
+        return self._parts(images, set(random.Random(f"{config.seed_key} held out").sample(range(len(images)), count)))
+
+    @staticmethod
+    def _parts(images: ImageSet, chosen: set[int]) -> tuple[ImageSet, ImageSet]:
+        """(those that are not chosen, those that are), each in order."""
+        parts = ([s for i, s in enumerate(images.samples) if (i in chosen) == taken] for taken in (False, True))
+        rest, taken = (ImageSet(samples, images.size, images.mask_threshold) for samples in parts)
+        return rest, taken
+
+
+class Split(NamedTuple):
+    """The normal images of a class: to train on, held out for early stopping, held out for the threshold."""
+
+    train: ImageSet
+    held_out: ImageSet | None
+    calibration: ImageSet | None
 
 
 def experiments(config: Config, device: torch.device) -> Iterator[Experiment]:
@@ -237,12 +307,13 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     config, images = experiment.config, experiment.test_images
     started = time.perf_counter()
     detector = experiment.detector()
-    evaluation = detector.evaluate(images, keep_maps=config.vis or config.normalize or config.intervals)
+    keep_maps = config.vis or config.anomalib_scores or config.intervals or experiment.normals is not None
+    evaluation = detector.evaluate(images, keep_maps=keep_maps)
     facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
     detector.fit_color_scale(experiment.train_images)
     progress.evaluated(progress.epoch, evaluation.report.values)
 
-    fitted = evaluation.normalizers() if config.normalize else {}
+    fitted = evaluation.normalizers() if config.anomalib_scores else {}
     facts["normalized"] = normalized_record(fitted, evaluation) if fitted else None
     if config.intervals:
         intervals = evaluation.intervals(config.seed_key)
@@ -268,11 +339,25 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
         state["optimizer"] = experiment.optimizer.state_dict()
     folder.save_checkpoint(state)
     experiment.check_unchanged()
+    set_threshold(experiment, detector, folder, evaluation)
     folder.finish(config, evaluation.report, progress, facts)
 
 
+def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evaluation: Evaluation) -> None:
+    """Write the run's threshold and print what it promises and finds, where normal images were kept apart for it."""
+    normals, title = experiment.normals, experiment.config.title
+    if normals is None:
+        return
+    checkpoint = file_sha256(folder.folder / CHECKPOINT)
+    threshold = calibrate(detector, normals, experiment.config.calibration, checkpoint)
+    found = findings(threshold, evaluation.labels, evaluation.scores, evaluation)
+    folder.write_threshold(threshold, found)
+    for line in render_threshold(threshold, found, len(experiment.train_images)):
+        print(f"{title}: {line}")
+
+
 def normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:
-    """What metrics.json keeps of --normalize: thresholds, ranges, and F1 at the thresholds."""
+    """What metrics.json keeps of --anomalib_scores: thresholds, ranges, and F1 at the thresholds."""
     assert evaluation.maps is not None, "evaluate with keep_maps=True"
     f1 = f1_metrics(fitted, evaluation.labels, evaluation.scores, evaluation.maps, evaluation.masks)
     return {

@@ -1,10 +1,12 @@
-"""Score a finished run again from its folder alone, or predict on new images.
+"""Score a finished run again from its folder alone, set its threshold, or predict on new images.
 
 python test.py RUN                       the same metrics again; exit code 1 if they differ from the recorded ones
 python test.py RUN --verify              all that the run recorded against its data of now; exit code 1 for a difference
 python test.py RUN --anomaly_map MODE    the run scored with another anomaly map, in a run folder of its own
 python test.py RUN --intervals           and how far the metrics could be off with other test images
-python test.py RUN --images PATH...      a CSV of scores, an overlay of every image; exit code 3 if some cannot be read
+python test.py RUN --images PATH...      OK or NG for each image, predictions.csv, overlays; exit code 0 if all are OK,
+                                         1 if some are NG, 3 if some cannot be read
+python test.py RUN --calibrate FOLDER    set the run's threshold from normal images that it has not seen
 """
 
 from __future__ import annotations
@@ -18,33 +20,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dataset import ImageSet, Sample
 from model.specs import PRECISIONS
-from readers.base import list_images
-from readers.headers import readable_headers, unlike_training
-from readers.image_io import limit_pixels
-from run_files import CONFIG, METRICS, Progress, Run, score_columns
-from run_files.csv_files import csv_line
+from run_files import CONFIG, METRICS, Progress, Run
 from scoring.modes import MAP_MODES
-from scoring.normalization import Normalizer
-from utils import (
-    format_table,
-    keep_freed_memory,
-    printable,
-    set_determinism,
-    sweep_partials,
-    walk_folders,
-    write_atomically,
-)
+from scoring.thresholds import PIXEL_RULES
+from utils import format_table, keep_freed_memory, set_determinism
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a misspelt flag are answered at once
     from detector import Detector
 
-UNREAD = 3  # the exit code of a prediction that could not read some image
+STDIN = Path("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if not options.images and (options.precision is not None or options.compile is not None):
         raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
-    if options.out is not None and not options.images:
-        raise ValueError("--out goes with --images")
+    _check_flags(options)
     if options.images and options.anomaly_map is not None:
         raise ValueError(
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
@@ -67,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = ("data_path", "weights", "device", "workers", "precision", "compile")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.verify:
-        if options.images or options.intervals is not None or options.anomaly_map is not None or options.vis:
+        if any((options.images, options.intervals, options.anomaly_map, options.vis, options.calibrate)):
             raise ValueError("--verify stands alone: it compares a run with its own data")
         return verify_run(options.run, changes)
     from detector import Detector
@@ -77,10 +63,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if detector.config.fast:
         keep_freed_memory()
     if options.images:
-        return predict_images(detector, options.run, options.images, options.out or options.run / "images")
+        from prediction.command import predict_images
+
+        return predict_images(detector, options)
+    if options.calibrate is not None:
+        from prediction.command import calibrate_run
+
+        return calibrate_run(detector, options)
     if options.anomaly_map is not None:
-        return score_with(detector, options.run, options.anomaly_map, options.vis)
-    return score_again(detector, options.run, options.vis, options.intervals)
+        return score_with(detector, options.run, options.anomaly_map, bool(options.vis))
+    return score_again(detector, options.run, bool(options.vis), options.intervals)
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    """Raises ValueError for flags that go with others which are not there."""
+    if not options.images:
+        for name in ("out", "threshold", "jsonl", "quiet"):
+            if getattr(options, name) not in (None, False):
+                raise ValueError(f"--{name} goes with --images")
+    if options.calibrate is None:
+        for name in ("false_alarm", "pixel_threshold"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name} goes with --calibrate, a folder of normal images")
+    elif options.threshold is not None:
+        raise ValueError("--threshold and --calibrate: give one of them")
+    if options.false_alarm is not None and not 0 < options.false_alarm < 1:
+        raise ValueError(f"--false_alarm {options.false_alarm}: must be above 0 and below 1")
+    if options.images and STDIN in options.images and len(options.images) > 1:
+        raise ValueError("--images -: give - alone, or paths")
 
 
 def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
@@ -172,82 +182,6 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
     return 0
 
 
-def predict_images(detector: Detector, run: Path, paths: Sequence[Path], out: Path) -> int:
-    """Write `out`/scores.csv and `out`/overlays for images and folders of images, batch by batch.
-
-    The columns are path and score; after a run with --normalize also the normalized score and the decision, by the
-    run's threshold; last `error`: why an image could not be read, which then has no score. Returns the exit code: 0, or
-    3 where there is such an image. scores.csv is replaced when all images are done.
-    """
-    from report.overlays import OverlayWriter
-
-    files = [image for path in paths for image in find_images(path)]
-    samples = [Sample(path, anomalous=False, defect=path.parent.name, upright=True) for path in files]
-    images = ReadableImages(samples, detector.config.image_size)
-    record = Run(run).read(METRICS)
-    limit_pixels(detector.config.max_pixels)
-    if "training_images" in record:  # earlier versions have none
-        headers = readable_headers([(sample.image, sample.upright) for sample in samples], detector.config.workers)
-        for warning in unlike_training(headers, record["training_images"]):
-            print(f"warning: {warning}")
-    normalized = record.get("normalized")
-    normalizer = Normalizer(**normalized["image"]) if normalized else None
-    assert detector.color_scale is not None, "every finished run has one"
-    overlays = OverlayWriter(out / "overlays", images.samples, detector.color_scale)
-
-    def write(file: BinaryIO) -> None:
-        columns = ["path", *score_columns(0.0, normalizer), "error"]
-        file.write(csv_line(columns).encode())
-        number = 0
-        for scores, maps in detector.predict(images):
-            for image_score, anomaly_map in zip(scores, maps, strict=True):
-                row: dict[str, Any] = {"path": files[number], "error": images.errors.get(number)}
-                if number not in images.errors:
-                    row |= score_columns(image_score, normalizer)
-                    overlays.write(number, anomaly_map[None], image_score[None])
-                file.write(csv_line(row.get(column) for column in columns).encode(errors="surrogateescape"))
-                number += 1
-
-    sweep_partials(out)
-    write_atomically(out / "scores.csv", write)
-    print(printable(f"{len(files)} images: scores in {out / 'scores.csv'}, overlays in {out / 'overlays'}"))
-    if images.errors:
-        example = next(iter(images.errors.values()))
-        print(printable(f"{len(images.errors)} of them could not be read (column error), e.g. {example}"))
-        return UNREAD
-    return 0
-
-
-class ReadableImages(ImageSet):
-    """Images of which some may be unreadable: they count as black, and `errors` says in one line what is wrong.
-
-    `errors` has the numbers of the images that were read so far and could not be.
-    """
-
-    def __init__(self, samples: Sequence[Sample], size: int) -> None:
-        super().__init__(samples, size)
-        self.errors: dict[int, str] = {}
-
-    def image(self, index: int) -> np.ndarray:
-        """(3, size, size) in 0..255."""
-        try:
-            return super().image(index)
-        except (ValueError, OSError, MemoryError) as problem:
-            self.errors[index] = printable(str(problem)) or f"{self.samples[index].image}: {type(problem).__name__}"
-            return np.zeros((3, self.size, self.size), np.uint8)
-
-
-def find_images(path: Path) -> list[Path]:
-    """An image itself, or all images below a folder, by name. Raises FileNotFoundError where there is none."""
-    if path.is_dir():
-        found = sorted(image for folder in walk_folders(path) for image in list_images(folder))
-    else:
-        found = [path] if path.is_file() else []
-    if not found:
-        raise FileNotFoundError(f"--images {path}: no image there")
-    return found
-
-
 def _beside(columns: Mapping[str, Mapping[str, float | None]], title: str, digits: int) -> str:
     """A table of metrics, one column per scoring."""
     names = list(next(iter(columns.values())))
@@ -263,15 +197,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag: dict[str, Any] = {"type": boolean, "nargs": "?", "const": True, "metavar": "0|1"}
     parser.add_argument("run", type=Path, help="a run folder, .../<class>/seed<k>")
-    parser.add_argument("--images", type=Path, nargs="+", help="images or folders to predict on, not the test set")
-    parser.add_argument("--out", type=Path, help="where scores.csv and overlays go (default: RUN/images)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="images or folders to predict on, not the test set; - reads their paths from standard input",
+    )
+    parser.add_argument("--out", type=Path, help="where predictions.csv and overlays go (default: RUN/images)")
+    parser.add_argument("--threshold", type=float, metavar="X", help="with --images: NG above this score")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="normal images that the run has not used: sets its threshold; with --images for these images alone",
+    )
+    parser.add_argument("--false_alarm", type=float, metavar="X", help="with --calibrate: share that may be above it")
+    parser.add_argument("--pixel_threshold", metavar="RULE", help=f"with --calibrate: {PIXEL_RULES}")
+    parser.add_argument("--jsonl", action="store_true", help="with --images: a line of JSON for each image")
+    parser.add_argument("--quiet", action="store_true", help="with --images: the last line alone")
     parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
     parser.add_argument(
         "--intervals", type=float, nargs="?", const=0.95, metavar="LEVEL",
         help="bootstrap intervals of the metrics over the test images, of this level (0.95)",
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")
-    parser.add_argument("--vis", default=False, help="save overlays", **flag)
+    parser.add_argument("--vis", help="save overlays (default: with --images PATH yes, else no)", **flag)
     parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")
     parser.add_argument("--weights", help="the teacher's weights file, where it has moved")
     parser.add_argument("--device", help="auto, cpu, cuda, ... (default: the run's)")

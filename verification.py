@@ -103,7 +103,7 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
     oracle = progress.oracle(oracle_rule(config.variant, config.dataset))
     yield Check("oracle", oracle == record.get("oracle"), f"epoch {oracle.get('epoch', 'none')}, from {CHECKPOINT}")
 
-    evaluation = detector.evaluate(images, keep_maps=config.normalize or "intervals" in record)
+    evaluation = detector.evaluate(images, keep_maps=config.anomalib_scores or "intervals" in record)
     rows = read_predictions(run.folder / PREDICTIONS) if len(images) else []
     yield _predictions(rows, images.samples, evaluation.scores, bool(elsewhere))
     scores = np.array([row[2] for row in rows], np.float32)
@@ -119,7 +119,7 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
         again = record_intervals(evaluation.intervals(config.seed_key))
         same = _close(_flat(again), _flat(record["intervals"]), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("intervals", same, "of scores and maps made now, by the same bootstrap")
-    if config.normalize:
+    if config.anomalib_scores:
         fitted = evaluation.normalizers()
         again = normalized_record(fitted, evaluation) if fitted else {}
         same = _close(_flat(again), _flat(record.get("normalized") or {}), METRIC_TOLERANCE if elsewhere else 0)

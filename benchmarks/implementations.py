@@ -231,7 +231,7 @@ def our_inference(settings: Settings, changes: dict[str, Any], count: int) -> Ca
     ours = ThisProject(settings, **changes)
     images = InMemory(ImageSet(ours.test_images.samples[:count], ours.test_images.size))
     detector = ours.detector()
-    return lambda: np.concatenate([maps for _, maps in detector.predict(images)])
+    return lambda: np.concatenate([maps for _, maps in detector.score_batches(images)])
 
 
 def plain_metrics(count: int, size: int) -> Call:

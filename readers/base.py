@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})  # beside hidden files (.DS_Store, ._x.png)
 NORMAL_FOLDERS = frozenset({"good", "ok", "normal"})  # compared in lower case: VisA has Normal, BTAD ok
 SPLITS = ("train", "test")
+VALIDATION = "validation"  # normal images that some layouts have beside those of training
 MAX_NAME = 255  # bytes of a file's name, on all common file systems
 UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, bytes that are not UTF-8, line separators
 
@@ -50,6 +51,7 @@ class Source:
     train_dir: Path | None = None
     test_dir: Path | None = None
     mask_dir: Path | None = None
+    bad: Path | None = None
 
 
 def name_problem(name: str) -> str | None:
@@ -220,8 +222,9 @@ def read_readme(folder: Path) -> str:
     return readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
 
 
-def check_split(split: str) -> None:
-    assert split in SPLITS, f"split must be train or test, not {split!r}"
+def check_split(split: str, *further: str) -> None:
+    """Asserts that a reader knows the split: train, test, or a further one of its own."""
+    assert split in (*SPLITS, *further), f"split must be one of {', '.join((*SPLITS, *further))}, not {split!r}"
 
 
 def index_masks(folder: Path) -> dict[str, Path]:

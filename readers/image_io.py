@@ -135,6 +135,14 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
         return image if rotation is None or (upright and tiff) else image.transpose(rotation)
 
 
+def rotate_upright(image: Image.Image) -> Image.Image:
+    """An image that somebody opened -> rotated upright by its EXIF orientation. Pillow has done so to a TIFF itself."""
+    if image.format == "TIFF":
+        return image
+    rotation = ROTATE_UPRIGHT.get(exif_orientation(image))
+    return image if rotation is None else image.transpose(rotation)
+
+
 def exif_orientation(image: Image.Image) -> int:
     """The EXIF orientation of an open image, 1 to 8; 1 where there is no valid tag."""
     try:

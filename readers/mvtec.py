@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from readers.base import (
+    VALIDATION,
     Sample,
     Source,
     check_split,
@@ -27,13 +28,15 @@ from readers.base import (
 
 
 def read_mvtec(source: Source, class_name: str, split: str) -> list[Sample]:
-    """Samples of one class and split, sorted by folder and file name.
+    """Samples of one class and split, sorted by folder and file name; none of a validation split that is not there.
 
     Raises FileNotFoundError for a class without images and for an anomalous image without a mask.
     """
-    check_split(split)
+    check_split(split, VALIDATION)
     root = require_folder(source.root, "--data_path")
     folder = find_class_folder(root, class_name)
+    if split == VALIDATION:  # MVTec LOCO and MVTec AD 2 have one
+        return read_normals(folder / "validation")
     if split == "train":
         samples, wanted = read_normals(folder / "train"), folder / "train" / "good"
     else:

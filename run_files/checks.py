@@ -14,6 +14,7 @@ from typing import Any
 from config import Config
 from run_files.kinds import (
     COUNT,
+    FRACTION,
     METRIC,
     METRIC_TABLE,
     NUMBER,
@@ -23,11 +24,14 @@ from run_files.kinds import (
     TEXT,
     TEXTS,
     WHOLE,
+    Kind,
     check,
+    is_number,
     short,
     table,
 )
 from scoring.normalization import Normalizer
+from scoring.thresholds import Threshold
 from utils import read_json
 
 REMEDY = "put back the file as it was written, or run main.py with --fresh to train this run again"
@@ -51,6 +55,7 @@ FURTHER_FIELDS = {
     "precision": TEXT,
     "n_train": COUNT,
     "n_held_out": COUNT,
+    "n_calibration": COUNT,
     "n_test": COUNT,
     "n_anomalous": COUNT,
     "normalized": TABLE.or_null(),
@@ -60,6 +65,15 @@ FURTHER_FIELDS = {
     "checkpoint_sha256": TEXT,
     "predictions_sha256": TEXT.or_null(),
     **ENVIRONMENT,
+}
+THRESHOLD_FIELDS = {
+    "value": NUMBER,
+    "pixel": NUMBER,
+    "pixel_rule": TEXT,
+    "scores": Kind("a list of finite numbers", lambda value: isinstance(value, list) and all(map(is_number, value))),
+    "k": POSITIVE,
+    "source": TEXT,
+    "checkpoint_sha256": TEXT,
 }
 ORACLE_FIELDS = {"epoch": COUNT, "rule": TEXT, "metrics": METRIC_TABLE}
 
@@ -124,3 +138,12 @@ def _check_normalized(normalized: Mapping[str, Any]) -> None:
                 raise ValueError(f"normalized.{name} must be {', '.join(names)}, low <= high; found {short(value)}")
         elif not TEXT.fits(value) and not METRIC.fits(value):
             raise ValueError(f"normalized.{name} must be {METRIC.words}, found {short(value)}")
+
+
+def read_threshold(path: Path) -> dict[str, Any]:
+    """A run's threshold.json. Raises OSError, and ValueError naming file and field."""
+    with named(path):
+        record = table(read_json(path), "the content")
+        check(record, THRESHOLD_FIELDS, {"false_alarm": FRACTION.or_null(), "data": TABLE, "test": TABLE})
+        Threshold.from_json(record)
+    return record

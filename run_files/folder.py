@@ -7,6 +7,7 @@
     evaluations.csv   a line per evaluation
     checkpoint.pt     the trained parameters and what resuming needs
     predictions.csv   a line per test image
+    threshold.json    where normal images were kept apart: the threshold, what it promises, what it finds
     metrics.json      written last: a run with this file is finished, if it fits config.json
 
 Every file is written atomically, and by one process at a time (`Run.lock`). Nothing is deleted without --fresh.
@@ -18,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -35,6 +37,7 @@ from run_files.data import DataRecord
 from run_files.lock import LOCK, FolderLock
 from run_files.progress import Progress, oracle_rule
 from scoring.normalization import Normalizer
+from scoring.thresholds import Threshold
 from utils import code_revision, environment_info, file_sha256, sweep_partials, write_atomically
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: tables and commands that only look do without
@@ -45,6 +48,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used: tables and c
 
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
+THRESHOLD = "threshold.json"
 
 
 class Run:
@@ -162,6 +166,13 @@ class Run:
             differences.append(self.data_differences(data) or "its images are not known")
         return differences
 
+    def data(self) -> DataRecord:
+        """The images that the run has seen. Raises FileNotFoundError, which says what that means; ValueError."""
+        path = self.folder / DATA
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, so it is not known which images the run has seen")
+        return DataRecord.read(path)
+
     def data_differences(self, now: DataRecord) -> str:
         """What differs between the images that the run has seen and those of `now`, in words; empty for the same.
 
@@ -190,7 +201,7 @@ class Run:
     def discard(self) -> None:
         """Remove the files of the run. metrics.json is the first, so a half-removed run does not look finished."""
         (self.folder / METRICS).unlink(missing_ok=True)
-        for name in (CHECKPOINT, PREDICTIONS, TRAIN, EVALUATIONS, DATA):
+        for name in (CHECKPOINT, PREDICTIONS, THRESHOLD, TRAIN, EVALUATIONS, DATA):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "overlays", ignore_errors=True)
         (self.folder / CONFIG).unlink(missing_ok=True)
@@ -242,6 +253,28 @@ class Run:
                 "file back, or --fresh trains the run again"
             )
         return load_checkpoint(path, scored=True)
+
+    def write_threshold(self, threshold: Threshold, findings: Mapping[str, Any]) -> None:
+        """Write threshold.json; `findings` are what the threshold does on the test set."""
+        record = {**threshold.to_json(), "test": dict(findings)}
+        write_atomically(self.folder / THRESHOLD, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+    def threshold(self) -> Threshold | None:
+        """The run's threshold; None where there is none, or where it belongs to another checkpoint, which it says.
+
+        Raises ValueError for a damaged file.
+        """
+        path = self.folder / THRESHOLD
+        if not path.is_file():
+            return None
+        threshold = Threshold.from_json(checks.read_threshold(path))
+        if self.read(METRICS).get("checkpoint_sha256") != threshold.checkpoint_sha256:
+            print(
+                f"{path}: belongs to another checkpoint and is not used: scores differ between trainings",
+                file=sys.stderr,
+            )
+            return None
+        return threshold
 
     def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer, training: Training) -> Progress:
         """Load the last resume point into distiller and optimizer; a new Progress where there is none.

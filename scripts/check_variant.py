@@ -79,6 +79,7 @@ class Trial:
             image_size=SIZE,
             batch_size=BATCH,
             patience=0,
+            holdout=0.0,
             precision="fp32",
             device="cpu",
             workers=0,
@@ -181,7 +182,7 @@ def check_batch(trial: Trial) -> None:
     detector, test = trial.trained.detector(), trial.trained.test_images
     scores, maps = _scores_and_maps(detector, test)
     singles = [ImageSet([sample], test.size) for sample in reversed(test.samples)]
-    alone = [next(iter(detector.predict(one))) for one in singles][::-1]
+    alone = [next(iter(detector.score_batches(one))) for one in singles][::-1]
     again = _scores_and_maps(detector, test)
     if (again[0] != scores).any() or (again[1] != maps).any():
         raise LawBroken("the same images get other scores a second time")
@@ -343,7 +344,7 @@ def _batches(experiment: Experiment) -> Iterator[TeacherFeatures]:
 
 def _scores_and_maps(detector: Detector, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N,) and maps (N, S, S) of the images, all in one batch."""
-    found = list(detector.predict(images))
+    found = list(detector.score_batches(images))
     return np.concatenate([scores for scores, _ in found]), np.concatenate([maps for _, maps in found])
 
 

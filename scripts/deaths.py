@@ -26,6 +26,7 @@ import main as main_command
 import test as test_command
 from commandline import Parser, exit_code
 from run_files import METRICS, PREDICTIONS, Run
+from run_files.csv_files import read_csv
 from training import sweep  # noqa: F401 - imported once, here, and not in each of the processes
 
 KILLED = 137
@@ -147,7 +148,9 @@ def outcome(folder: Path) -> dict[str, Any]:
             found[name] = {key: record[key] for key in COMPARED}
             state = Run(path.parent).load_finished()
             found[f"{name}: weights"] = [part.sum().item() for part in _tensors(state["trained"])]
-        elif path.name in (PREDICTIONS, "scores.csv") or path.suffix == ".png":
+        elif path.name == PREDICTIONS:
+            found[name] = [{**row, "milliseconds": ""} for row in read_csv(path)]
+        elif path.suffix == ".png":
             found[name] = path.read_bytes()
     return found
 

@@ -95,7 +95,7 @@ def draw_class(detector: Detector, count: int, defects: Sequence[str] | None, si
 
     test = Experiment(detector.config, detector.device).test_images
     images = ImageSet(pick_samples(test.samples, count, defects), test.size, test.mask_threshold)
-    maps = np.concatenate([maps for _, maps in detector.predict(images)])
+    maps = np.concatenate([maps for _, maps in detector.score_batches(images)])
     assert detector.color_scale is not None, "every finished run has one"
     (class_name,) = detector.config.classes
     columns = []

@@ -124,7 +124,9 @@ def test_saved_configuration_of_another_version_is_named(tmp_path: Path) -> None
         parse(["--config", str(tmp_path / "none.json")])
 
 
-COMMON = "dataset classes data_path train_dir test_dir variant net epochs holdout seeds".split()
+COMMON = (
+    "dataset classes data_path train_dir test_dir bad variant net epochs seeds holdout calibrate false_alarm".split()
+)
 COMMON += "save_path name fresh vis device".split()
 
 
@@ -250,7 +252,9 @@ BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just be
     "learning_rate": ((0.0, -1.0), (1e-9, 10.0)),
     "weight_decay": ((-1e-9,), (0.0, 1.0)),
     "patience": ((-1, 2**31), (0, 20)),
-    "holdout": ((0.0, 1.0), (0.01, 0.99)),
+    "patience_holdout": ((0.0, 1.0), (0.01, 0.99)),
+    "holdout": ((-0.1, 1.0), (0.0, 0.99)),
+    "false_alarm": ((0.0, 1.0), (1e-9, 0.99)),
     "seeds": (((), (1, 1), (2**63,), (-(2**63) - 1,)), ((2**63 - 1, -(2**63)), (0,))),
     "levels": (((), (3,), (0, 0), (-1,)), ((2,), (2, 0))),
     "score_num": ((0, 256**2 + 1), (1, 256**2)),

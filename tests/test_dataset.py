@@ -91,7 +91,7 @@ def test_no_class_and_no_images_say_what_was_found(tmp_path: Path) -> None:
         ("folder", Source(None), "needs --data_path, .* or --train_dir"),
         ("mvtec", Source(Path("nowhere")), "--data_path nowhere: no such folder"),
         ("mvtec", Source(None, train_dir=Path("a")), "are for --dataset folder"),
-        ("folder", Source(None, test_dir=Path("a")), "--test_dir goes with --train_dir"),
+        ("folder", Source(None, test_dir=Path("a")), "--test_dir and --bad go with --train_dir"),
         ("folder", Source(None, train_dir=Path("a"), mask_dir=Path("b")), "--mask_dir goes with --test_dir"),
     ],
 )

@@ -33,7 +33,7 @@ def test_predictions_come_in_the_order_of_the_images(
     distiller: Distiller, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detector_module, "BATCH_PIXELS", 3 * 64**2)
-    batches = list(detect(distiller, workers=2).predict(images))
+    batches = list(detect(distiller, workers=2).score_batches(images))
     assert [len(scores) for scores, _ in batches] == [3, 3, 1]
     maps = np.concatenate([maps for _, maps in batches])
     scores = np.concatenate([scores for scores, _ in batches])
@@ -45,13 +45,13 @@ def test_predictions_come_in_the_order_of_the_images(
 
 
 def test_scoring_options_reach_map_and_score(distiller: Distiller, images: ImageSet) -> None:
-    ((scores, maps),) = detect(distiller, score_num=10).predict(images)
+    ((scores, maps),) = detect(distiller, score_num=10).score_batches(images)
     highest = np.sort(maps.reshape(7, -1), axis=1)[:, -10:].mean(axis=1)
     np.testing.assert_allclose(scores, highest, rtol=1e-6)
-    ((_, coarse),) = detect(distiller, levels=(1, 2)).predict(images)
-    ((_, fine),) = detect(distiller, levels=(0,)).predict(images)
+    ((_, coarse),) = detect(distiller, levels=(1, 2)).score_batches(images)
+    ((_, fine),) = detect(distiller, levels=(0,)).score_batches(images)
     np.testing.assert_allclose(coarse + fine, maps, atol=1e-5)
-    ((_, product),) = detect(distiller, anomaly_map="multiply").predict(images)
+    ((_, product),) = detect(distiller, anomaly_map="multiply").score_batches(images)
     assert not np.allclose(product, maps)
 
 
@@ -76,7 +76,7 @@ def test_an_unreadable_image_is_named(distiller: Distiller, tmp_path: Path) -> N
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(ValueError, match=r"broken\.png"):
-        list(detect(distiller).predict(ImageSet([Sample(broken, False, "good")], 64)))
+        list(detect(distiller).score_batches(ImageSet([Sample(broken, False, "good")], 64)))
 
 
 def test_image_metrics_alone_say_that_the_others_were_not_asked_for(distiller: Distiller, images: ImageSet) -> None:
@@ -88,7 +88,7 @@ def test_image_metrics_alone_say_that_the_others_were_not_asked_for(distiller: D
 def test_standardized_maps_know_the_normal_images_alone(distiller: Distiller, images: ImageSet) -> None:
     standardized = detect(distiller, levels=(1, 2), anomaly_map="standardized")
     standardized.fit_map_statistics(images)
-    maps = np.concatenate([maps for _, maps in standardized.predict(images)])
+    maps = np.concatenate([maps for _, maps in standardized.score_batches(images)])
     assert maps.shape == (7, 64, 64)
     np.testing.assert_allclose(maps.mean(axis=0), 0, atol=1e-3)
     plain = detect(distiller, anomaly_map="add")
@@ -97,8 +97,8 @@ def test_standardized_maps_know_the_normal_images_alone(distiller: Distiller, im
 
 
 def test_refined_scores_are_raised_and_their_maps_are_not(distiller: Distiller, images: ImageSet) -> None:
-    ((scores, maps),) = detect(distiller, anomaly_map="mean").predict(images)
-    ((refined, same),) = detect(distiller, anomaly_map="mean", refine=True).predict(images)
+    ((scores, maps),) = detect(distiller, anomaly_map="mean").score_batches(images)
+    ((refined, same),) = detect(distiller, anomaly_map="mean", refine=True).score_batches(images)
     assert np.array_equal(maps, same)
     assert (refined >= scores).all() and (refined > scores).any()
 

@@ -270,8 +270,12 @@ def test_the_python_of_the_usage_page_runs(runs: Path, tmp_path: Path, capsys: p
     (code,) = blocks((ROOT / "docs/usage.md").read_text(), "python")
     run, folder = runs / "mvtec/rd4ad/bottle/seed111", tmp_path / "mvtec/bottle/test/disc"
     capsys.readouterr()
-    exec(code.replace('"RUN"', repr(str(run))).replace('"folder"', repr(str(folder))), {})
-    assert capsys.readouterr().out == "(3,) (3, 64, 64)\n"
+    for written, there in (("RUN", run), ("folder", folder), ("photo.png", folder / "000.png")):
+        code = code.replace(repr(written).replace("'", '"'), repr(str(there)))
+    exec(code, {})
+    one, place, *many = capsys.readouterr().out.splitlines()
+    assert one.startswith("None ") and one.endswith(" None") and place.startswith("(64, 64) ")
+    assert len(many) == 3 and many[0] == one.split()[1]
 
 
 def test_a_strip_of_overlays_shows_images_chosen_by_name(runs: Path, tmp_path: Path) -> None:

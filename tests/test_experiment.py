@@ -82,7 +82,7 @@ def test_the_optimizer_holds_every_trainable_parameter_once() -> None:
 
 
 def split(root: Path, **changes: Any) -> Experiment:
-    return experiment(**{"data_path": root, "patience": 3, "holdout": 0.25} | changes)
+    return experiment(**{"data_path": root, "patience": 3, "patience_holdout": 0.25} | changes)
 
 
 def test_held_out_and_training_images_are_a_partition_of_the_normal_images(mvtec_tree: MakeTree) -> None:

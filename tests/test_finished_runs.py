@@ -56,7 +56,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Shared by the tests of this file, which must leave it as it is."""
     root = tmp_path_factory.mktemp("finished")
     flags = ["--data_path", make_mvtec(root / "mvtec"), "--class", "bottle", "--variant", "rd4ad", "--epochs", 2]
-    found = Trained(root, [*flags, "--anomaly_map", request.param, "--normalize"])
+    found = Trained(root, [*flags, "--anomaly_map", request.param, "--anomalib_scores"])
     assert found.train("--print_epoch", 1, "--vis") == 0
     return found
 
@@ -303,21 +303,22 @@ def test_images_that_cannot_be_read_are_rows_and_the_others_are_predicted(
     monkeypatch.chdir(tmp_path)  # paths are written as they were given
     out = tmp_path / "out"
     assert score_again(finished.run, "--images", "new", "--out", out) == 3
-    rows = {row["path"]: row for row in rows_of(out / "scores.csv")}
+    rows = {row["path"]: row for row in rows_of(out / "predictions.csv")}
     assert sorted(rows) == ["new/=1+1.png", "new/empty.png", "new/half.png", "new/linked/deep/y.png", "new/x.bmp",
                             "new/x.png", "new/x_2.png"]  # fmt: skip
-    bad = {path for path, row in rows.items() if row["error"]}
+    bad = {path for path, row in rows.items() if row["problem"]}
     assert bad == {"new/empty.png", "new/half.png"}
     assert all((row["score"] == "") == (path in bad) for path, row in rows.items())
-    assert "is empty (0 bytes)" in rows["new/empty.png"]["error"]
+    assert "is empty (0 bytes)" in rows["new/empty.png"]["problem"]
     printed = capsys.readouterr().out
-    assert "7 images: scores in" in printed and "2 of them could not be read" in printed
+    assert "7 images: 2 not read." in printed and "no threshold: python test.py RUN --calibrate" in printed
+    assert len(printed.splitlines()) == 8 and printed.count("\n??         -  p     -  ") + printed.startswith("??") == 2
     assert len(list((out / "overlays").iterdir())) == 5, "one for each image that was read"
 
     assert score_again(finished.run, "--images", "new/x.png", "--out", tmp_path / "alone") == 0
-    (alone,) = rows_of(tmp_path / "alone/scores.csv")
+    (alone,) = rows_of(tmp_path / "alone/predictions.csv")
     assert float(alone["score"]) == pytest.approx(float(rows["new/x.png"]["score"]), rel=1e-4), "unmoved by the others"
-    assert alone["error"] == ""
+    assert alone["problem"] == ""
 
 
 def test_a_prediction_that_dies_leaves_the_earlier_scores(
@@ -325,12 +326,12 @@ def test_a_prediction_that_dies_leaves_the_earlier_scores(
 ) -> None:
     out = tmp_path / "out"
     assert score_again(finished.run, "--images", mixed / "x.png", "--out", out) == 0
-    before = (out / "scores.csv").read_bytes()
-    (out / ".scores.csv.4194305.partial").touch()  # of a process that died earlier
+    before = (out / "predictions.csv").read_bytes()
+    (out / ".predictions.csv.4194305.partial").touch()  # of a process that died earlier
     monkeypatch.setattr(OverlayWriter, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert score_again(finished.run, "--images", mixed, "--out", out) == 130
-    assert (out / "scores.csv").read_bytes() == before
-    assert sorted(path.name for path in out.iterdir()) == ["overlays", "scores.csv"]
+    assert (out / "predictions.csv").read_bytes() == before
+    assert sorted(path.name for path in out.iterdir()) == ["overlays", "predictions.csv"]
 
 
 def test_a_formula_and_a_name_that_is_not_utf_8_can_be_read_back(
@@ -340,7 +341,7 @@ def test_a_formula_and_a_name_that_is_not_utf_8_can_be_read_back(
     odd = Path(os.fsdecode(b"caf\xe9.png"))
     shutil.copy("x.png", odd)
     assert score_again(finished.run, "--images", odd, "=1+1.png", "--out", tmp_path / "out") == 0
-    paths = [row["path"] for row in read_csv(tmp_path / "out/scores.csv")]
+    paths = [row["path"] for row in read_csv(tmp_path / "out/predictions.csv")]
     assert paths == [str(odd), "./=1+1.png"] and all(Path(path).is_file() for path in paths)
 
 
@@ -350,14 +351,14 @@ def test_a_formula_and_a_name_that_is_not_utf_8_can_be_read_back(
 def test_a_loaded_detector_gives_the_scores_of_predictions_csv(finished: Trained) -> None:
     detector = Detector.load(finished.run)
     images = Experiment(detector.config, detector.device).test_images
-    scores = np.concatenate([scores for scores, _ in detector.predict(images)])
+    scores = np.concatenate([scores for scores, _ in detector.score_batches(images)])
     rows = rows_of(finished.run / "predictions.csv")
     assert [row["path"] for row in rows] == [str(sample.image) for sample in images.samples]
     assert scores.tolist() == [np.float32(row["score"]) for row in rows]
     assert detector.evaluate(images).report.defined() == record_of(finished.run)["metrics"]
     # whatever else is in the set
     some = ImageSet(images.samples[1:3], images.size)
-    ((two, _),) = detector.predict(some)
+    ((two, _),) = detector.score_batches(some)
     assert two.tolist() == pytest.approx(scores[1:3].tolist(), rel=1e-5)
 
 
@@ -379,16 +380,16 @@ def test_a_detectors_state_is_all_that_its_scores_depend_on(trained: Trained) ->
     assert saved is not None
     assert (detector.map_statistics is not None) == ("standardized" in trained.flags)
     images = Experiment(detector.config, detector.device).test_images
-    ((scores, maps),) = detector.predict(images)
+    ((scores, maps),) = detector.score_batches(images)
     save_state(trained.run, detector)
     again = Detector.load(trained.run)
-    ((same_scores, same_maps),) = again.predict(images)
+    ((same_scores, same_maps),) = again.score_batches(images)
     assert np.array_equal(scores, same_scores) and np.array_equal(maps, same_maps)
     assert again.color_scale == detector.color_scale == saved["color_scale"]
     with torch.no_grad():
         next(iter(again.distiller.student.parameters())).add_(0.5)
     save_state(trained.run, again)
-    ((changed, _),) = Detector.load(trained.run).predict(images)
+    ((changed, _),) = Detector.load(trained.run).score_batches(images)
     assert not np.allclose(changed, scores), "the state is that of the distiller"
 
 
@@ -442,7 +443,7 @@ def test_a_compiled_network_gives_the_scores_of_an_eager_one(
         out = tmp_path / f"out{wanted}"
         assert score_again(run, "--images", root / "bottle/test", "--out", out, "--compile", wanted) == 0
         assert len(compiled) == wanted
-        rows = rows_of(out / "scores.csv")
+        rows = rows_of(out / "predictions.csv")
         assert len(rows) == 4
         scores.append([float(row["score"]) for row in rows])
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)

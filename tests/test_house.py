@@ -16,12 +16,14 @@ FLOORS = [
     {"flags", "run_files"},
     {"report"},
     {"detector"},
+    {"calibration"},
     {"experiment"},
     {"training", "verification"},
+    {"prediction"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]
-PACKAGES = ("run_files", "training", "methods", "model", "scoring", "readers", "report", "scripts", "benchmarks")
+PACKAGES = tuple(path.parent.name for path in ROOT.glob("*/__init__.py"))
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 

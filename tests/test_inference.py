@@ -18,6 +18,7 @@ from methods import VARIANTS, TeacherFeatures, build_distiller
 from model import Distiller, build_teacher
 from model.fold_batch_norm import fold_batch_norms
 from model.precision import resolve_precision
+from run_files.csv_files import read_csv
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, share: float) -> None:
@@ -118,7 +119,7 @@ def test_a_run_in_bf16_with_features_in_a_file_is_scored_again_identically(
     scores = []
     for precision in ("bf16", "fp32"):
         assert test_command.main([str(run), "--images", str(good), "--device", "cpu", "--precision", precision]) == 0
-        scores.append([float(line.split(",")[1]) for line in (run / "images/scores.csv").read_text().split()[1:]])
+        scores.append([float(row["score"]) for row in read_csv(run / "images/predictions.csv")])
     assert scores[0] == pytest.approx(scores[1], rel=0.1) and scores[0] != scores[1]
 
 

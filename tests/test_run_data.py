@@ -453,11 +453,15 @@ def test_prediction_warns_of_images_that_training_never_saw(
     images = flags[1] / "bottle/test/good"
     capsys.readouterr()
     assert score_again(tmp_path / RUN, "--images", images) == 0
-    assert "warning" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().err
     Image.fromarray(np.full((64, 200), 90, np.uint8)).save(tmp_path / "wide.png")
     assert score_again(tmp_path / RUN, "--images", images, tmp_path / "wide.png") == 0
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 3 and all("1 of 4 images" in line and "wide.png" in line for line in warnings)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 4 and all("1 of 4 images" in line and "wide.png" in line for line in warnings)
+    Image.fromarray(np.full((64, 64, 3), 255, np.uint8)).save(tmp_path / "bright.png")
+    assert score_again(tmp_path / RUN, "--images", images, tmp_path / "bright.png") == 0
+    error = capsys.readouterr().err
+    assert "1 of 4 images have a mean brightness that no training image had" in error and "bright.png: 255" in error
 
 
 def test_predictions_are_read_back(flags: list[Any], tmp_path: Path) -> None:

@@ -729,7 +729,7 @@ def test_folder_errors_name_the_flag(tmp_path: Path) -> None:
         read_folder(Source(None, tmp_path / "none"), "pump", "train")
     for source, says in (
         (Source(None), "needs --data_path.*or --train_dir"),
-        (Source(None, None, test), "--test_dir goes with --train_dir"),
+        (Source(None, None, test), "--test_dir and --bad go with --train_dir"),
         (Source(tmp_path, None, None, test), "--mask_dir goes with --test_dir"),
     ):
         with pytest.raises(ValueError, match=says):
