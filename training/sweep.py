@@ -125,7 +125,7 @@ class Sweep:
         """Note what a user can mend and say so. Raises what is none, and everything where nothing is to go on."""
         explained = explain(problem)
         if explained is None or self._stops:
-            raise problem
+            raise
         title = self.runs[number - 1].title
         text = "; ".join(explained).removeprefix(f"{title}: ")
         same = next((other for other, known in self.failures.items() if known == text), None)
