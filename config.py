@@ -253,6 +253,9 @@ class Config:
         False, OUTPUT, "end at the first run that fails; 0: list it, go on with the others, exit code 1 at the end"
     )
     vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image", common=True)
+    save_maps: bool = runtime_field(
+        False, OUTPUT, "save the anomaly maps and masks of the test images in maps.npz: the report's pixel curves"
+    )
     img_path: Path | None = runtime_field(None, OUTPUT, "where overlays go (default: the run folder)")
     print_loss: bool | None = runtime_field(
         None,

@@ -131,7 +131,7 @@ class Detector:
         self.color_scale = color_scale(np.concatenate([maps for _, maps in self.score_batches(some)]))
 
     @overload
-    def predict(self, images: Source) -> Prediction: ...
+    def predict(self, images: Source) -> Prediction: ...  # type: ignore[overload-overlap]
 
     @overload
     def predict(self, images: Sequence[Source]) -> list[Prediction]: ...

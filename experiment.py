@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from calibration import (
@@ -34,7 +35,7 @@ from readers.headers import read_headers, summarize
 from readers.image_io import limit_pixels
 from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
-from run_files import CHECKPOINT, DataRecord, Progress, Run
+from run_files import CHECKPOINT, DataRecord, Progress, Run, SavedMaps
 from scoring.normalization import Normalizer, f1_metrics
 from scoring.thresholds import choose_k
 from utils import file_sha256, prefetch_map, seed_everything
@@ -307,8 +308,8 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     config, images = experiment.config, experiment.test_images
     started = time.perf_counter()
     detector = experiment.detector()
-    keep_maps = config.vis or config.anomalib_scores or config.intervals or experiment.normals is not None
-    evaluation = detector.evaluate(images, keep_maps=keep_maps)
+    keep_maps = config.vis or config.save_maps or config.anomalib_scores or config.intervals
+    evaluation = detector.evaluate(images, keep_maps or experiment.normals is not None)
     facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
     detector.fit_color_scale(experiment.train_images)
     progress.evaluated(progress.epoch, evaluation.report.values)
@@ -338,6 +339,8 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     if config.keep_optimizer and (experiment.optimizer.state or not progress.epoch):
         state["optimizer"] = experiment.optimizer.state_dict()
     folder.save_checkpoint(state)
+    if config.save_maps:
+        save_maps(folder, detector, evaluation)
     experiment.check_unchanged()
     set_threshold(experiment, detector, folder, evaluation)
     folder.finish(config, evaluation.report, progress, facts)
@@ -354,6 +357,17 @@ def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evalu
     folder.write_threshold(threshold, found)
     for line in render_threshold(threshold, found, len(experiment.train_images)):
         print(f"{title}: {line}")
+
+
+def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:
+    """Write the run's maps.npz beside its checkpoint; nothing without test images."""
+    assert evaluation.maps is not None and detector.color_scale is not None, "evaluate with keep_maps=True"
+    if not len(evaluation.labels):
+        return
+    normal = np.zeros(evaluation.maps.shape[1:], bool)
+    masks = None if evaluation.masks is None else np.stack([normal if m is None else m for m in evaluation.masks])
+    sha256 = file_sha256(folder.folder / CHECKPOINT)
+    SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256).write(folder.folder)
 
 
 def normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:

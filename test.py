@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.specs import PRECISIONS
-from run_files import CONFIG, METRICS, Progress, Run
+from run_files import CONFIG, MAPS, METRICS, Progress, Run
 from scoring.modes import MAP_MODES
 from scoring.thresholds import PIXEL_RULES
 from utils import format_table, keep_freed_memory, set_determinism
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.images and (options.precision is not None or options.compile is not None):
         raise ValueError("--precision and --compile go with --images: a finished run is scored again as it was scored")
     _check_flags(options)
+    if options.save_maps and (options.images or options.verify):
+        raise ValueError("--save_maps goes with the run's test images: not with --images or --verify")
     if options.images and options.anomaly_map is not None:
         raise ValueError(
             "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
@@ -71,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return calibrate_run(detector, options)
     if options.anomaly_map is not None:
-        return score_with(detector, options.run, options.anomaly_map, bool(options.vis))
-    return score_again(detector, options.run, bool(options.vis), options.intervals)
+        return score_with(detector, options.run, options.anomaly_map, bool(options.vis), options.save_maps)
+    return score_again(detector, options.run, bool(options.vis), options.intervals, options.save_maps)
 
 
 def _check_flags(options: argparse.Namespace) -> None:
@@ -93,9 +95,9 @@ def _check_flags(options: argparse.Namespace) -> None:
         raise ValueError("--images -: give - alone, or paths")
 
 
-def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None) -> int:
+def score_again(detector: Detector, run: Path, vis: bool, level: float | None = None, with_maps: bool = False) -> int:
     """Print the metrics of a second scoring beside the recorded ones, and their intervals where a level is given."""
-    from experiment import Experiment
+    from experiment import Experiment, save_maps
     from report.intervals import render_intervals
     from report.overlays import OverlayWriter
     from verification import environment_differences
@@ -104,7 +106,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     experiment = Experiment(config, detector.device)
     experiment.check_data(with_training=False)
     images = experiment.test_images
-    evaluation = detector.evaluate(images, keep_maps=vis or level is not None)
+    evaluation = detector.evaluate(images, keep_maps=vis or with_maps or level is not None)
     metrics, recorded = evaluation.report.defined(), Run(run).read(METRICS)["metrics"]
     print(_beside({"now": metrics, "recorded": recorded}, config.title, digits=6))
     if level is not None:
@@ -116,6 +118,9 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
         writer = OverlayWriter(folder, images.samples, detector.color_scale)
         writer.write(0, evaluation.maps, evaluation.scores)
         print(f"overlays in {folder}")
+    if with_maps:
+        save_maps(Run(run), detector, evaluation)
+        print(f"maps in {run / MAPS}")
     if metrics == recorded:
         print("identical to the recorded metrics")
         return 0
@@ -141,7 +146,7 @@ def verify_run(run: Path, changes: Mapping[str, Any]) -> int:
     return 1 if different else 0
 
 
-def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
+def score_with(detector: Detector, run: Path, mode: str, vis: bool, with_maps: bool = False) -> int:
     """Score the run with another anomaly map, into a run folder beside it; print the metrics of both.
 
     Raises ValueError for the map that the run has already, and where the run does not lie at
@@ -158,7 +163,8 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool) -> int:
             f"--anomaly_map writes beside the run, which must lie at .../{own[0]}/<name>/{own[2]}/{own[3]}"
         )
     recorded, state = Run(run).read(METRICS), Run(run).load_finished()
-    config = replace(config, anomaly_map=mode, name=f"{name}-{mode}", save_path=run.parents[3], vis=vis or config.vis)
+    outputs: dict[str, Any] = {"vis": vis or config.vis, "save_maps": with_maps or config.save_maps}
+    config = replace(config, anomaly_map=mode, name=f"{name}-{mode}", save_path=run.parents[3], **outputs)
     experiment = Experiment(config, detector.device)
     experiment.distiller = detector.distiller  # trained, in place of a new one
     experiment.train_images, experiment.test_images  # noqa: B018 - missing images show before a folder is made
@@ -223,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--verify", action="store_true", help="compare all that the run recorded with its data of now")
     parser.add_argument("--vis", help="save overlays (default: with --images PATH yes, else no)", **flag)
+    parser.add_argument("--save_maps", default=False, help="save the anomaly maps of the test images, maps.npz", **flag)
     parser.add_argument("--data_path", type=Path, help="where the benchmark lies now")
     parser.add_argument("--weights", help="the teacher's weights file, where it has moved")
     parser.add_argument("--device", help="auto, cpu, cuda, ... (default: the run's)")

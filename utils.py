@@ -116,12 +116,12 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if callable(content):
-                with partial.open("wb") as file:
+            with partial.open("wb") as file:
+                if callable(content):
                     content(file)
-            else:
-                partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-            with partial.open("rb") as file:
+                else:
+                    file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+                file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
         finally:

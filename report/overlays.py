@@ -1,4 +1,4 @@
-"""Overlays: an image, its anomaly map on a fixed color scale, the outline of the mask, and the score."""
+"""Overlays: an image, its anomaly map on a fixed color scale, what lies above the threshold, the mask, the verdict."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -13,63 +14,188 @@ import numpy as np
 
 from dataset import Sample, load_mask
 from readers.image_io import read_rgb
-from utils import printable, sweep_partials, write_atomically
+from report.drawing import (
+    BOLD,
+    DARK,
+    REGULAR,
+    Color,
+    contours,
+    draw_cross,
+    draw_curves,
+    draw_text,
+    on_panel,
+    one_line,
+    shorten,
+    text_width,
+)
+from scoring.thresholds import Threshold
+from utils import sweep_partials, write_atomically
 
-HEIGHT = 256  # pixels of each panel
-WIDTHS = (HEIGHT // 4, 4 * HEIGHT)  # the narrowest and the widest panel: an image beyond lies between dark bars
+WIDTH = 288  # pixels of each panel
+HEIGHTS = (96, 432)  # the lowest and the highest panel: an image beyond lies between dark bars
+GAP = 4  # between the two panels
+BAR = 76  # pixels to the right of them: the color bar and its numbers
+CAPTION = 52
 LONGEST = 200  # bytes of a file name, before its number and .png
-BANNER = 26
-WHITE, DARK = (255, 255, 255), (32, 32, 32)
+COLORS = cv2.COLORMAP_INFERNO  # ordered by lightness, so that every eye sees the order
+PURPLE, YELLOW = 50, 220  # the part of it that is used: below it is black, above it almost white
+WHITE: Color = (255, 255, 255)
+PALE: Color = (190, 190, 190)
+MASK: Color = (40, 225, 255)  # no color of the map comes near it
+ALARM: Color = (255, 170, 60)
+CALM: Color = (84, 84, 84)
 
 
-def overlay(
-    image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float], mask: np.ndarray | None, caption: str
-) -> np.ndarray:
-    """Image (H, W, 3) RGB and map (S, S) -> the image, and beside it the image under the map, with a caption below.
+@dataclass(frozen=True)
+class ScoredImage:
+    """What an overlay shows: image (H, W, 3) RGB uint8, map (S, S), score, mask (S, S) bool or None, name."""
 
-    Returns (HEIGHT + BANNER, 2w, 3) RGB uint8, w within WIDTHS. `scale` are the two scores at which the map is clear
-    and fully colored; its opacity grows with the score. The outline of the mask (S, S) is white in both panels.
+    image: np.ndarray
+    anomaly_map: np.ndarray
+    score: float
+    mask: np.ndarray | None = None
+    name: str = ""
+
+    @property
+    def has_defect(self) -> bool:
+        """Whether a mask shows where a defect is."""
+        return self.mask is not None and bool(self.mask.any())
+
+    @property
+    def highest(self) -> tuple[int, int]:
+        """(row, column) of the map's highest pixel, the first of several."""
+        row, column = np.unravel_index(self.anomaly_map.argmax(), self.anomaly_map.shape)
+        return int(row), int(column)
+
+    def hit_in_wrong_place(self, threshold: Threshold | None) -> bool:
+        """Whether it is decided NG though the map's highest pixel lies outside the mask of its defect."""
+        if threshold is None or self.mask is None or not self.has_defect:
+            return False
+        return bool(threshold.decide(self.score)) and not self.mask[self.highest]
+
+
+def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Threshold | None = None) -> np.ndarray:
+    """The image, beside it the image under its map, a color bar, and a caption below.
+
+    Returns (h + CAPTION, 2 * WIDTH + GAP + BAR, 3) RGB uint8, h within HEIGHTS. `scale` are the two scores at which the
+    map is clear and fully colored. Both panels show the outline of the mask, and with a threshold the contour of what
+    lies above its pixel threshold; a cross marks the highest pixel where that is the wrong place.
     """
-    height, width = _fitted_size(*image.shape[:2])
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    image = fit(scored.image, (HEIGHTS[1], WIDTH))
+    panels = [image, heat_panel(image, scored.anomaly_map, scale)]
+    grid, size = scored.anomaly_map.shape, image.shape[:2]
+    above = [] if threshold is None else on_panel(contours(scored.anomaly_map, threshold.pixel), grid, size)
+    outline = mask_outline(scored.mask, size)
+    for panel in panels:
+        draw_curves(panel, [(above, WHITE), (outline, MASK)])
+        if scored.hit_in_wrong_place(threshold):
+            draw_cross(panel, on_panel([np.array(scored.highest)], grid, size)[0], WHITE)
+    left, right = (letterbox(panel, (max(size[0], HEIGHTS[0]), WIDTH)) for panel in panels)
+    gap = np.full((len(left), GAP, 3), DARK, np.uint8)
+    bar = color_bar(len(left), scale, None if threshold is None else threshold.pixel)
+    row = np.concatenate([left, gap, right, bar], axis=1)
+    return np.concatenate([row, caption(scored, threshold, bool(above), row.shape[1])])
+
+
+def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) -> (h, w, 3) of the same aspect, as large as fits into (height, width)."""
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def mask_outline(mask: np.ndarray | None, size: tuple[int, int]) -> list[np.ndarray]:
+    """Mask (S, S) -> the curves along the edges of its pixels, on a panel of this (height, width)."""
+    return [] if mask is None else on_panel(contours(mask.astype(np.float32), 0.5), mask.shape, size)
+
+
+def letterbox(panel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) in the middle of (height, width, 3), between dark bars where it is lower or narrower."""
+    height, width = panel.shape[:2]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    bottom, right = size[0] - height - top, size[1] - width - left
+    return cv2.copyMakeBorder(panel, top, bottom, left, right, cv2.BORDER_CONSTANT, value=DARK)
+
+
+def heat_panel(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Image (h, w, 3) and map (S, S) -> the gray image under the map's colors, whose opacity grows with the score."""
     low, high = scale
-    heat = cv2.resize(np.clip((anomaly_map - low) / (high - low), 0, 1), (width, height))
-    colors = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    opacity = np.clip(heat * 2, 0, 0.65)[..., None]
-    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    panels = [image.copy(), np.rint((1 - opacity) * gray + opacity * colors).astype(np.uint8)]
-    if mask is not None and mask.any():
-        outline, _ = cv2.findContours(
-            cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST),
-            cv2.RETR_EXTERNAL,
-            cv2.CHAIN_APPROX_NONE,
-        )
-        for panel in panels:
-            cv2.drawContours(panel, outline, -1, DARK, 3, cv2.LINE_AA)
-            cv2.drawContours(panel, outline, -1, WHITE, 1, cv2.LINE_AA)
-    panels = [_on_dark(panel) for panel in panels]
-    banner = np.full((BANNER, 2 * panels[0].shape[1], 3), DARK, np.uint8)
-    cv2.putText(banner, printable(caption), (8, BANNER - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, WHITE, 1, cv2.LINE_AA)
-    return np.concatenate([np.concatenate(panels, axis=1), banner])
+    heat = np.clip((anomaly_map - low) / (high - low), 0, 1).astype(np.float32)
+    return colored(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.resize(heat, image.shape[1::-1]))
 
 
-def _fitted_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) of an image in its panel: of height HEIGHT, or of the largest width where that would be wider."""
-    scale = min(HEIGHT / height, WIDTHS[1] / width)
-    if scale < HEIGHT / height:
-        return max(1, round(height * scale)), WIDTHS[1]
-    return HEIGHT, max(1, round(width * HEIGHT / height))
+def colored(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Gray values (h, w) under the colors of heat (h, w) in 0..1 -> (h, w, 3)."""
+    colors = cv2.applyColorMap((PURPLE + (YELLOW - PURPLE) * heat).astype(np.uint8), COLORS)
+    opacity = np.minimum(heat * 2, np.float32(0.65))
+    blended = cv2.blendLinear(colors, cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), opacity, 1 - opacity)
+    return cv2.cvtColor(blended, cv2.COLOR_BGR2RGB)
 
 
-def _on_dark(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) in the middle of a panel, with dark bars where it is lower or narrower."""
-    height, width = image.shape[:2]
-    if height == HEIGHT and width >= WIDTHS[0]:
-        return image
-    panel = np.full((HEIGHT, max(width, WIDTHS[0]), 3), DARK, np.uint8)
-    top, left = (HEIGHT - height) // 2, (panel.shape[1] - width) // 2
-    panel[top : top + height, left : left + width] = image
-    return panel
+def color_bar(height: int, scale: tuple[float, float], pixel: float | None) -> np.ndarray:
+    """(height, BAR, 3): the map's colors over middle gray, the scores at both ends, a tick at the pixel threshold."""
+    low, high = scale
+    negligible = 0.005 * max(map(abs, scale))
+    bar = np.full((height, BAR, 3), DARK, np.uint8)
+    top, bottom, left, right = 6, height - 7, 10, 20
+    rows = bottom - top
+    heat = np.linspace(1, 0, rows + 1, dtype=np.float32)[:, None].repeat(right - left, axis=1)
+    bar[top : bottom + 1, left:right] = colored(np.full(heat.shape, 128, np.uint8), heat)
+    font, text_left = (11, REGULAR), right + 5
+    for end, y in ((high, top + 8), (low, bottom)):
+        draw_text(bar, _three_digits(end if abs(end) > negligible else 0.0), (text_left, y), PALE, font)
+    if pixel is not None and low <= pixel <= high:
+        y = round(bottom - rows * (pixel - low) / (high - low))
+        bar[y - 1 : y + 2, left - 4 : right + 3] = DARK
+        bar[y, left - 3 : right + 2] = WHITE
+        draw_text(bar, _three_digits(pixel), (text_left, min(max(y + 4, top + 22), bottom - 14)), WHITE, font)
+    return bar
+
+
+def _three_digits(value: float) -> str:
+    """12345.6 -> 12300"""
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def caption(scored: ScoredImage, threshold: Threshold | None, any_above: bool, width: int) -> np.ndarray:
+    """(CAPTION, width, 3): the verdict and its numbers, below them the name and what the lines mean."""
+    banner = np.full((CAPTION, width, 3), DARK, np.uint8)
+    x, y = 8, 20
+    if threshold is not None:
+        x = _draw_verdict(banner, bool(threshold.decide(scored.score)), (x, y)) + 10
+    text = f"score {scored.score:.3f}"
+    if threshold is not None:
+        text += f"   threshold {threshold.value:.3f}   p {threshold.p_value(scored.score):.3f}"
+    x = draw_text(banner, text, (x, y), WHITE)
+    if scored.hit_in_wrong_place(threshold):
+        draw_cross(banner, (y - 5, x + 24), WHITE, arm=4)
+        draw_text(banner, "wrong place", (x + 36, y), ALARM, (13, BOLD))
+    legend = [(f"above {_three_digits(threshold.pixel)}", WHITE)] if threshold is not None and any_above else []
+    legend += [("mask", MASK)] * scored.has_defect
+    left = _draw_legend(banner, legend, y + 22)
+    draw_text(banner, shorten(one_line(scored.name), left - 20 - 8), (8, y + 22), PALE)
+    return banner
+
+
+def _draw_verdict(banner: np.ndarray, anomalous: bool, at: tuple[int, int]) -> int:
+    """NG on a bright ground, OK on a dark one; returns the ground's right end."""
+    text, ground, ink = ("NG", ALARM, DARK) if anomalous else ("OK", CALM, WHITE)
+    x, y = at
+    right = x + 34
+    cv2.rectangle(banner, (x, y - 14), (right, y + 4), ground, cv2.FILLED)
+    draw_text(banner, text, (x + (35 - text_width(text, (14, BOLD))) / 2, y), ink, (14, BOLD))
+    return right
+
+
+def _draw_legend(banner: np.ndarray, entries: Sequence[tuple[str, Color]], y: int) -> int:
+    """Lines in their colors and what they mean, ending at the right; returns the left end."""
+    x = banner.shape[1] - 12
+    for text, color in reversed(entries):
+        x -= text_width(text)
+        draw_text(banner, text, (x, y), PALE)
+        cv2.line(banner, (x - 26, y - 4), (x - 8, y - 4), color, 2)
+        x -= 26 + 18
+    return x
 
 
 def overlay_names(samples: Sequence[Sample]) -> list[str]:
@@ -100,13 +226,19 @@ def _plain_name(name: str) -> str:
 
 
 class OverlayWriter:
-    """Writes the overlays of samples, batch by batch, as `folder`/<name>.png, on one color scale.
+    """Writes the overlays of samples, batch by batch, as `folder`/<name>.png, on one color scale and of one width.
 
-    What killed processes left in the folder is removed first.
+    With a threshold they say what it decides. What killed processes left in the folder is removed first.
     """
 
-    def __init__(self, folder: Path, samples: Sequence[Sample], scale: tuple[float, float]) -> None:
-        self.folder, self.samples, self.scale = folder, samples, scale
+    def __init__(
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        scale: tuple[float, float],
+        threshold: Threshold | None = None,
+    ) -> None:
+        self.folder, self.samples, self.scale, self.threshold = folder, samples, scale, threshold
         self.names = overlay_names(samples)
         sweep_partials(folder)
 
@@ -115,8 +247,8 @@ class OverlayWriter:
         for number, (anomaly_map, score) in enumerate(zip(maps, scores, strict=True), start=first):
             sample, name = self.samples[number], self.names[number]
             mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None
-            image, caption = np.asarray(read_rgb(sample.image, sample.upright)), f"{name}   score {score:.3f}"
-            drawn = overlay(image, anomaly_map, self.scale, mask, caption)
-            written, data = cv2.imencode(".png", drawn[..., ::-1])
+            image = np.asarray(read_rgb(sample.image, sample.upright))
+            drawn = overlay(ScoredImage(image, anomaly_map, float(score), mask, name), self.scale, self.threshold)
+            written, data = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
             assert written, "OpenCV writes PNG"
             write_atomically(self.folder / f"{name}.png", data.tobytes())

@@ -25,7 +25,12 @@ METRIC_TITLES = {
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
-    """The metrics.json of every finished run under the folders, at any depth, sorted by path within each folder.
+    """The metrics.json of every finished run under the folders. Order and errors as in `collect_runs`."""
+    return [result for _, result in collect_runs(roots)]
+
+
+def collect_runs(roots: Sequence[Path]) -> list[tuple[Path, Result]]:
+    """(folder, metrics.json) of every finished run under the folders, at any depth, sorted by path within each folder.
 
     Links are followed (`walk_folders`). Raises FileNotFoundError for a missing folder, OSError for one that cannot be
     read, and ValueError, naming the file, for an invalid metrics.json and for two that hold the same run.
@@ -42,7 +47,7 @@ def collect(roots: Sequence[Path]) -> list[Result]:
             run = printable(" ".join(map(str, key)))
             raise ValueError(f"{places[key]} and {path} hold the same run, {run}: leave one of them out")
         places[key] = path
-        results.append(result)
+        results.append((path.parent, result))
     return results
 
 

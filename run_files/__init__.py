@@ -15,6 +15,7 @@ from run_files.folder import (
     score_columns,
 )
 from run_files.lock import Busy, FolderLock
+from run_files.maps import MAPS, SavedMaps
 from run_files.progress import Progress, oracle_rule
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CONFIG",
     "DATA",
     "EVALUATIONS",
+    "MAPS",
     "METRICS",
     "PREDICTIONS",
     "THRESHOLD",
@@ -31,6 +33,7 @@ __all__ = [
     "FolderLock",
     "Progress",
     "Run",
+    "SavedMaps",
     "identity_sha256",
     "oracle_rule",
     "score_columns",

@@ -8,6 +8,7 @@
     checkpoint.pt     the trained parameters and what resuming needs
     predictions.csv   a line per test image
     threshold.json    where normal images were kept apart: the threshold, what it promises, what it finds
+    maps.npz          with --save_maps: their anomaly maps and masks
     metrics.json      written last: a run with this file is finished, if it fits config.json
 
 Every file is written atomically, and by one process at a time (`Run.lock`). Nothing is deleted without --fresh.
@@ -35,6 +36,7 @@ from run_files import checks
 from run_files.csv_files import to_csv
 from run_files.data import DataRecord
 from run_files.lock import LOCK, FolderLock
+from run_files.maps import MAPS
 from run_files.progress import Progress, oracle_rule
 from scoring.normalization import Normalizer
 from scoring.thresholds import Threshold
@@ -201,7 +203,7 @@ class Run:
     def discard(self) -> None:
         """Remove the files of the run. metrics.json is the first, so a half-removed run does not look finished."""
         (self.folder / METRICS).unlink(missing_ok=True)
-        for name in (CHECKPOINT, PREDICTIONS, THRESHOLD, TRAIN, EVALUATIONS, DATA):
+        for name in (CHECKPOINT, PREDICTIONS, THRESHOLD, MAPS, TRAIN, EVALUATIONS, DATA):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "overlays", ignore_errors=True)
         (self.folder / CONFIG).unlink(missing_ok=True)

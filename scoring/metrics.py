@@ -110,9 +110,50 @@ def pixel_metrics(
     Source: Bergmann et al., The MVTec Anomaly Detection Dataset (IJCV 2021).
     """
     names = _pixel_names(limits, per_image)
+    counted = count_pixels(maps, masks)
+    if isinstance(counted, str):
+        return _undefined(names, counted)
+    lower, upper = counted.above / counted.n_normal, (counted.above + counted.equal) / counted.n_normal
+    metrics, best = _ranking(counted.hits, counted.above, counted.above + counted.equal, counted.n_normal)
+    values = dict(zip(PIXEL_METRICS[:3], metrics, strict=True))
+    for limit in (LIMIT, *limits):
+        values[_aupro_name(limit)] = _area_under_pro(counted.overlap, lower, upper, limit)
+    pairs = counted.pairs
+    areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
+    if areas:
+        values["aupro_per_image"] = float(np.mean(areas))
+    rest = _undefined([name for name in names if name not in values], "no image has both defect and normal pixels")
+    return Report(values | rest.values, rest.reasons, {"pixel": float(counted.cuts[best])})
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """What pixel metrics and curves are made of, at each distinct score of a defect pixel, rising: the `cuts` (c,).
+
+    hits      (c,) defect pixels of this score
+    overlap   (c,) what PRO gains at it; the sum is 1
+    above     (c,) normal pixels above it
+    equal     (c,) normal pixels of this score
+    n_normal  all normal pixels
+    pairs     of each image with defects the flattened map and its defects
+    """
+
+    cuts: np.ndarray
+    hits: np.ndarray
+    overlap: np.ndarray
+    above: np.ndarray
+    equal: np.ndarray
+    n_normal: int
+    pairs: list[tuple[np.ndarray, Defects]]
+
+
+def count_pixels(
+    maps: Sequence[ArrayLike] | np.ndarray, masks: Sequence[ArrayLike | None] | np.ndarray | None
+) -> PixelCounts | str:
+    """Maps and masks as in `pixel_metrics` -> their counts, or in words why there are none. Raises as it does."""
     checked = [checked_map(i, scores) for i, scores in enumerate(maps)]
     if masks is None or all(mask is None for mask in masks):
-        return _undefined(names, "no masks")
+        return "no masks"
     if len(masks) != len(checked):
         raise ValueError(
             f"{len(checked)} maps but {len(masks)} masks: give one per image, None where it has no defects"
@@ -121,11 +162,11 @@ def pixel_metrics(
     flat = [scores.reshape(-1) for scores in checked]
     pairs = [(scores, found) for scores, found in zip(flat, defects, strict=True) if found]
     if not pairs:
-        return _undefined(names, "no defect pixel in any mask")
+        return "no defect pixel in any mask"
     anomalous = np.concatenate([scores[found.places] for scores, found in pairs])
     n_normal = sum(scores.size for scores in flat) - anomalous.size
     if not n_normal:
-        return _undefined(names, "no normal pixel: the masks cover every image")
+        return "no normal pixel: the masks cover every image"
 
     n_regions = sum(len(found.areas) for _, found in pairs)
     shares = np.concatenate([(1 / (found.areas * n_regions))[found.regions] for _, found in pairs])
@@ -133,18 +174,9 @@ def pixel_metrics(
     anomalous = anomalous[order]
     starts = np.flatnonzero(np.append(True, anomalous[1:] != anomalous[:-1]))  # of each distinct score
     cuts, hits = anomalous[starts], np.diff(starts, append=anomalous.size)
-    overlap = np.add.reduceat(shares[order], starts)  # what PRO gains at each
+    overlap = np.add.reduceat(shares[order], starts)
     above, equal = ScoreCounter(cuts, flat).count(flat, [found.places if found else None for found in defects])
-
-    metrics, best = _ranking(hits, above, above + equal, n_normal)
-    values = dict(zip(PIXEL_METRICS[:3], metrics, strict=True))
-    for limit in (LIMIT, *limits):
-        values[_aupro_name(limit)] = _area_under_pro(overlap, above / n_normal, (above + equal) / n_normal, limit)
-    areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
-    if areas:
-        values["aupro_per_image"] = float(np.mean(areas))
-    rest = _undefined([name for name in names if name not in values], "no image has both defect and normal pixels")
-    return Report(values | rest.values, rest.reasons, {"pixel": float(cuts[best])})
+    return PixelCounts(cuts, hits, overlap, above, equal, n_normal, pairs)
 
 
 def _pixel_names(limits: Iterable[float], per_image: bool) -> list[str]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from commandline import Parser, exit_code
 from dataset import ImageSet, Sample
 from readers.image_io import read_rgb
-from report.overlays import HEIGHT, overlay
+from report.drawing import REGULAR, draw_curves, draw_text, one_line, shorten, text_width
+from report.overlays import MASK, WIDTH, fit, heat_panel, letterbox, mask_outline
 from report.results import find_files
 from run_files import METRICS, Run
 from utils import write_atomically
@@ -27,7 +28,9 @@ from utils import write_atomically
 if TYPE_CHECKING:  # imported where it is used, since torch takes seconds: --help is there at once
     from detector import Detector
 
-GAP, WIDE_GAP, LINE, TEXT = 6, 18, 32, 20  # pixels: between panels, between classes, a line of text, its letters
+GAP, WIDE_GAP, LINE = 6, 18, 32  # pixels: between panels, between classes, a line of text
+ASPECT = 4  # the widest panel; the narrowest is as narrow
+FONT = (18, REGULAR)
 INK, PAPER = (64, 64, 64), "white"
 COLORS = 256  # of the file, which a palette makes three times smaller
 PANELS = ("input", "anomaly map", "mask")
@@ -47,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if given.images < 1:
         raise ValueError(f"--images {given.images}: must be at least 1")
-    if not 32 <= given.side <= HEIGHT:
-        raise ValueError(f"--side {given.side}: must be from 32 to {HEIGHT} pixels")
+    if not 32 <= given.side <= WIDTH:
+        raise ValueError(f"--side {given.side}: must be from 32 to {WIDTH} pixels")
     moved = {} if given.data_path is None else {"data_path": given.data_path}
     groups = []
     for run in first_runs(given.runs):
@@ -100,23 +103,22 @@ def draw_class(detector: Detector, count: int, defects: Sequence[str] | None, si
     (class_name,) = detector.config.classes
     columns = []
     for i, sample in enumerate(images.samples):
-        image, mask = np.asarray(read_rgb(sample.image, sample.upright)), images.mask(i)
-        # (HEIGHT, 2w, 3) each: the image beside its map, without and with the mask's outline
-        plain, outlined = (overlay(image, maps[i], detector.color_scale, m, "")[:HEIGHT] for m in (None, mask))
-        width = plain.shape[1] // 2
-        panels = (plain[:, :width], plain[:, width:], outlined[:, :width])
-        columns.append(draw_column(panels, f"{class_name}, {sample.defect.replace('_', ' ')}", side))
+        image = fit(np.asarray(read_rgb(sample.image, sample.upright)), (side, ASPECT * side))
+        outlined = image.copy()
+        draw_curves(outlined, [(mask_outline(images.mask(i), image.shape[:2]), MASK)])
+        size = side, max(image.shape[1], side // ASPECT)
+        panels = [letterbox(p, size) for p in (image, heat_panel(image, maps[i], detector.color_scale), outlined)]
+        columns.append(draw_column(panels, f"{class_name}, {sample.defect.replace('_', ' ')}"))
     return beside(columns, GAP)
 
 
-def draw_column(panels: Sequence[np.ndarray], title: str, side: int) -> Image.Image:
-    """Panels of one size (HEIGHT, w, 3), each resized to the height `side`, below their title."""
-    width = round(panels[0].shape[1] * side / HEIGHT)
-    column = Image.new("RGB", (width, LINE + len(panels) * (side + GAP) - GAP), PAPER)
-    write(column, title, (width / 2, LINE / 2))
+def draw_column(panels: Sequence[np.ndarray], title: str) -> Image.Image:
+    """Panels of one size (h, w, 3), one below the other, below their title."""
+    height, width = panels[0].shape[:2]
+    column = Image.new("RGB", (width, LINE + len(panels) * (height + GAP) - GAP), PAPER)
+    write(column, shorten(one_line(title), width, FONT), (width / 2, LINE / 2))
     for row, panel in enumerate(panels):
-        image = Image.fromarray(np.ascontiguousarray(panel)).resize((width, side), Image.Resampling.LANCZOS)
-        column.paste(image, (0, LINE + row * (side + GAP)))
+        column.paste(Image.fromarray(panel), (0, LINE + row * (height + GAP)))
     return column
 
 
@@ -142,7 +144,9 @@ def beside(images: Sequence[Image.Image], gap: int) -> Image.Image:
 
 def write(image: Image.Image, text: str, center: tuple[float, float]) -> None:
     """Draw a line of text around its center."""
-    ImageDraw.Draw(image).text(center, text, fill=INK, font=ImageFont.load_default(TEXT), anchor="mm")
+    pixels, (x, y) = np.array(image), center
+    draw_text(pixels, text, (x - text_width(text, FONT) / 2, y + 0.35 * FONT[0]), INK, FONT)
+    image.paste(Image.fromarray(pixels))
 
 
 def to_png(strip: Image.Image) -> bytes:
