@@ -47,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sweep.busy:
         left = "1 run is" if len(sweep.busy) == 1 else f"{len(sweep.busy)} runs are"
         print(f"{left} not in the tables, since other processes write them: run the command again later")
-    for title, problem in sweep.failures.items():
-        print(f"error: {title}: {problem}", file=sys.stderr)
+    for problem in dict.fromkeys(sweep.failures.values()):
+        titles = ", ".join(title for title, found in sweep.failures.items() if found == problem)
+        print(f"error: {titles}: {problem}", file=sys.stderr)
     if sweep.failures:
         failed = f"{len(sweep.failures)} of {count(len(runs), 'run')} failed"
         print(f"{failed}: run the same command again once that is mended", file=sys.stderr)

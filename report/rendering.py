@@ -91,7 +91,8 @@ def _results(table: Table, markdown: bool, width: int | None) -> list[str]:
         notes.insert(0, f"{say_left_out(left_out)}: summary.md has them")
     if any(partial(row) for row in rows):
         notes.insert(0, PARTIAL)
-    return [_title(table, "percent", markdown), *([text] if rows else []), notes_below(notes, markdown, width)]
+    title = _title(table, "percent" if rows else "not measured", markdown)
+    return [title, *([text] if rows else []), notes_below(notes, markdown, width)]
 
 
 def _notes(table: Table) -> list[str]:

@@ -203,6 +203,8 @@ def _reasons(runs: list[Result], classes: list[str]) -> list[str]:
                 metrics, where = found.setdefault(reason, (set(), set()))
                 metrics.add(metric)
                 where.add(run["class_name"])
+    if all(run["metrics"].get(metric) is None for run in runs for metric in METRIC_TITLES):
+        return [f"no metrics: {'; '.join(found)}"]
     lines = []
     for reason, (metrics, where) in found.items():
         listed = ", ".join(title for metric, title in METRIC_TITLES.items() if metric in metrics)

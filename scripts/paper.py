@@ -20,7 +20,7 @@ from report.rendering import PARTIAL, benchmark_title, cell, heading, notes_belo
 from report.results import METRIC_TITLES, Result
 from report.tables import Row, collect_facts, differing_settings, has_random_teacher, make_row
 from scripts.sweep import Plan, parse_words, pick, plan, run
-from utils import format_table, write_atomically
+from utils import format_table, terminal_width, write_atomically
 
 PRESET = "--save_path runs/papers --net wide_res50 --image_size 256"  # of all published tables
 GAP = "–"
@@ -141,7 +141,7 @@ def render_paper(
     header = ["row", "metric", "n", "ours", *(["best on test"] if oracle else []), "published", "difference"]
     body = [cells(table, line, metric, oracle) for line in lines for metric in table.metrics]
     title = heading((table.title, benchmark_title(table.benchmark), "percent and percentage points"), markdown)
-    notes = notes_below(make_notes(table, plans, results, lines), markdown)
+    notes = notes_below(make_notes(table, plans, results, lines), markdown, terminal_width())
     return "\n\n".join([title, format_table(header, body, markdown), notes])
 
 

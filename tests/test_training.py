@@ -15,7 +15,7 @@ from toys import ROOT, TINY, Command, MakeTree, record_of
 from config import Config
 from readers import headers
 from training import loop, sweep
-from training.terminal import Lines, Pace, first_line, headline, roughly
+from training.terminal import Lines, Pace, epochs_done, first_line, headline, roughly
 
 SECONDS = r"(?:\d+\.)?\d+ s"
 
@@ -76,6 +76,8 @@ def test_a_sweep_has_a_line_for_each_run_and_says_what_is_left(
     first, *lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert "4 runs, 0 finished, on " in first, "they are to have more epochs"
     assert sum("resumed after epoch 2" in line for line in lines) == 4
+    assert epochs_done(Config(save_path=tmp_path / "runs", variant="rd4ad").of_run("cable", 2)) == 3
+    assert epochs_done(Config(save_path=tmp_path / "runs", variant="rd4ad", fresh=True).of_run("cable", 2)) == 0
     assert not any("loss" in line for line in lines)
 
 
@@ -103,14 +105,16 @@ def three(mvtec_tree: MakeTree, tmp_path: Path) -> Callable[[], list[object]]:
 def test_a_class_with_a_bad_file_is_told_before_the_first_epoch_and_the_others_are_run(
     three: Callable[[], list[object]], tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_command(*three()) == 1
+    assert train_command(*three(), "--seeds", 1, 2) == 1
     printed = capsys.readouterr()
-    _, failed, *others = printed.out.splitlines()
-    assert re.fullmatch(r"\[2/3\] cable seed 111    failed: \S+000\.png: .*", failed)
-    assert [line[:5] for line in others if "epochs " in line and line[:1] == "["] == ["[1/3]", "[3/3]"]
+    _, failed, again, *others = printed.out.splitlines()
+    assert re.fullmatch(r"\[3/6\] cable seed 1    failed: \S+000\.png: .*", failed)
+    assert again == "[4/6] cable seed 2    failed as cable seed 1"
+    finished = [line[:5] for line in others if "   1 epoch " in line and line[:1] == "["]
+    assert finished == ["[1/6]", "[2/6]", "[5/6]", "[6/6]"]
     first, last = printed.err.splitlines()
-    assert re.fullmatch(r"error: cable seed 111: \S+000\.png: .*", first)
-    assert last == "1 of 3 runs failed: run the same command again once that is mended"
+    assert re.fullmatch(r"error: cable seed 1, cable seed 2: \S+000\.png: .*", first)
+    assert last == "2 of 6 runs failed: run the same command again once that is mended"
     assert {path.parent.parent.name for path in (tmp_path / "runs").rglob("metrics.json")} == {"bottle", "zipper"}
 
 

@@ -11,9 +11,10 @@ import torch
 from commandline import explain
 from config import Config
 from experiment import Experiment, score
+from report.rendering import count
 from run_files import MAPS, METRICS, Busy, Run
 from training.loop import train
-from training.terminal import Lines, Pace, headline, is_finished, joined, roughly
+from training.terminal import Lines, Pace, epochs_done, headline, is_finished, joined, roughly
 from utils import file_sha256
 
 
@@ -108,25 +109,28 @@ class Sweep:
             score(experiment, folder, progress)
         seconds = time.perf_counter() - started
         self._pace.add(self._work(config, begun), seconds)
-        done = f"{progress.epoch} epochs {roughly(seconds)}"
+        done = f"{count(progress.epoch, 'epoch')} {roughly(seconds)}"
         left = self._pace.left(sum(map(self._work, self.runs[lines.number :])))
         lines.say(joined((joined((done, headline(folder.read(METRICS)["metrics"])), "   "), left), "     "))
 
-    def _work(self, config: Config, begun: int = 0) -> int:
+    def _work(self, config: Config, begun: int | None = None) -> int:
         """Passes of an image that a run takes after so many epochs: those of training, and a test; 0 without a run."""
+        begun = epochs_done(config) if begun is None else begun
         if config.title in self.failures or config.title in self._finished or config.classes[0] not in self._images:
             return 0
         train_images, test_images = self._images[config.classes[0]]
-        return (config.training.epochs - begun) * train_images + test_images
+        return max(0, config.training.epochs - begun) * train_images + test_images
 
     def _fail(self, number: int, problem: Exception) -> None:
         """Note what a user can mend and say so. Raises what is none, and everything where nothing is to go on."""
         explained = explain(problem)
         if explained is None or self._stops:
-            raise problem
+            raise
         title = self.runs[number - 1].title
-        self.failures[title] = "; ".join(explained).removeprefix(f"{title}: ")
-        self._lines(number).say(f"failed: {self.failures[title]}")
+        text = "; ".join(explained).removeprefix(f"{title}: ")
+        same = next((other for other, known in self.failures.items() if known == text), None)
+        self.failures[title] = text
+        self._lines(number).say(f"failed: {text}" if same is None else f"failed as {same}")
 
     def _lines(self, number: int) -> Lines:
         return Lines(number, [config.title for config in self.runs])

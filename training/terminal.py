@@ -19,7 +19,7 @@ from readers.base import is_vacant
 from report import METRIC_TITLES
 from report.published import METHODS
 from report.rendering import count
-from run_files import METRICS, Run
+from run_files import METRICS, TRAIN, Run
 
 HEADLINE = ("image_auroc", "aupro")  # the metrics on a finished run's line
 
@@ -40,6 +40,15 @@ def is_finished(run: Config) -> bool:
         return not run.fresh and folder.finished and folder.read(METRICS).get("epochs") == run.training.epochs
     except (OSError, ValueError):
         return False
+
+
+def epochs_done(run: Config) -> int:
+    """The epochs in the run's table of losses, which a run that goes on does not train again, but for a few."""
+    try:
+        lines = (run.run_folder / TRAIN).read_text(encoding="utf-8").count("\n") - 1
+    except (OSError, ValueError):
+        return 0
+    return 0 if run.fresh or not run.resume else max(0, lines)
 
 
 @contextlib.contextmanager
