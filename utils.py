@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     `content` is text, bytes, or a function that writes to the file that it is given (such as torch.save). Text that is
     not UTF-8, such as the name of a file, is written as the bytes that it was read from. Raises OSError naming `path`.
     """
-    partial = _partial_path(path)
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -148,22 +149,22 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _partial_path(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """.NAME.PID@HOST.partial beside the path; a name for which there would be no room is replaced by its checksum."""
     name = path.name if len(os.fsencode(path.name)) <= 150 else f"{zlib.crc32(os.fsencode(path.name)):08x}"
     return path.with_name(f".{name}.{os.getpid()}@{socket.gethostname()[:64]}.partial")
 
 
 def sweep_partials(folder: Path) -> None:
-    """Remove what killed processes left in the folder in the middle of `write_atomically`.
+    """Remove what killed processes left in the folder: files and folders whose names `partial_path` made.
 
-    A file of a process that is alive is not touched, nor one of another host unless it is a day old. Where nothing can
-    be removed, the files stay.
+    Those of a process that is alive are not touched, nor those of another host unless they are a day old. Where nothing
+    can be removed, they stay.
     """
     for path in folder.glob(".*.partial"):
         with contextlib.suppress(OSError):
             if _is_abandoned(path):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -17,11 +17,11 @@ FLOORS = [
     {"report"},
     {"detector"},
     {"experiment"},
-    {"verification"},
+    {"verification", "export"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]
-PACKAGES = ("run_files", "methods", "model", "scoring", "readers", "report", "scripts", "benchmarks")
+PACKAGES = ("run_files", "methods", "model", "scoring", "readers", "report", "export", "scripts", "benchmarks")
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
