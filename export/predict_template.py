@@ -57,7 +57,7 @@ class Model:
                 f"this folder runs with {' or '.join(models)}; not installed: pip install {PACKAGES[chosen]}"
             )
         load = {"onnx": load_onnx, "openvino": load_openvino}[chosen]
-        self._run = load(folder / models[chosen]["file"], threads, self.facts["precision"] == "bf16")
+        self._run = load(folder / models[chosen]["file"], threads)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N, 3, S, S) uint8 RGB -> image scores (N,) and anomaly maps (N, S, S), float32."""
@@ -69,7 +69,7 @@ class Model:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def load_onnx(path: Path, threads: int | None, bf16: bool) -> Run:
+def load_onnx(path: Path, threads: int | None) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -78,11 +78,11 @@ def load_onnx(path: Path, threads: int | None, bf16: bool) -> Run:
     return lambda images: tuple(session.run(["scores", "maps"], {"images": images}))
 
 
-def load_openvino(path: Path, threads: int | None, bf16: bool) -> Run:
+def load_openvino(path: Path, threads: int | None) -> Run:
     import openvino
 
-    # without the hint a processor with bf16 would compute in it
-    hints = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    # without the first hint a processor that has bf16 would compute in it
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     hints |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
     compiled = openvino.Core().compile_model(path, "CPU", hints)
 

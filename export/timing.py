@@ -60,8 +60,8 @@ def _compiled(detector: Detector) -> Score | None:
     """The same with --compile; None where it cannot be compiled."""
     other = Detector(replace(detector.config, compile=True), detector.distiller)
     other.map_statistics = detector.map_statistics
-    score = _eager(other)
     try:
+        score = _eager(other)
         for batch in BATCHES:
             score(np.zeros((batch, 3, *[detector.config.image_size] * 2), np.uint8))
     except Exception:  # no C++ compiler, a compiler that is too old, an operation: torch has a kind for each
