@@ -97,7 +97,7 @@ def write_onnx(graph: ScoringGraph, path: Path) -> None:
             raise ValueError(f"this network cannot be exported to ONNX: {first_line(Exception(cause))}") from problem
     assert program is not None
     model = program.model_proto
-    for node in model.graph.node:  # they name files of the machine that exported
+    for node in model.graph.node:  # traces of the code that made it: a megabyte, of no use to a runtime
         del node.metadata_props[:]
     del model.graph.metadata_props[:], model.metadata_props[:]
     onnx.checker.check_model(model, full_check=True)
