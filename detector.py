@@ -15,7 +15,7 @@ from PIL import Image
 
 from config import Config
 from dataset import GivenImages, ImageSet, image_batches
-from methods import build_distiller
+from methods import Scoring, build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
 from run_files import CHECKPOINT, CONFIG, METRICS, Run
@@ -156,13 +156,7 @@ class Detector:
         standardized = scoring.anomaly_map == "standardized"
         assert not standardized or self.map_statistics is not None, "fit_map_statistics comes first"
         for pairs in self._scored_pairs(images):
-            if self.map_statistics is not None:
-                maps = self.map_statistics.standardized(level_maps(pairs, images.size))
-            else:
-                maps = anomaly_map(pairs, images.size, mode=scoring.anomaly_map)
-            scores = image_score(maps, scoring.score_num)
-            if scoring.refine:
-                scores = scores * score_refinement_factor(pairs, images.size)
+            scores, maps = score_pairs(pairs, images.size, scoring, self.map_statistics)
             yield scores.cpu().numpy(), maps.cpu().numpy()
 
     def evaluate(self, images: ImageSet, keep_maps: bool = False) -> Evaluation:
@@ -219,6 +213,23 @@ class Evaluation:
         """{metric: (low, high)} by a bootstrap over the images; pixel metrics where maps and masks were kept."""
         bootstrap = Bootstrap(level, seed=zlib.crc32(f"{seed_key} intervals".encode(errors="surrogateescape")))
         return bootstrap_intervals(self.labels, self.scores, self.maps, self.masks, bootstrap)
+
+
+def score_pairs(
+    pairs: list[Pair], size: int, scoring: Scoring, statistics: MapStatistics | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs of the levels that count -> image scores (B,) and anomaly maps (B, size, size), both float32.
+
+    `statistics` are those of the standardized map, None for the others.
+    """
+    if statistics is not None:
+        maps = statistics.standardized(level_maps(pairs, size))
+    else:
+        maps = anomaly_map(pairs, size, mode=scoring.anomaly_map)
+    scores = image_score(maps, scoring.score_num)
+    if scoring.refine:
+        scores = scores * score_refinement_factor(pairs, size)
+    return scores, maps
 
 
 def frozen_teacher(config: Config, device: torch.device) -> Teacher:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring.predictions import NG, OK, Prediction, Rule
-from scoring.thresholds import Threshold, percent
+from scoring.thresholds import Threshold
 from utils import printable
 
 COLUMNS = (
@@ -85,15 +85,14 @@ class Totals:
     def summary(self) -> str:
         """21 images: 12 OK, 8 NG, 1 not read. 0.15 s each. threshold 2.31 (run), about 14 % false alarms"""
         count = sum(self.decided.values()) + self.unread
-        parts = [] if self.rule.value is None else [f"{self.decided[OK]} OK", f"{self.decided[NG]} NG"]
-        parts += [f"{self.unread} not read"] if self.unread or not parts else []
+        decided = "" if self.rule.value is None else f"{self.decided[OK]} OK, {self.decided[NG]} NG, "
         each = f"{self.seconds / max(1, count):.2g} s each"
-        start = f"{count} {'image' if count == 1 else 'images'}: {', '.join(parts)}. {each}. "
+        start = f"{count} images: {decided}{self.unread} not read. {each}. "
         if self.rule.value is None:
             return start + "no threshold: python test.py RUN --calibrate FOLDER sets one"
         promise = ""
         if self.rule.calibrated is not None and self.rule.value == self.rule.calibrated.value:
-            promise = f", about {percent(self.rule.calibrated.rate)} false alarms"
+            promise = f", about {100 * self.rule.calibrated.rate:.2g} % false alarms"
         return f"{start}threshold {self.rule.value:.4g} ({self.rule.source}){promise}"
 
     def drift(self) -> str:

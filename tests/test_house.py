@@ -18,7 +18,7 @@ FLOORS = [
     {"detector"},
     {"calibration"},
     {"experiment"},
-    {"training", "verification"},
+    {"training", "verification", "export"},
     {"prediction"},
     {"main", "test"},
     {"scripts", "benchmarks"},

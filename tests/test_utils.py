@@ -75,6 +75,7 @@ def test_what_a_dead_process_left_is_swept_and_nothing_else(tmp_path: Path) -> N
     for name in (*left, *kept, "a.png"):
         (tmp_path / name).touch()
     os.utime(tmp_path / left[2], (0, 0))
+    (tmp_path / f".folder.{dead.pid}@{host}.partial" / "below").mkdir(parents=True)
     sweep_partials(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "a.png"}
     sweep_partials(tmp_path / "nowhere")
