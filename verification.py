@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from calibration import calibrate
 from dataset import Sample
 from detector import Detector
 from experiment import Experiment, normalized_record
 from report.intervals import record_intervals
-from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, Progress, Run, identity_sha256, oracle_rule
+from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, THRESHOLD, Progress, Run, identity_sha256, oracle_rule
 from run_files.csv_files import read_csv
 from scoring.metrics import IMAGE_METRICS, image_metrics
+from scoring.thresholds import CalibrationSettings
 from utils import code_revision, environment_info, file_sha256, set_determinism
 
 SCORE_TOLERANCE = 1e-4  # of the range of the recorded scores, in another environment
@@ -119,11 +121,32 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
         again = record_intervals(evaluation.intervals(config.seed_key))
         same = _close(_flat(again), _flat(record["intervals"]), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("intervals", same, "of scores and maps made now, by the same bootstrap")
+    if (run.folder / THRESHOLD).is_file():
+        yield _threshold(run, detector, experiment, bool(elsewhere))
     if config.anomalib_scores:
         fitted = evaluation.normalizers()
         again = normalized_record(fitted, evaluation) if fitted else {}
         same = _close(_flat(again), _flat(record.get("normalized") or {}), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("normalized", same, "thresholds, ranges and F1 of scores made now")
+
+
+def _threshold(run: Run, detector: Detector, experiment: Experiment, elsewhere: bool) -> Check:
+    """The scores of the normal images that the run's settings name; those of `test.py --calibrate` are elsewhere."""
+    try:
+        recorded, normals = run.threshold(), experiment.normals
+        if recorded is None:
+            return Check(THRESHOLD, False, "belongs to another checkpoint")
+        if normals is None or normals.digest(experiment.config.workers) != recorded.data:
+            return Check(THRESHOLD, None, "its normal images are not those that the run's settings name")
+        settings = CalibrationSettings(recorded.false_alarm, recorded.pixel_rule)
+        again = calibrate(detector, normals, settings, recorded.checkpoint_sha256)
+    except (OSError, ValueError) as problem:
+        return Check(THRESHOLD, False, str(problem))
+    spread = max(recorded.scores) - min(recorded.scores)
+    tolerance = SCORE_TOLERANCE * spread if elsewhere else 0
+    pairs = zip((*again.scores, again.pixel), (*recorded.scores, recorded.pixel), strict=True)
+    same = again.k == recorded.k and all(abs(now - then) <= tolerance for now, then in pairs)
+    return Check(THRESHOLD, same, f"{recorded.described}, scored now")
 
 
 def read_predictions(path: Path) -> list[tuple[str, bool, float]]:

@@ -270,6 +270,23 @@ def test_a_finished_run_is_calibrated_without_training(
     assert "seg_f1" not in again and again["miss_rate"] == saved["test"]["miss_rate"]
 
 
+def test_verification_scores_the_normal_images_again(
+    own: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert own("--test_dir", "mvtec/bottle/test") == 0
+    assert score_again(Path(RUN), "--verify") == 0
+    assert "ok            threshold.json: the highest of 2 held-out normal images" in capsys.readouterr().out
+    path = Path(RUN) / THRESHOLD
+    saved = json.loads(path.read_text())
+    low, high = saved["scores"]
+    path.write_text(json.dumps(saved | {"scores": [low, high + 1e-3], "value": high + 1e-3}))
+    assert score_again(Path(RUN), "--verify") == 1
+    assert capsys.readouterr().out.endswith("DIFFERENT: threshold.json\n")
+    assert score_again(Path(RUN), "--calibrate", normal_folder(tmp_path / "other", 3)) == 0
+    assert score_again(Path(RUN), "--verify") == 0
+    assert "not compared  threshold.json" in capsys.readouterr().out
+
+
 def test_a_threshold_of_another_checkpoint_is_not_used(
     own: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
