@@ -143,7 +143,8 @@ def test_the_page_names_threshold_counts_and_images_by_decision(tmp_path: Path) 
     assert f"False alarms {alarms} of 6 normal images" in page.text and "Typical hits" in page.text
     assert f"Missed {missed} of 8 anomalous images" in page.text
     threshold = Run(run).threshold()
-    assert threshold is not None and " ".join(threshold.promise().split()) in page.text
+    assert threshold is not None and threshold.promise() in page.text and threshold.described in page.text
+    assert "Metrics of the last epoch: mean" in page.text and "AUPRO pools the regions" in page.text
     view = read_run(run, json.loads((run / "metrics.json").read_text()))
     chosen = gallery.choose(view)
     assert [float(rows[i]["score"]) for i in chosen["False alarms"]] == sorted(s for s in normal if s > value)[::-1]

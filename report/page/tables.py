@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from report.page.runs import DEFECT_METRICS, Defect, RunView
 from report.published import METHODS
-from report.rendering import LEGEND, PARTIAL, benchmark_title, cell, partial, percent
+from report.rendering import AUPRO_LEGEND, LEGEND, PARTIAL, benchmark_title, cell, partial, percent
 from report.results import METRIC_TITLES
 from report.tables import Row, Table
 from scoring.curves import MOST_POINTS, TOLERANCE
@@ -105,7 +105,7 @@ def _notes(table: Table, prefix: bool) -> list[str]:
 
 def protocol_notes(tables: Sequence[BenchmarkTable]) -> list[str]:
     """What holds for all metrics and curves of the page."""
-    notes = list(LEGEND)
+    notes = [LEGEND, AUPRO_LEGEND]
     if any(table.has_published for table in tables):
         notes.append("Published metrics are those of the variant's own paper; the difference is ours minus published.")
     return [
