@@ -357,7 +357,7 @@ def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evalu
     found = findings(threshold, evaluation.labels, evaluation.scores, evaluation)
     folder.write_threshold(threshold, found)
     trained, held_out = len(experiment.train_images), len(experiment.normal_images) - len(experiment.train_images)
-    lines = render_threshold(threshold, found, trained)
+    lines = render_threshold(threshold, found, trained, evaluation.report.defined())
     if normals.source == "holdout":
         lines.insert(0, f"trained on {trained} of {trained + held_out} normal images; the last by name are held out")
     for line in lines:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,13 @@ def findings(
     }
 
 
-def render_threshold(threshold: Threshold, found: Mapping[str, Any], n_train: int) -> list[str]:
-    """Lines for people: the threshold, its promise, what it finds, and what is wrong with it."""
+def render_threshold(
+    threshold: Threshold, found: Mapping[str, Any], n_train: int, metrics: Mapping[str, float | None]
+) -> list[str]:
+    """Lines for people: the threshold, its promise, what it finds, and what is wrong with it.
+
+    `metrics` are the run's own: F1-max stands beside F1 at the threshold.
+    """
     lines = threshold.explain()
     if bad := found.get("n_bad"):
         low, high = clopper_pearson(found["found"], bad)
@@ -64,6 +69,11 @@ def render_threshold(threshold: Threshold, found: Mapping[str, Any], n_train: in
     if normal := found.get("n_normal"):
         alarms = round(found["false_alarm_rate"] * normal)
         lines.append(f"of {count_images(normal, 'normal test')} {alarms} lie above it")
+    for name, oracle, title in (("image_f1", "image_f1max", "image F1"), ("seg_f1", "pixel_f1max", "pixel F1")):
+        if found.get(name) is not None and metrics.get(oracle) is not None:
+            lines.append(
+                f"{title} {found[name]:.3f} at the threshold; F1-max, chosen on the test set, is {metrics[oracle]:.3f}"
+            )
     separation = found.get("separation")
     if separation is not None and separation < SEPARATED:
         lines.append(
@@ -73,10 +83,3 @@ def render_threshold(threshold: Threshold, found: Mapping[str, Any], n_train: in
     if n_train < HANDFUL:
         lines.append(f"only {count_images(n_train)} to learn from: normal variety that they lack will be false alarms")
     return lines
-
-
-def beside_oracle(found: Mapping[str, Any], metrics: Mapping[str, float | None]) -> Sequence[tuple[str, float | None]]:
-    """(name, value) of the metrics at the threshold, and F1-max, which is chosen on the test set, beside them."""
-    names = ("image_f1", "false_alarm_rate", "miss_rate", "seg_f1")
-    oracle = [(name, metrics.get(name)) for name in ("image_f1max", "pixel_f1max")]
-    return [*((name, found[name]) for name in names if name in found), *oracle]

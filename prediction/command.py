@@ -78,7 +78,8 @@ def calibrate_run(detector: Detector, options: argparse.Namespace) -> int:
         found = findings(threshold, labels, np.array([row[2] for row in rows], np.float32))
     with run.lock():
         run.write_threshold(threshold, found)
-    for line in render_threshold(threshold, found, run.read(METRICS)["n_train"]):
+    record = run.read(METRICS)
+    for line in render_threshold(threshold, found, record["n_train"], record["metrics"]):
         print(f"{config.title}: {line}")
     print(f"written to {run.folder / THRESHOLD}; python test.py {shlex.quote(str(run))} --images FOLDER uses it")
     return 0

@@ -262,6 +262,9 @@ def test_a_finished_run_is_calibrated_without_training(
     printed = capsys.readouterr().out
     assert "the 2nd highest of 5 calibration normal images" in printed and "of 3 normal test images" in printed
     saved = json.loads((Path(RUN) / THRESHOLD).read_text())
+    image, pixel = saved["test"]["image_f1"], saved["test"]["seg_f1"]
+    assert f"image F1 {image:.3f} at the threshold; F1-max, chosen on the test set, is" in printed
+    assert f"pixel F1 {pixel:.3f} at the threshold" in printed
     assert saved["k"] == 2 and saved["pixel_rule"] == "sigma:3" and 0 <= saved["test"]["seg_f1"] <= 1
     assert (Path(RUN) / "checkpoint.pt").read_bytes() == weights
     shutil.rmtree("mvtec/bottle/test")  # the recorded scores of the test images still tell
