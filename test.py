@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.specs import PRECISIONS
+from prediction import STDIN
 from run_files import CONFIG, MAPS, METRICS, Progress, Run
 from scoring.modes import MAP_MODES
 from scoring.thresholds import PIXEL_RULES
@@ -30,8 +31,6 @@ from utils import format_table, keep_freed_memory, set_determinism
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a misspelt flag are answered at once
     from detector import Detector
-
-STDIN = Path("-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import table_command
 from commandline import Parser, exit_code
 from export import FORMATS
 from export.folder import MADE_BY
-from report.rendering import into_page
-from utils import format_table, read_json, write_atomically
+from utils import format_table, read_json
 
 PYTORCH = ("PyTorch eager", "PyTorch compiled")
 
@@ -23,15 +23,9 @@ PYTORCH = ("PyTorch eager", "PyTorch compiled")
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Raises ValueError or FileNotFoundError on user errors."""
     parser = Parser(prog="benchmarks.export_tables", description="Markdown table of the model.json of exported folders")
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="model.json of an exported folder")
-    parser.add_argument("--into", metavar="PAGE", type=Path, help="also write the table into this page")
-    parser.add_argument("--marker", default="export", help="between the lines <!-- table:MARKER --> (export)")
-    given = parser.parse_args(argv)
-    markdown = render([read(path) for path in given.files])
-    if given.into is not None:
-        write_atomically(given.into, into_page(given.into, given.marker, markdown))
-    print(markdown)
-    return 0
+    return table_command(
+        parser, "model.json of an exported folder", "export", lambda paths: render([read(path) for path in paths]), argv
+    )
 
 
 def read(path: Path) -> dict[str, Any]:

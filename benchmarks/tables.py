@@ -12,12 +12,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import table_command
 from benchmarks.run import COMPARED, HEADER, cells
 from benchmarks.sections import Row
 from benchmarks.timing import Quartiles
 from commandline import Parser, exit_code
-from report.rendering import into_page
-from utils import format_table, write_atomically
+from utils import format_table
 
 COLUMNS = """Seconds: the median of the rounds (the section metrics has half as many, growth and memory one). Speed-up:
 the median of the ratios of each round, with their quartiles.
@@ -30,21 +30,9 @@ maps relative to their range."""
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code. Raises ValueError or FileNotFoundError on user errors."""
     parser = Parser(prog="benchmarks.tables", description="Markdown table of files written by benchmarks.run")
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="written by benchmarks.run --out")
-    parser.add_argument(
-        "--into", metavar="PAGE", type=Path, help="also write the table into this page, such as docs/speed.md"
+    return table_command(
+        parser, "written by benchmarks.run --out", "speed", lambda paths: render([read(path) for path in paths]), argv
     )
-    parser.add_argument(
-        "--marker",
-        default="speed",
-        help="between the page's lines <!-- table:MARKER --> and <!-- /table:MARKER --> (speed)",
-    )
-    given = parser.parse_args(argv)
-    markdown = render([read(path) for path in given.files])
-    if given.into is not None:
-        write_atomically(given.into, into_page(given.into, given.marker, markdown))
-    print(markdown)
-    return 0
 
 
 def read(path: Path) -> dict[str, Any]:

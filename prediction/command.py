@@ -6,7 +6,6 @@ import argparse
 import math
 import shlex
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from calibration import NormalSet, calibrate, findings, read_normal_folder, refu
 from dataset import ImageSet
 from detector import Detector
 from experiment import Experiment
+from prediction import STDIN
 from prediction.images import Named, find_images, standard_input
 from prediction.stream import Show, predict_files
 from readers.image_io import limit_pixels
@@ -21,8 +21,6 @@ from run_files import METRICS, PREDICTIONS, THRESHOLD, Run
 from scoring.predictions import Rule
 from scoring.thresholds import CalibrationSettings, Threshold
 from verification import read_predictions
-
-STDIN = Path("-")
 
 
 def predict_images(detector: Detector, options: argparse.Namespace) -> int:

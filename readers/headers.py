@@ -79,11 +79,6 @@ def read_headers(files: Iterable[tuple[Path, bool]], workers: int = 0) -> list[H
     return [header for header in results if isinstance(header, Header)]
 
 
-def readable_headers(files: Iterable[tuple[Path, bool]], workers: int = 0) -> list[Header]:
-    """As `read_headers`, without the files that cannot be read."""
-    return [header for header in prefetch_map(_try_header, files, workers) if isinstance(header, Header)]
-
-
 def _known_header(file: tuple[Path, bool]) -> Header | str:
     """The header from memory where the file has not changed since it was read."""
     try:

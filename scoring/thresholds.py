@@ -102,10 +102,6 @@ class Threshold:
         """(1 + how many normal scores are at least as high) / (n + 1), in (0, 1]: comparable across runs."""
         return (1 + self.n - bisect.bisect_left(self.scores, score)) / (self.n + 1)
 
-    def relative(self, score: float) -> float:
-        """score / threshold; NaN where the threshold is not above 0."""
-        return score / self.value if self.value > 0 else math.nan
-
     def decide(self, score: ArrayLike) -> Any:
         """True where a score is above the threshold: NG."""
         return np.asarray(score, np.float64) > self.value

@@ -298,18 +298,18 @@ def mask_case(folder: Path, rng: random.Random) -> str:
     drawn = np.random.default_rng(rng.randrange(2**32)).random((rng.randint(8, 20), rng.randint(25, 40))) < 0.3
     drawn[0, 0], drawn[-1, -1] = True, False
     form, kind = rng.choice(list(MASK_FORMS)), rng.choice(MASK_FORMATS[:2] if rng.random() < 0.5 else MASK_FORMATS)
-    picture = MASK_FORMS[form](drawn)
+    drawing = MASK_FORMS[form](drawn)
     if kind in ("JPEG", "WEBP"):
-        picture = picture.convert("RGB")
+        drawing = drawing.convert("RGB")
     image, mask = folder / "000.png", folder / "000_mask.png"
     Image.new("RGB", (drawn.shape[1], drawn.shape[0]), (9, 99, 199)).save(image)
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
-    if kind == "TIFF" and picture.mode != "1":
+    if kind == "TIFF" and drawing.mode != "1":
         options = {"compression": rng.choice(["raw", "tiff_lzw", "tiff_adobe_deflate"])}
     try:
-        picture.save(mask, kind, **options)
+        drawing.save(mask, kind, **options)
     except OSError:  # a form that the format does not hold
-        picture.convert("RGB").save(mask, kind)
+        drawing.convert("RGB").save(mask, kind)
     cut = mask.stat().st_size
     if rng.random() < 0.3:
         cut = rng.randrange(cut)
@@ -325,9 +325,9 @@ def mask_case(folder: Path, rng: random.Random) -> str:
 
 
 def _palette(drawn: np.ndarray, colors: Sequence[int]) -> Image.Image:
-    picture = Image.fromarray(drawn.astype(np.uint8))
-    picture.putpalette(colors)
-    return picture
+    drawing = Image.fromarray(drawn.astype(np.uint8))
+    drawing.putpalette(colors)
+    return drawing
 
 
 def _gray(drawn: np.ndarray, value: float, kind: Any = np.uint8) -> Image.Image:
