@@ -143,9 +143,7 @@ def _run(command: Callable[[], int | None], resumes: bool) -> int:
 def explain(problem: Exception) -> list[str] | None:
     """The lines that tell a user of an error: what and where it is, what to do. None where it is our own mistake."""
     text = str(problem)
-    if isinstance(problem, MemoryError) or (
-        isinstance(problem, RuntimeError) and any(words in text.lower() for words in OUT_OF_MEMORY)
-    ):
+    if is_out_of_memory(problem):
         amount = re.search(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.]+ \w+)", text)
         return [f"out of memory{f' (no {amount[1]} more)' if amount else ''}: {LESS_MEMORY}"]
     if isinstance(problem, RuntimeError) and "can't start new thread" in text:
@@ -159,6 +157,19 @@ def explain(problem: Exception) -> list[str] | None:
     if isinstance(problem, (ValueError, OSError)):
         return text.splitlines() or [type(problem).__name__]
     return None
+
+
+def one_line_of(problem: BaseException) -> str | None:
+    """`explain` in one line; None where it is our own mistake, or no error."""
+    lines = explain(problem) if isinstance(problem, Exception) else None
+    return None if lines is None else "; ".join(lines)
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether memory was too small, that of the machine or of a GPU."""
+    return isinstance(problem, MemoryError) or (
+        isinstance(problem, RuntimeError) and any(words in str(problem).lower() for words in OUT_OF_MEMORY)
+    )
 
 
 def _is_path(name: object) -> bool:

@@ -31,13 +31,14 @@ from scoring.modes import MAP_MODES
 from scoring.thresholds import MAXIMUM, PIXEL_RULES, CalibrationSettings, check_pixel_rule
 from utils import printable, read_json
 
-GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE = (
+GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE, SWEEP = (
     "what to train on",
     "method",
     "training",
     "scoring",
     "output",
     "machine",
+    "many runs",
 )
 DISTILLATION_LOSSES = {
     "cosine": (("cosine", 1.0),),
@@ -93,6 +94,8 @@ RANGES = {
     "workers": Range(0, 1024),
     "cache_gb": NOT_NEGATIVE,
     "checkpoint_seconds": NOT_NEGATIVE,
+    "jobs": Range(1, 1024),
+    "lock_seconds": Range(1),
 }
 
 
@@ -141,6 +144,9 @@ class Config:
     )
 
     variant: str = field("sk_rd4ad", METHOD, "member of the family", choices=VARIANTS, common=True)
+    variants: tuple[str, ...] | None = runtime_field(
+        None, METHOD, "several members of the family, in one command and one table; in place of --variant"
+    )
     net: str = field("wide_res50", METHOD, f"teacher: {', '.join(TEACHERS)}, or timm/NAME", common=True)
     weights: str = runtime_field(
         "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path"
@@ -249,9 +255,6 @@ class Config:
     keep_optimizer: bool = runtime_field(
         True, OUTPUT, "1: a finished run can be given more --epochs later; 0: its checkpoint takes a third of the space"
     )
-    stop_on_error: bool = runtime_field(
-        False, OUTPUT, "end at the first run that fails; 0: list it, go on with the others, exit code 1 at the end"
-    )
     vis: bool = runtime_field(False, OUTPUT, "save an overlay of every test image", common=True)
     save_maps: bool = runtime_field(
         False, OUTPUT, "save the anomaly maps and masks of the test images in maps.npz: the report's pixel curves"
@@ -298,12 +301,36 @@ class Config:
         60.0, MACHINE, "least time between two resume points; 0 = one after every epoch"
     )
 
+    stop_on_error: bool = runtime_field(
+        False, SWEEP, "end at the first run that fails; 0: list it, go on with the others, exit code 1 at the end"
+    )
+    devices: tuple[str, ...] | None = runtime_field(
+        None, SWEEP, "devices of this machine that share the runs, as cuda:0 cuda:1; in place of --device"
+    )
+    jobs: int = runtime_field(
+        1,
+        SWEEP,
+        "runs side by side on each device, each in a process of its own; the processor's cores are divided among them",
+        names=("jobs_per_device",),
+    )
+    shard: str | None = runtime_field(
+        None, SWEEP, "I/N: every N-th run, from the I-th; auto: as Slurm's array or RANK and WORLD_SIZE say"
+    )
+    wait: bool = runtime_field(
+        True, SWEEP, "1: wait for runs that other processes have, and do what they leave; 0: leave them out"
+    )
+    lock_seconds: float = runtime_field(
+        600.0, SWEEP, "a run whose process shows no sign of life for so long is taken over by another process"
+    )
+
     def __post_init__(self) -> None:
         for name, hint in field_types().items():  # lists from the command line, text from JSON and from callers
             object.__setattr__(self, name, _typed(getattr(self, name), hint))
         problems = [*self._misfits()]
         if problems:  # what follows relies on the types
             raise ValueError("\n".join(problems))
+        if self.variants:
+            object.__setattr__(self, "variant", self.variants[0])
         problems = [
             f"unknown --{f.name} {getattr(self, f.name)!r}: choose from {', '.join(f.metadata['choices'])}"
             f"{did_you_mean([getattr(self, f.name)], f.metadata['choices'])}"
@@ -322,8 +349,16 @@ class Config:
             )
         if not set(self.levels) <= {0, 1, 2}:
             problems.append(f"--levels {' '.join(map(str, self.levels))}: choose from 0, 1, 2")
-        for name in ("seeds", "classes", "levels"):
+        if self.variants is not None:
+            if unknown := [name for name in self.variants if name not in VARIANTS]:
+                hint = did_you_mean(unknown, VARIANTS)
+                problems.append(f"unknown --variants {' '.join(unknown)}: choose from {', '.join(VARIANTS)}{hint}")
+            if self.name is not None:
+                problems.append("--name: several --variants have folders of their own; give another --save_path")
+        for name in ("seeds", "classes", "levels", "variants", "devices"):
             values = getattr(self, name)
+            if values is None:
+                continue
             if not values or len(set(values)) < len(values):
                 problems.append(f"--{name} {' '.join(map(str, values))}: give one or more, each once")
         if self.student_width is not None and len(self.student_width) != 3:
@@ -495,11 +530,13 @@ class Config:
         return f"{' '.join(self.classes)} seed {' '.join(map(str, self.seeds))}"
 
     def runs(self) -> list[Config]:
-        """The runs of a sweep, class by class and seed by seed, classes in the benchmark's order.
+        """The runs of a sweep: variant by variant, class by class, seed by seed, classes in the benchmark's order.
 
         The benchmark's own data are made where they are missing. Raises ValueError for a class that it does not have,
         FileNotFoundError where there is nothing to read.
         """
+        if self.variants is not None:
+            return [run for name in self.variants for run in self.of_variant(name).runs()]
         benchmark = BENCHMARKS[self.dataset]
         known = find_classes(benchmark, locate(benchmark, self.source))
         if self.classes == ("all",):
@@ -511,9 +548,17 @@ class Config:
             )
         return [self.of_run(class_name, seed) for class_name in self.classes for seed in self.seeds]
 
+    def of_variant(self, name: str) -> Config:
+        """The part of a sweep that is of one of its variants. Raises ValueError for flags that it does not have."""
+        try:
+            return replace(self, variant=name, variants=None)
+        except ValueError as problem:
+            lines = str(problem).splitlines()
+            raise ValueError("\n".join(f"--variants {name}: {line}" for line in lines)) from None
+
     def of_run(self, class_name: str, seed: int) -> Config:
         """The part of a sweep that trains one class with one seed."""
-        return replace(self, classes=(class_name,), seeds=(seed,))
+        return replace(self, classes=(class_name,), seeds=(seed,), variants=None, shard=None)
 
     def settings(self) -> dict[str, Any]:
         """All that decides a run's numbers, as plain JSON values, with what the variant settles filled in."""

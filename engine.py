@@ -11,6 +11,7 @@ from methods.losses import LOSSES
 from methods.pairs import PAIRS, StepFeatures, TeacherFeatures
 from methods.recipe import Recipe
 from model.distiller import Distiller
+from utils import PULSE
 
 
 def compute_losses(distiller: Distiller, features: TeacherFeatures, recipe: Recipe) -> dict[str, Tensor]:
@@ -39,6 +40,7 @@ def train_one_epoch(
     optimizer.zero_grad(set_to_none=True)
     waiting = 0
     for features in batches:
+        PULSE.beat()
         losses = compute_losses(distiller, features, recipe)
         losses["loss"].backward()
         waiting += 1

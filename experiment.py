@@ -159,10 +159,14 @@ class Experiment:
         """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`."""
         train, test = self.normal_images.samples if with_training else (), self.test_images
         if with_training:
-            self.config.check_last_batch(len(self.train_images))
-            self.normals  # noqa: B018 - too few of them show before the first epoch
+            self.check_split()
         for warning in check_data(train, test.samples, test.mask_threshold, self.config.workers):
             print(f"{' '.join(self.config.classes)}: warning: {warning}")
+
+    def check_split(self) -> None:
+        """Raises ValueError where the training images are too few for these settings, or their parts are."""
+        self.config.check_last_batch(len(self.train_images))
+        self.normals  # noqa: B018 - made now, since it raises
 
     @cached_property
     def corruption(self) -> Corruption | None:
@@ -341,6 +345,7 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     threshold = set_threshold(experiment, detector, folder, evaluation)
     if config.vis and evaluation.maps is not None and detector.color_scale is not None:
         rule = Rule.of(threshold)
+        folder.check()
         writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale, rule)
         writer.write(0, evaluation.maps, evaluation.scores)
         print(f"{config.title}: overlays in {config.overlay_folder}")
@@ -373,7 +378,9 @@ def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:
     normal = np.zeros(evaluation.maps.shape[1:], bool)
     masks = None if evaluation.masks is None else np.stack([normal if m is None else m for m in evaluation.masks])
     sha256 = file_sha256(folder.folder / CHECKPOINT)
-    SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256).write(folder.folder)
+    SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256).write(
+        folder.folder, folder.check
+    )
 
 
 def normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:

@@ -32,6 +32,10 @@ def parse(argv: Sequence[str] | None = None) -> Config:
     """
     given = vars(_parser().parse_args(argv))
     saved = given.pop("config", None)
+    if "variant" in given and "variants" in given:
+        raise ValueError("--variant and --variants: give one of them")
+    if "device" in given and "devices" in given:
+        raise ValueError("--device and --devices: give one of them")
     if given.pop("cut", 0):
         raise ValueError("--cut: the published code parses this flag and never uses it; it has no CutPaste")
     for flag, field_name, table in (("res", "skips", RES_TO_SKIPS), ("L2", "loss", L2_TO_LOSS)):

@@ -106,11 +106,14 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path, content: str | bytes | Callable[[BinaryIO], object], check: Callable[[], object] | None = None
+) -> None:
     """Write the whole file or nothing: a temporary file beside it is flushed to disk, then renamed to `path`.
 
     `content` is text, bytes, or a function that writes to the file that it is given (such as torch.save). Text that is
-    not UTF-8, such as the name of a file, is written as the bytes that it was read from. Raises OSError naming `path`.
+    not UTF-8, such as the name of a file, is written as the bytes that it was read from. `check` is called just before
+    the file is renamed, and again where it has gone meanwhile: what it raises stops that. Raises OSError naming `path`.
     """
     partial = partial_path(path)
     try:
@@ -123,7 +126,14 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
                     file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            if check is not None:
+                check()
+            try:
+                partial.replace(path)
+            except FileNotFoundError:
+                if check is not None:
+                    check()
+                raise
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as problem:
@@ -175,15 +185,15 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{name}.{os.getpid()}@{socket.gethostname()[:64]}.partial")
 
 
-def sweep_partials(folder: Path) -> None:
+def sweep_partials(folder: Path, of_all: bool = False) -> None:
     """Remove what killed processes left in the folder in the middle of `write_atomically`, folders as well as files.
 
-    What is of a process that is alive is not touched, nor what is of another host unless it is a day old. Where nothing
-    can be removed, it stays.
+    What is of a process that is alive is not touched, nor what is of another host unless it is a day old; `of_all`:
+    that too. Where nothing can be removed, it stays.
     """
     for path in folder.glob(".*.partial"):
         with contextlib.suppress(OSError):
-            if _is_abandoned(path):
+            if of_all or _is_abandoned(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -192,15 +202,22 @@ def _is_abandoned(path: Path) -> bool:
     owner = re.search(r"\.(\d+)(?:@(.+))?\.partial$", path.name)
     if owner is None:  # not a name of ours
         return False
-    if owner[2] not in (None, socket.gethostname()[:64]) or os.name != "posix":
+    if owner[2] not in (None, socket.gethostname()[:64]):
         return time.time() - path.lstat().st_mtime > 24 * 3600
-    try:
-        os.kill(int(owner[1]), 0)  # asks, and sends nothing
-    except ProcessLookupError:
+    return not is_alive(int(owner[1]))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there; True where that cannot be told."""
+    if os.name != "posix":
         return True
-    except (OSError, OverflowError):  # another user's
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except ProcessLookupError:
         return False
-    return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def walk_folders(root: Path) -> Iterator[Path]:
@@ -239,11 +256,31 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+class Pulse:
+    """`count` grows with every step of work, an image read or a batch: it stands still where the process hangs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def beat(self) -> None:
+        """A step of work is done."""
+        self.count += 1
+
+
+PULSE = Pulse()
+
+
 def prefetch_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """`map` on `workers` threads; results come in order. With 0 workers it is plain `map`.
 
     At most 2 x `workers` results are computed ahead of the one that is taken.
     """
+    for result in _prefetched(function, items, workers):
+        PULSE.beat()
+        yield result
+
+
+def _prefetched(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     if workers < 1:
         yield from map(function, items)
         return

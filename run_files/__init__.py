@@ -2,10 +2,12 @@
 
 from run_files.data import DataRecord
 from run_files.folder import (
+    ATTEMPTS,
     CHECKPOINT,
     CONFIG,
     DATA,
     EVALUATIONS,
+    LOG,
     METRICS,
     PREDICTIONS,
     THRESHOLD,
@@ -14,15 +16,17 @@ from run_files.folder import (
     identity_sha256,
     score_columns,
 )
-from run_files.lock import Busy, FolderLock
+from run_files.lock import Busy, FolderLock, Lost
 from run_files.maps import MAPS, SavedMaps
 from run_files.progress import Progress, oracle_rule
 
 __all__ = [
+    "ATTEMPTS",
     "CHECKPOINT",
     "CONFIG",
     "DATA",
     "EVALUATIONS",
+    "LOG",
     "MAPS",
     "METRICS",
     "PREDICTIONS",
@@ -31,6 +35,7 @@ __all__ = [
     "Busy",
     "DataRecord",
     "FolderLock",
+    "Lost",
     "Progress",
     "Run",
     "SavedMaps",

@@ -10,6 +10,8 @@
     threshold.json    where normal images were kept apart: the threshold, what it promises, what it finds
     maps.npz          with --save_maps: their anomaly maps and masks
     metrics.json      written last: a run with this file is finished, if it fits config.json
+    attempts.csv      a line per process that worked on the run: when, where, after which epoch, how it ended
+    log.txt           what was printed meanwhile, and the traceback of what failed
 
 Every file is written atomically, and by one process at a time (`Run.lock`). Nothing is deleted without --fresh.
 """
@@ -17,15 +19,18 @@ Every file is written atomically, and by one process at a time (`Run.lock`). Not
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
+import os
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -33,14 +38,21 @@ from config import Config
 from dataset import Sample
 from methods import Training
 from run_files import checks
-from run_files.csv_files import to_csv
+from run_files.csv_files import read_csv, to_csv
 from run_files.data import DataRecord
-from run_files.lock import LOCK, FolderLock
+from run_files.lock import EXPIRES, LOCK, FolderLock
 from run_files.maps import MAPS
 from run_files.progress import Progress, oracle_rule
 from scoring.normalization import Normalizer
 from scoring.thresholds import Threshold
-from utils import code_revision, environment_info, file_sha256, sweep_partials, write_atomically
+from utils import (
+    PULSE,
+    code_revision,
+    environment_info,
+    file_sha256,
+    sweep_partials,
+    write_atomically,
+)
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: tables and commands that only look do without
     import torch
@@ -51,6 +63,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used: tables and c
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
 CHECKPOINT, PREDICTIONS, METRICS = "checkpoint.pt", "predictions.csv", "metrics.json"
 THRESHOLD = "threshold.json"
+ATTEMPTS, LOG = "attempts.csv", "log.txt"
 
 
 class Run:
@@ -61,13 +74,47 @@ class Run:
         self._saved = time.monotonic()  # when the last resume point was written, or this object was made
         self._record: dict[str, Any] = {}  # the content of config.json, once the run is open
         self._data: DataRecord | None = None
+        self._lock: FolderLock | None = None
 
     def __str__(self) -> str:
         return str(self.folder)
 
-    def lock(self) -> FolderLock:
-        """A context in which no other process writes this folder. Entering raises Busy, naming the other one."""
-        return FolderLock(self.folder)
+    @contextlib.contextmanager
+    def lock(self, expires: float = EXPIRES) -> Iterator[None]:
+        """A context in which no other process writes this folder. Entering raises Busy, naming the other one.
+
+        `expires` as in `FolderLock`. Where another process has taken the folder over, writing raises Lost.
+        """
+        with FolderLock(self.folder, expires=expires, work=lambda: PULSE.count) as self._lock:
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def check(self) -> None:
+        """Raises Lost where this process held the lock and another one has taken the folder over."""
+        if self._lock is not None:
+            self._lock.check()
+
+    def write(self, name: str, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+        """Write a file of the folder, whole or not at all. Raises Lost as `check`, and OSError."""
+        write_atomically(self.folder / name, content, self.check)
+
+    def begin_attempt(self, device: str, epoch: int) -> None:
+        """Add a line to attempts.csv: this process goes on after so many epochs. Call it in the run's `lock`."""
+        attempt = {"started": _now(), "ended": "", "host": socket.gethostname(), "pid": os.getpid()}
+        self._attempts = [*self.attempts(), {**attempt, "device": device, "epoch": epoch, "outcome": ""}]
+        self.write_csv(ATTEMPTS, self._attempts)
+
+    def end_attempt(self, outcome: str) -> None:
+        """Complete this process's line in attempts.csv; a process that is killed leaves it without an end."""
+        self._attempts[-1] |= {"ended": _now(), "outcome": outcome}
+        self.write_csv(ATTEMPTS, self._attempts)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The lines of attempts.csv, the first attempt first."""
+        path = self.folder / ATTEMPTS
+        return [*read_csv(path)] if path.is_file() else []
 
     def holds(self, identity: Mapping[str, Any], data: DataRecord) -> bool:
         """Whether the folder holds this run, finished. Nothing is written.
@@ -138,8 +185,8 @@ class Run:
 
     def _write_record(self) -> None:
         assert self._data is not None, "open the run first"
-        write_atomically(self.folder / DATA, self._data.to_csv())
-        write_atomically(self.folder / CONFIG, json.dumps(self._record, indent=2) + "\n")
+        self.write(DATA, self._data.to_csv())
+        self.write(CONFIG, json.dumps(self._record, indent=2) + "\n")
 
     def _identity(self) -> dict[str, Any]:
         return self.read(CONFIG)["identity"]
@@ -202,8 +249,10 @@ class Run:
 
     def discard(self) -> None:
         """Remove the files of the run. metrics.json is the first, so a half-removed run does not look finished."""
+        self.check()
         (self.folder / METRICS).unlink(missing_ok=True)
-        for name in (CHECKPOINT, PREDICTIONS, THRESHOLD, MAPS, TRAIN, EVALUATIONS, DATA):
+        for name in (CHECKPOINT, PREDICTIONS, THRESHOLD, MAPS, TRAIN, EVALUATIONS, ATTEMPTS, LOG, DATA):
+            self.check()
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "overlays", ignore_errors=True)
         (self.folder / CONFIG).unlink(missing_ok=True)
@@ -230,7 +279,7 @@ class Run:
         """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
         import torch
 
-        write_atomically(self.folder / CHECKPOINT, lambda file: torch.save(state, file))
+        self.write(CHECKPOINT, lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last saved state, on the CPU, checked; None where there is none. Raises ValueError for a damaged file."""
@@ -259,7 +308,7 @@ class Run:
     def write_threshold(self, threshold: Threshold, findings: Mapping[str, Any]) -> None:
         """Write threshold.json; `findings` are what the threshold does on the test set."""
         record = {**threshold.to_json(), "test": dict(findings)}
-        write_atomically(self.folder / THRESHOLD, json.dumps(record, indent=2, allow_nan=False) + "\n")
+        self.write(THRESHOLD, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
     def threshold(self) -> Threshold | None:
         """The run's threshold; None where there is none, or where it belongs to another checkpoint, which it says.
@@ -337,7 +386,7 @@ class Run:
         if not rows:
             return
         text = to_csv(list(rows[0]), (list(row.values()) for row in rows))
-        write_atomically(self.folder / name, text)
+        self.write(name, text)
 
     def finish(self, config: Config, report: Report, progress: Progress, facts: Mapping[str, Any]) -> None:
         """Write metrics.json, the last file: settings, metrics (null where undefined), oracle, `facts`, environment.
@@ -360,7 +409,7 @@ class Run:
             "revision": code_revision(),
             **environment_info(),
         }
-        write_atomically(self.folder / METRICS, json.dumps(record, indent=2, allow_nan=False) + "\n")
+        self.write(METRICS, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
     @staticmethod
     def described(config: Config, progress: Progress) -> dict[str, Any]:
@@ -386,6 +435,10 @@ def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]
         columns["normalized"] = f"{float(normalizer.normalized(score)):.9g}"
         columns["predicted"] = str(int(normalizer.decide(score)))
     return columns
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def plain(identity: Mapping[str, Any]) -> dict[str, Any]:

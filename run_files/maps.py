@@ -9,7 +9,7 @@ checkpoint_sha256  of the checkpoint that made the maps
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,8 +32,8 @@ class SavedMaps:
     color_scale: tuple[float, float]
     checkpoint_sha256: str
 
-    def write(self, folder: Path) -> None:
-        """Write `folder`/maps.npz. Raises OSError naming it."""
+    def write(self, folder: Path, check: Callable[[], object] | None = None) -> None:
+        """Write `folder`/maps.npz, `check` as in `write_atomically`. Raises OSError naming it."""
         arrays: dict[str, Any] = {"maps": self.maps, "labels": self.labels, "color_scale": np.array(self.color_scale)}
         arrays |= {"checkpoint_sha256": np.array(self.checkpoint_sha256)}
         arrays |= {} if self.masks is None else {"masks": self.masks}
@@ -41,7 +41,7 @@ class SavedMaps:
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, **arrays)
 
-        write_atomically(folder / MAPS, write)
+        write_atomically(folder / MAPS, write, check)
 
     @classmethod
     def read(cls, folder: Path, images: int) -> SavedMaps:

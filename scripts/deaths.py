@@ -27,7 +27,7 @@ import test as test_command
 from commandline import Parser, exit_code
 from run_files import METRICS, PREDICTIONS, Run
 from run_files.csv_files import read_csv
-from training import sweep  # noqa: F401 - imported once, here, and not in each of the processes
+from training import engines  # noqa: F401 - imported once, here, and not in each of the processes
 
 KILLED = 137
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -155,12 +155,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"tables of {', '.join(sorted(benchmarks))} at once: run the command once per benchmark")
     work = [(name, table, make_plans(table, more)) for name, table in zip(names, tables, strict=True)]
 
-    done = [(name, table, plans, run(plans)) for name, table, plans in work]
-    for name, table, plans, results in done:
+    found, code = run([one for _, _, plans in work for one in plans])
+    rest = iter(found)
+    for name, table, plans in work:
+        results = [next(rest) for _ in plans]
         page = plans[0].config.save_path / table.benchmark / f"paper_{paper}_{name}.md"
         write_atomically(page, render_paper(table, plans, results, markdown=True) + "\n")
         print(f"\n{render_paper(table, plans, results)}\n\nthis table: {page}")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the settings of an ablation one after the other, in one process, and compare them.
+"""Run the settings of an ablation and compare them.
 
     python -m scripts.sweep ABLATION [SETTING ...] [flags of main.py]
 
@@ -9,7 +9,7 @@ sweep. Finished runs are not run again, so the same command continues a sweep th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TypeVar
@@ -17,11 +17,12 @@ from typing import TypeVar
 from commandline import Parser, did_you_mean, exit_code
 from config import DISTILLATION_LOSSES, Config
 from flags import parse
-from main import main as train
+from main import say_what_is_left, train_shown
 from methods import SKIPS
 from model import TEACHERS
 from report.comparison import compare_settings, render_comparison
 from report.papers import SUBSETS, Setting
+from report.rendering import update_tables
 from report.results import Result, collect
 from utils import terminal_width, write_atomically
 
@@ -82,10 +83,9 @@ ABLATIONS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One setting to run: the arguments of main.py, their Config, and the Config without the user's flags."""
+    """One setting to run: its Config, and the Config without the user's flags."""
 
     setting: Setting
-    arguments: list[str]
     config: Config
     preset: Config
 
@@ -99,20 +99,30 @@ def plan(flags: str, setting: Setting, more: Sequence[str]) -> Plan:
     config = parse([*own, *more])
     if config.name is not None:
         raise ValueError("--name: a sweep names the folders of its settings itself; give another --save_path instead")
+    if config.variants is not None:
+        raise ValueError("--variants: a sweep names the variant of its settings itself; give --variant")
     changes = [part.split() for part in setting.flags.split("--") if part and not part.startswith("variant")]
     name = "_".join([config.variant, *("-".join(words) for words in changes)])
-    arguments = [*own, *more, "--name", name, "--stop_on_error"]  # a table of settings needs all of their runs
-    return Plan(setting, arguments, replace(config, name=name), parse(own))
+    return Plan(setting, replace(config, name=name), parse(own))
 
 
-def run(plans: Iterable[Plan]) -> list[list[Result]]:
-    """Train and score all runs that are not finished; returns the finished runs of each setting."""
+def run(plans: Sequence[Plan]) -> tuple[list[list[Result]], int]:
+    """Train and score all runs that are not finished, by the engine that the flags ask for, and write their tables.
+
+    Returns the finished runs of each setting, and the exit code. Raises ValueError where a setting has none.
+    """
+    for one in plans:
+        print(f"{one.setting.label}: {one.config.sweep_folder}")
+    runs = {run.run_folder: run for one in plans for run in one.config.runs()}  # tables may share settings
+    sweep = train_shown(list(runs.values()), plans[0].config.shard)
     results = []
     for one in plans:
-        print(f"\n== {one.setting.label}: {one.config.sweep_folder}\n", flush=True)
-        train(one.arguments)
+        update_tables(one.config.sweep_folder)
         results.append(collect([one.config.sweep_folder]))
-    return results
+    code = say_what_is_left(sweep)
+    if missing := [one.setting.label for one, found in zip(plans, results, strict=True) if not found]:
+        raise ValueError(f"no run of {', '.join(missing)} is finished, and a table needs one of each")
+    return results, code
 
 
 def check_distinct(plans: Sequence[Plan]) -> None:
@@ -169,14 +179,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     plans = [plan(flags, setting, more) for setting in pick(settings, chosen or labels[name], "setting")]
     check_distinct(plans)
 
-    results = run(plans)
+    results, code = run(plans)
     groups = {one.setting.label: runs for one, runs in zip(plans, results, strict=True)}
     config = plans[0].config
     tables = [compare_settings(config.dataset, groups, ablation.swept)]
     page = config.save_path / config.dataset / f"ablation_{name}.md"
     write_atomically(page, f"{ablation.title}\n\n{render_comparison(tables, markdown=True)}\n")
     print(f"\n== {ablation.title}\n\n{render_comparison(tables, width=terminal_width())}\n\nthis table: {page}")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from toys import ROOT, TINY, Command, MakeTree, record_of
 
 from config import Config
 from readers import headers
-from training import loop, sweep
+from training import attempt, loop
 from training.terminal import Lines, Pace, epochs_done, first_line, headline, roughly
 
 SECONDS = r"(?:\d+\.)?\d+ s"
@@ -43,9 +43,9 @@ def test_a_finished_runs_line_leaves_out_what_is_undefined() -> None:
 def test_the_first_line_counts_runs_and_what_is_finished(tmp_path: Path) -> None:
     config = Config(dataset="demo", variant="rd4ad", seeds=(0, 1), save_path=tmp_path)
     runs = [config.of_run(name, seed) for name in ("brick", "denim", "gear") for seed in config.seeds]
-    assert first_line(config, runs) == "RD4AD on demo: 3 classes x 2 seeds = 6 runs, 0 finished"
+    assert first_line(runs) == "RD4AD on demo: 3 classes x 2 seeds = 6 runs, 0 finished"
     one = Config(dataset="demo", name="trial", save_path=tmp_path)
-    assert first_line(one, [one]) == "trial on demo: 1 run, 0 finished"
+    assert first_line([one]) == "trial on demo: 1 run, 0 finished"
 
 
 def test_a_sweep_has_a_line_for_each_run_and_says_what_is_left(
@@ -127,7 +127,7 @@ def test_stop_on_error_ends_a_sweep_at_the_first_failure(
     assert not list((tmp_path / "runs").rglob("metrics.json"))
 
 
-def test_a_run_that_fails_on_the_way_is_listed_and_its_own_mistakes_stop_everything(
+def test_a_run_that_fails_on_the_way_is_listed_and_so_is_a_mistake_of_the_program(
     three: Callable[[], list[object]],
     tmp_path: Path,
     train_command: Command,
@@ -136,23 +136,30 @@ def test_a_run_that_fails_on_the_way_is_listed_and_its_own_mistakes_stop_everyth
 ) -> None:
     problems: Iterator[Exception | None] = iter((ValueError("bottle seed 111: the loss became nan"), None))
     flags = [*three(), "--class", "bottle", "zipper"]
-    own = sweep.score
+    own = attempt.score
 
     def score(*arguments: object) -> None:
         if problem := next(problems):
             raise problem
         own(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "score", score)
+    monkeypatch.setattr(attempt, "score", score)
     assert train_command(*flags) == 1
     printed = capsys.readouterr()
-    assert "[1/2] bottle seed 111   failed: the loss became nan\n" in printed.out
+    log = tmp_path / "runs/mvtec/rd4ad/bottle/seed111/log.txt"
+    assert f"[1/2] bottle seed 111   failed: the loss became nan; log: {log}\n" in printed.out
+    assert "loss" in log.read_text()
     assert "error: bottle seed 111: the loss became nan\n1 of 2 runs failed" in printed.err
     assert record_of(tmp_path / "runs/mvtec/rd4ad/zipper/seed111")["epochs_trained"] == 1
 
-    problems = iter((AssertionError("ours"),))
-    assert train_command(*flags, "--name", "again") == 70
-    assert not list((tmp_path / "runs/mvtec/again").rglob("metrics.json"))
+    problems = iter((AssertionError("ours"), None))
+    assert train_command(*flags, "--name", "again") == 1
+    log = tmp_path / "runs/mvtec/again/bottle/seed111/log.txt"
+    assert f"failed: AssertionError: ours (a mistake of the program, not yours: please report it with {log})" in (
+        capsys.readouterr().out
+    )
+    assert "Traceback" in log.read_text() and log.read_text().endswith("AssertionError: ours\n")
+    assert record_of(tmp_path / "runs/mvtec/again/zipper/seed111")["epochs_trained"] == 1
 
 
 def test_what_concerns_all_runs_is_an_error_at_once(

@@ -1,37 +1,56 @@
-"""The runs of one command, one after the other: what was done, what failed, how long the rest takes."""
+"""The runs of a command: which is next, what came of each, what failed, how long the rest takes. No engine is here."""
 
 from __future__ import annotations
 
-import shlex
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from commandline import explain
+from commandline import one_line_of
 from config import Config
-from experiment import Experiment, score
+from experiment import Experiment
 from report.rendering import count
-from run_files import MAPS, METRICS, Busy, Run
-from training.loop import train
-from training.terminal import Lines, Pace, epochs_done, headline, is_finished, joined, roughly
+from run_files import LOG
+from training.attempt import ALREADY, BUSY, CRASHED, FAILED, FINISHED, OUT_OF_MEMORY, Outcome
+from training.terminal import Lines, Pace, epochs_done, is_finished, joined, roughly, titles_of
 from utils import file_sha256
 
+CRASHES = 3  # attempts at a run whose process crashes, the last of them alone
+PAUSES = 1.0, 30.0  # seconds until a run that another process has is asked for again: at first, and at most
 
+
+@dataclass
 class Sweep:
-    """Trains and scores the runs; a failed one is listed in `failures` and the others go on, unless --stop_on_error.
+    """The runs of a command, numbered from 1. An engine takes `next_run`, attempts it, and `take`s the outcome.
 
-    failures  {run's title: its error in one line}
-    busy      titles of the runs that other processes write
+    A failed run is listed in `failures` and the others go on, unless --stop_on_error. Where a run is another process's,
+    it is asked for again later, with --wait. What ran out of memory, and what crashed twice, is attempted once more
+    when nothing else runs (`next_alone`).
+
+    failures  {number: the error in one line}
+    busy      numbers of the runs that other processes have, which were left to them
+    started   when the command began, in seconds since 1970
     """
 
-    def __init__(self, runs: Sequence[Config], device: torch.device) -> None:
-        self.runs, self.device = tuple(runs), device
-        self.failures: dict[str, str] = {}
-        self.busy: list[str] = []
-        self._stops = len(runs) == 1 or runs[0].stop_on_error
-        self._images: dict[str, tuple[int, int]] = {}  # of the classes whose files were looked at: (training, test)
-        self._finished = {run.title for run in runs if is_finished(run)}  # before the first one
+    runs: Sequence[Config]
+    failures: dict[int, str] = field(default_factory=dict)
+    busy: list[int] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.titles = titles_of(self.runs)
+        self._ready = deque(range(1, len(self.runs) + 1))
+        self._alone: deque[int] = deque()
+        self._waiting: dict[int, float] = {}  # when each is asked for again, by time.monotonic
+        self._pauses: dict[int, float] = {}
+        self._crashes: dict[int, int] = {}
+        self._had_their_chance: set[int] = set()  # of running alone
+        self._done: set[int] = set()
+        self._images: dict[Path, tuple[int, int]] = {}  # by folder of a class: (training, test)
         self._pace = Pace()
 
     @property
@@ -39,108 +58,165 @@ class Sweep:
         """Whether every run is finished."""
         return not self.failures and not self.busy
 
-    def run(self) -> None:
-        """All runs in order. Before the first epoch, the files of all classes are looked at.
+    @property
+    def stops(self) -> bool:
+        """Whether the first failure ends everything."""
+        return len(self.runs) == 1 or self.runs[0].stop_on_error
+
+    @property
+    def made(self) -> int:
+        """How many runs are finished."""
+        return len(self.runs) - len(self.failures) - len(self.busy)
+
+    def lines(self, number: int) -> Lines:
+        """What prints the lines of a run."""
+        return Lines(number, self.titles)
+
+    # --- what is next ---
+
+    def next_run(self) -> int | None:
+        """The number of the next run; None where none is to be had at this moment."""
+        if self._ready:
+            return self._ready.popleft()
+        now = time.monotonic()
+        due = next((number for number, when in self._waiting.items() if when <= now), None)
+        if due is not None:
+            del self._waiting[due]
+        return due
+
+    def next_alone(self) -> int | None:
+        """The number of the next run that nothing may run beside; None where there is none."""
+        if not self._alone:
+            return None
+        number = self._alone.popleft()
+        self._had_their_chance.add(number)
+        return number
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether runs are left that other processes have."""
+        return bool(self._waiting)
+
+    def seconds_left(self) -> float:
+        """How long until one of them is asked for again."""
+        return max(0.0, min(self._waiting.values(), default=0.0) - time.monotonic())
+
+    # --- before the first epoch ---
+
+    def check(self, device: torch.device) -> None:
+        """Look at what all runs need, teacher and checkpoint, then at the files of each class that is not finished.
 
         Raises ValueError or OSError where no run is possible, and for the first failure with a single run or with
         --stop_on_error.
         """
-        self._check_all()
-        for number, config in enumerate(self.runs, 1):
-            if config.title in self.failures:
+        teachers = {(run.net, run.weights): run for run in reversed(self.runs)}
+        for run in teachers.values():
+            Experiment(run, device).teacher  # noqa: B018 - weights that are missing show now
+        for checkpoint in {run.checkpoint for run in self.runs if run.checkpoint is not None}:
+            file_sha256(checkpoint)
+        problems: dict[Path, Exception] = {}
+        classes: set[tuple[str, str]] = set()
+        for number, run in enumerate(self.runs, 1):
+            if is_finished(run):
                 continue
-            try:
-                self._run_one(Experiment(config, self.device), self._lines(number))
-            except Busy as problem:
-                self._lines(number).say(f"left out: {problem}")
-                self.busy.append(config.title)
-            except Exception as problem:
-                self._fail(number, problem)
-
-    def _check_all(self) -> None:
-        """Look at what all runs need, teacher and checkpoint, then at the files of each class that is not finished."""
-        first = Experiment(self.runs[0], self.device)
-        first.teacher  # noqa: B018 - weights that are missing show now
-        if first.config.checkpoint is not None:
-            file_sha256(first.config.checkpoint)
-        for number, config in enumerate(self.runs, 1):
-            if config.classes[0] in self._images or config.title in self._finished:
-                continue
-            try:
-                self._check(Experiment(config, self.device))
-            except Exception as problem:
-                for other, run in enumerate(self.runs[number - 1 :], number):
-                    if run.classes == config.classes and run.title not in self._finished:
-                        self._fail(other, problem)
-                self._images[config.classes[0]] = (0, 0)
+            folder = run.run_folder.parent
+            if folder not in problems and folder not in self._images:
+                try:
+                    experiment = Experiment(run, device)
+                    experiment.check_split()
+                    if (key := (run.dataset, run.classes[0])) not in classes:  # once for all variants
+                        experiment.check_data()
+                        classes.add(key)
+                    self._images[folder] = len(experiment.train_images), len(experiment.test_images)
+                except Exception as problem:
+                    problems[folder] = problem
+            if folder in problems:
+                self._refuse(number, problems[folder])
         if len(self.failures) == len(self.runs):
             raise ValueError("\n".join(dict.fromkeys(self.failures.values())))
 
-    def _check(self, experiment: Experiment) -> None:
-        """The files of a class, once: a line for each warning. Raises as `readers.checks.check_data`."""
-        (class_name,) = experiment.config.classes
-        if class_name not in self._images:
-            experiment.check_data()
-            self._images[class_name] = len(experiment.train_images), len(experiment.test_images)
+    def is_checked(self, number: int) -> bool:
+        """Whether the files of the run's class were looked at."""
+        return self.runs[number - 1].run_folder.parent in self._images
 
-    def _run_one(self, experiment: Experiment, lines: Lines) -> None:
-        """Train on one class with one seed and score it once; a finished run stays as it is, an unfinished one goes on.
+    def _refuse(self, number: int, problem: Exception) -> None:
+        """List a run whose files cannot be used. Raises what is a mistake of ours, and everything where `stops`."""
+        text = one_line_of(problem)
+        if text is None or self.stops:
+            raise problem
+        self._ready.remove(number)
+        self._fail(number, text)
 
-        Raises Busy, having done nothing, where another process writes the run.
+    # --- what came of it ---
+
+    def take(self, number: int, outcome: Outcome, workers: int = 1) -> None:
+        """Note what came of an attempt and say so. Raises ValueError for a failure where `stops`.
+
+        `workers` attempt runs side by side, which decides how long the rest takes.
         """
-        config, folder = experiment.config, Run(experiment.config.run_folder)
-        identity, data = experiment.identity, experiment.data
-        if not config.fresh and folder.holds(identity, data):
-            folder.tidy()
-            lines.say(f"finished already, in {folder}")
-            say_late_flags(config, folder, lines)
+        handle = {
+            FINISHED: self._finish,
+            ALREADY: self._finish,
+            BUSY: self._put_off,
+            OUT_OF_MEMORY: self._once_more_alone,
+            CRASHED: self._go_on_after_a_crash,
+            FAILED: lambda number, outcome: self._fail(number, outcome.text, outcome.mistake),
+        }[outcome.kind]
+        handle(number, outcome)
+        if outcome.kind == FINISHED:
+            self._pace.add(outcome.work, outcome.seconds)
+            done = joined((f"{count(outcome.epochs, 'epoch')} {roughly(outcome.seconds)}", outcome.text), "   ")
+            self.lines(number).say(joined((done, self._pace.left(self._work_left() / workers)), "     "))
+
+    def _finish(self, number: int, _: Outcome) -> None:
+        self._done.add(number)
+
+    def _put_off(self, number: int, outcome: Outcome) -> None:
+        if not self.runs[0].wait:
+            self.busy.append(number)
+            self.lines(number).say(f"left out: {outcome.text}")
             return
-        self._check(experiment)
-        started = time.perf_counter()
-        with folder.lock():
-            folder.open(config.to_json(), identity, data, fresh=config.fresh, resume=config.resume)
-            if folder.finished:  # another process has finished it just now
-                return
-            progress = folder.restore(experiment.distiller, experiment.optimizer, config.training)
-            begun = progress.epoch
-            if begun:
-                lines.say(f"resumed after epoch {begun}")
-            train(experiment, folder, progress, lines)
-            score(experiment, folder, progress)
-        seconds = time.perf_counter() - started
-        self._pace.add(self._work(config, begun), seconds)
-        done = f"{count(progress.epoch, 'epoch')} {roughly(seconds)}"
-        left = self._pace.left(sum(map(self._work, self.runs[lines.number :])))
-        lines.say(joined((joined((done, headline(folder.read(METRICS)["metrics"])), "   "), left), "     "))
+        if number not in self._pauses:
+            self.lines(number).say(f"put off: {outcome.text}")
+        pause = min(2 * self._pauses.get(number, PAUSES[0] / 2), PAUSES[1])
+        self._pauses[number] = pause
+        self._waiting[number] = time.monotonic() + pause
 
-    def _work(self, config: Config, begun: int | None = None) -> int:
-        """Passes of an image that a run takes after so many epochs: those of training, and a test; 0 without a run."""
-        begun = epochs_done(config) if begun is None else begun
-        if config.title in self.failures or config.title in self._finished or config.classes[0] not in self._images:
-            return 0
-        train_images, test_images = self._images[config.classes[0]]
-        return max(0, config.training.epochs - begun) * train_images + test_images
+    def _once_more_alone(self, number: int, outcome: Outcome) -> None:
+        if number in self._had_their_chance:
+            self._fail(number, outcome.text)
+            return
+        self._alone.append(number)
+        self.lines(number).say("out of memory: once more when nothing else runs")
 
-    def _fail(self, number: int, problem: Exception) -> None:
-        """Note what a user can mend and say so. Raises what is none, and everything where nothing is to go on."""
-        explained = explain(problem)
-        if explained is None or self._stops:
-            raise
-        title = self.runs[number - 1].title
-        text = "; ".join(explained).removeprefix(f"{title}: ")
+    def _go_on_after_a_crash(self, number: int, outcome: Outcome) -> None:
+        self._crashes[number] = self._crashes.get(number, 0) + 1
+        if self._crashes[number] == CRASHES:
+            self._fail(number, f"{outcome.text}, {CRASHES} times")
+            return
+        later = self._alone if self._crashes[number] == CRASHES - 1 else self._ready
+        later.append(number)
+        self.lines(number).say(f"{outcome.text}: it goes on from its last resume point")
+
+    def _fail(self, number: int, text: str, mistake: bool = False) -> None:
+        text = text.removeprefix(f"{self.runs[number - 1].title}: ")
+        log = self.runs[number - 1].run_folder / LOG
+        if mistake:
+            text += f" (a mistake of the program, not yours: please report it with {log})"
         same = next((other for other, known in self.failures.items() if known == text), None)
-        self.failures[title] = text
-        self._lines(number).say(f"failed: {text}" if same is None else f"failed as {same}")
+        self.failures[number] = text
+        said = f"failed: {text}" if same is None else f"failed as {self.titles[same - 1]}"
+        self.lines(number).say(said + (f"; log: {log}" if not mistake and log.is_file() else ""))
+        if self.stops:
+            raise ValueError(text)
 
-    def _lines(self, number: int) -> Lines:
-        return Lines(number, [config.title for config in self.runs])
+    def _work_left(self) -> float:
+        """Passes of an image that are left, by what the runs' tables of losses say now."""
+        return sum(
+            self._work(run) for number, run in enumerate(self.runs, 1) if number not in {*self._done, *self.failures}
+        )
 
-
-def say_late_flags(config: Config, folder: Run, lines: Lines) -> None:
-    """Say how a finished run gets what the flags ask for and only a run that is being scored leaves behind."""
-    late = ["--vis"] * (config.vis and not config.overlay_folder.is_dir())
-    late += ["--save_maps"] * (config.save_maps and not (folder.folder / MAPS).is_file())
-    late += ["--intervals"] * (config.intervals and "intervals" not in folder.read(METRICS))
-    if late:
-        command = f"python test.py {shlex.quote(str(folder))} {' '.join(late)}"
-        lines.say(f"{' and '.join(late)} of a finished run: {command}")
+    def _work(self, run: Config) -> int:
+        """Passes of an image that a run still takes: those of training, and a test; 0 where that is not known."""
+        train_images, test_images = self._images.get(run.run_folder.parent, (0, 0))
+        return max(0, run.training.epochs - epochs_done(run)) * train_images + test_images

@@ -6,6 +6,7 @@ Nothing here needs torch, whose import takes seconds: the first line is there be
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,13 +25,25 @@ from run_files import METRICS, TRAIN, Run
 HEADLINE = ("image_auroc", "aupro")  # the metrics on a finished run's line
 
 
-def first_line(config: Config, runs: Sequence[Config]) -> str:
-    """RD4AD on demo: 3 classes x 2 seeds = 6 runs, 0 finished"""
-    title = METHODS[config.variant].title if config.name is None and config.variant in METHODS else config.folder_name
-    classes, seeds = len(runs) // len(config.seeds), len(config.seeds)
+def first_line(runs: Sequence[Config], of: int | None = None) -> str:
+    """RD4AD on demo: 3 classes x 2 seeds = 6 runs, 0 finished. `of`: how many runs the shard is a part of."""
+    names = list(dict.fromkeys(run.folder_name for run in runs))
+    title = ", ".join(names) if len(names) < 5 else count(len(names), "setting")
+    if len(names) == 1 and runs[0].name is None and runs[0].variant in METHODS:
+        title = METHODS[runs[0].variant].title
+    parts = {"setting": len(names)} if len(names) > 1 else {}
+    parts |= {"class": len({run.classes for run in runs}), "seed": len({run.seeds for run in runs})}
     finished = sum(map(is_finished, runs))
-    product = f"{count(classes, 'class')} x {count(seeds, 'seed')} = " if len(runs) > 1 else ""
-    return f"{title} on {config.dataset}: {product}{count(len(runs), 'run')}, {finished} finished"
+    is_product = len(runs) > 1 and len(runs) == math.prod(parts.values())
+    product = f"{' x '.join(count(number, noun) for noun, number in parts.items())} = " if is_product else ""
+    share = "" if of is None else f" of {of}"
+    return f"{title} on {runs[0].dataset}: {product}{count(len(runs), 'run')}{share}, {finished} finished"
+
+
+def titles_of(runs: Sequence[Config]) -> list[str]:
+    """The name of each run in the lines of a sweep; of several settings the setting's name comes first."""
+    several = len({run.folder_name for run in runs}) > 1
+    return [f"{run.folder_name} {run.title}" if several else run.title for run in runs]
 
 
 def is_finished(run: Config) -> bool:
@@ -122,7 +135,7 @@ class Pace:
         self.work += work
         self.seconds += seconds
 
-    def left(self, work: int) -> str:
+    def left(self, work: float) -> str:
         """About 55 s left; empty where nothing is left, or nothing was done."""
         return f"about {roughly(self.seconds / self.work * work)} left" if work and self.work else ""
 
