@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,13 +21,18 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from commandline import exit_code
+from config import Config
+from readers import image_io
+from report.overlays import WIDTH, overlay, panels_of
 from report.page import gallery, render
 from report.page.charts import Axis, histogram, loss_chart
 from report.page.runs import read_run
+from report.panels import ScoredImage, beside, draw_panels, fit
 from report.results import METRIC_TITLES, collect_runs
 from run_files import Run, SavedMaps
 from run_files.csv_files import read_csv, to_csv
 from scoring.metrics import pixel_metrics
+from scoring.predictions import Rule
 from scripts import report as command
 from utils import file_sha256
 
@@ -162,6 +168,31 @@ def test_hits_for_the_wrong_reason_have_their_highest_pixel_outside_the_mask(tmp
     assert 10 in gallery.choose(view)["Anomalous images whose highest pixel lies outside the mask"]
 
 
+def test_a_thumbnail_is_the_panels_of_the_overlay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same heat, contour, mask and cross, at the size of a thumbnail."""
+    run = Toy().write(tmp_path)
+    saved = SavedMaps.read(run, 14)
+    saved.maps[13, 0, 0] = 50  # a hit for the wrong reason
+    saved.write(run)
+    view = read_run(run, json.loads((run / "metrics.json").read_text()))
+    drawn: list[np.ndarray] = []
+
+    def note(image: np.ndarray) -> gallery.Thumbnail:
+        drawn.append(image)
+        return gallery.Thumbnail(b"", 0, 0)
+
+    monkeypatch.setattr(gallery, "encode", note)
+    names = [image.name for group in gallery.gallery(view) for image in group.images]
+    assert view.decisions is not None and saved.masks is not None and len(names) == len(drawn)
+    for name, found in zip(names, drawn, strict=True):
+        (number,) = (i for i, prediction in enumerate(view.predictions) if prediction.path.name == name)
+        image, score = np.asarray(Image.open(view.predictions[number].path)), view.predictions[number].score
+        scored = ScoredImage(image, saved.maps[number], score, saved.masks[number])
+        rule = Rule.of(view.decisions.threshold)
+        panels = draw_panels(scored, saved.color_scale, (gallery.SIDE, gallery.WIDEST), rule)
+        assert np.array_equal(found, beside(*panels)), name
+
+
 def test_defects_are_scored_against_all_normal_images(tmp_path: Path) -> None:
     run = Toy().write(tmp_path)
     view = read_run(run, json.loads((run / "metrics.json").read_text()))
@@ -270,6 +301,48 @@ def test_overlays_are_shown_where_there_are_no_maps(tmp_path: Path) -> None:
     assert str(shown["alt"]).startswith("hole, 1_013.png, score ") and shown["width"] == "374"
 
 
+def test_of_an_overlay_its_panels_are_shown(tmp_path: Path) -> None:
+    scored = ScoredImage(np.full((64, 64, 3), 90, np.uint8), np.zeros((32, 32)), 0.5, name="x")
+    panels = panels_of(overlay(scored, (0.2, 3.0)))
+    assert np.array_equal(panels, beside(*draw_panels(scored, (0.2, 3.0), (10_000, WIDTH))))
+    other = np.zeros((300, 600, 3), np.uint8)
+    assert panels_of(other) is other
+
+
+def configure(run: Path, **settings: Any) -> Path:
+    """A toy run with these settings, in the folder that they give; returns it."""
+    config = Config(classes=("bottle",), seeds=(1,), **settings)
+    config.run_folder.parent.mkdir(parents=True)
+    moved = run.rename(config.run_folder)
+    environment = {"revision": "abc", "versions": {"torch": "2"}, "hardware": "a CPU"}
+    record = {"config": config.to_json(), "identity": config.identity(), **environment}
+    (moved / "config.json").write_text(json.dumps(record))
+    return moved
+
+
+def test_overlays_that_lie_elsewhere_are_found(tmp_path: Path) -> None:
+    run = configure(Toy(maps=False).write(tmp_path), save_path=tmp_path / "runs", img_path=tmp_path / "drawn")
+    overlays = Run(run).config().overlay_folder
+    assert overlays == tmp_path / "drawn/mvtec/sk_rd4ad/bottle/seed1"
+    overlays.mkdir(parents=True)
+    Image.new("RGB", (600, 282), "red").save(overlays / "hole_1_013.png")
+    assert sum(str(image["alt"]).endswith("its overlay") for image in write(tmp_path).all("img")) == 1
+    copy = Path(shutil.copytree(run, tmp_path / "copy/seed1"))
+    shutil.rmtree(tmp_path / "runs")
+    view = read_run(copy, json.loads((copy / "metrics.json").read_text()))
+    assert view.overlays == copy / "overlays", "a copy keeps its overlays to itself"
+
+
+def test_images_are_shown_up_to_the_runs_own_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_io, "_pixel_limit", 1)
+    small = configure(Toy().write(tmp_path), save_path=tmp_path / "small", max_pixels=SIDE**2 - 1)
+    large = configure(Toy().write(tmp_path), save_path=tmp_path / "large", max_pixels=SIDE**2)
+    for run, shown in ((small, False), (large, True), (Toy(name="no config").write(tmp_path), True)):
+        view = read_run(run, json.loads((run / "metrics.json").read_text()))
+        images = [image for group in gallery.gallery(view) for image in group.images]
+        assert images and all((image.thumbnail is not None) == shown for image in images), run
+
+
 # --- what comes from data stays text ---
 
 HOSTILE = (
@@ -364,8 +437,9 @@ def test_a_thumbnail_weighs_at_most_fifteen_kilobytes() -> None:
 
 
 def test_an_image_that_is_far_wider_than_high_fits(tmp_path: Path) -> None:
-    assert gallery._fitted(np.zeros((10, 4000, 3), np.uint8), gallery.WIDEST).shape == (1, 352, 3)
-    assert gallery._fitted(np.zeros((4000, 10, 3), np.uint8), gallery.WIDEST).shape == (176, 1, 3)
+    size = gallery.SIDE, gallery.WIDEST
+    assert fit(np.zeros((10, 4000, 3), np.uint8), size).shape == (1, 352, 3)
+    assert fit(np.zeros((4000, 10, 3), np.uint8), size).shape == (176, 1, 3)
 
 
 # --- charts ---
