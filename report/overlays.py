@@ -41,10 +41,11 @@ def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Rule | N
     return np.concatenate([row, caption(scored, threshold, row.shape[1])])
 
 
-def panels_of(drawn: np.ndarray) -> np.ndarray:
-    """An overlay -> its two panels alone; unchanged if it has another width, as those of earlier versions."""
-    own = 2 * WIDTH + GAP
-    return drawn[:-CAPTION, :own] if drawn.shape[1] == own + BAR else drawn
+def panels_of(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """An overlay -> its two panels; None if it has another width, as those of earlier versions."""
+    if drawn.shape[1] != 2 * WIDTH + GAP + BAR:
+        return None
+    return drawn[:-CAPTION, :WIDTH], drawn[:-CAPTION, WIDTH + GAP : 2 * WIDTH + GAP]
 
 
 def color_bar(height: int, scale: tuple[float, float], pixel: float | None) -> np.ndarray:

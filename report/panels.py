@@ -73,6 +73,11 @@ def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.concatenate([left, np.full((len(left), GAP, 3), DARK, np.uint8), right], axis=1)
 
 
+def below(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Panels (h, w, 3) -> (2 * h + GAP, w, 3), a dark gap between them."""
+    return beside(top.swapaxes(0, 1), bottom.swapaxes(0, 1)).swapaxes(0, 1)
+
+
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) -> (h, w, 3) of the same aspect, as large as fits into (height, width)."""
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])

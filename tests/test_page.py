@@ -27,7 +27,7 @@ from report.overlays import WIDTH, overlay, panels_of
 from report.page import gallery, render
 from report.page.charts import Axis, histogram, loss_chart
 from report.page.runs import read_run
-from report.panels import ScoredImage, beside, draw_panels, fit
+from report.panels import ScoredImage, draw_panels, fit
 from report.results import METRIC_TITLES, collect_runs
 from run_files import Run, SavedMaps
 from run_files.csv_files import read_csv, to_csv
@@ -84,7 +84,7 @@ class Toy:
         if self.maps and rows:
             SavedMaps(maps, masks if self.masks else None, labels, (0.2, 3.0), SHA).write(folder)
         if self.threshold:
-            held_out = sorted((scores[~labels] * 0.97).tolist()) if rows else [1.0]
+            held_out = sorted((scores[~labels] * 0.97).tolist()) or [1.0]
             data = {"images": len(held_out), "sha256": "0" * 64}
             record: dict[str, Any] = {"value": held_out[-1], "pixel": held_out[-1], "scores": held_out, "k": 1}
             record |= {"pixel_rule": "max", "source": "holdout", "false_alarm": None, "data": data}
@@ -190,7 +190,7 @@ def test_a_thumbnail_is_the_panels_of_the_overlay(tmp_path: Path, monkeypatch: p
         scored = ScoredImage(image, saved.maps[number], score, saved.masks[number])
         rule = Rule.of(view.decisions.threshold)
         panels = draw_panels(scored, saved.color_scale, (gallery.SIDE, gallery.WIDEST), rule)
-        assert np.array_equal(found, beside(*panels)), name
+        assert np.array_equal(found, gallery.arranged(*panels)), name
 
 
 def test_defects_are_scored_against_all_normal_images(tmp_path: Path) -> None:
@@ -251,6 +251,12 @@ def test_a_run_that_lacks_something_has_a_page(toy: Toy, said: str, unsaid: str,
     assert "Training loss" in page.text
 
 
+def test_without_normal_test_images_there_is_no_share_of_false_alarms(tmp_path: Path) -> None:
+    page = write(tmp_path, Toy(defects=("hole",) * 4))
+    assert re.search(r"n/a [0-4] of 4 ", page.text) and "0 of 0" not in page.text
+    assert "anomalous test images, downward" in page.text and "upward" not in page.text
+
+
 def test_maps_of_another_checkpoint_and_damaged_ones_are_said(tmp_path: Path) -> None:
     run = Toy().write(tmp_path)
     whole = (run / "maps.npz").read_bytes()
@@ -298,15 +304,21 @@ def test_overlays_are_shown_where_there_are_no_maps(tmp_path: Path) -> None:
     (run / "overlays").mkdir()
     Image.new("RGB", (600, 282), "red").save(run / "overlays/hole_1_013.png")
     (shown,) = (image for image in write(tmp_path).all("img") if str(image["alt"]).endswith("its overlay"))
-    assert str(shown["alt"]).startswith("hole, 1_013.png, score ") and shown["width"] == "374"
+    assert str(shown["alt"]).startswith("hole, 1_013.png, score ") and shown["width"] == "352"
 
 
 def test_of_an_overlay_its_panels_are_shown(tmp_path: Path) -> None:
     scored = ScoredImage(np.full((64, 64, 3), 90, np.uint8), np.zeros((32, 32)), 0.5, name="x")
     panels = panels_of(overlay(scored, (0.2, 3.0)))
-    assert np.array_equal(panels, beside(*draw_panels(scored, (0.2, 3.0), (10_000, WIDTH))))
-    other = np.zeros((300, 600, 3), np.uint8)
-    assert panels_of(other) is other
+    assert panels is not None and np.array_equal(panels, draw_panels(scored, (0.2, 3.0), (10_000, WIDTH)))
+    assert panels_of(np.zeros((300, 600, 3), np.uint8)) is None
+
+
+def test_wide_panels_lie_one_below_the_other() -> None:
+    high, wide = np.zeros((176, 200, 3), np.uint8), np.zeros((144, 352, 3), np.uint8)
+    assert gallery.arranged(high, high).shape == (176, 404, 3) and gallery.arranged(wide, wide).shape == (292, 352, 3)
+    light = np.full_like(wide, 255)
+    assert (gallery.arranged(light, wide)[:144] == 255).all() and gallery.arranged(wide) is wide
 
 
 def configure(run: Path, **settings: Any) -> Path:

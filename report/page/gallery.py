@@ -15,12 +15,13 @@ from dataset import Sample
 from readers.image_io import limit_pixels, read_rgb
 from report.overlays import overlay_names, panels_of
 from report.page.runs import RunView
-from report.panels import ScoredImage, beside, draw_panels, fit
+from report.panels import ScoredImage, below, beside, draw_panels, fit
 from scoring.predictions import Rule
 
 MOST = 6  # images of a group
 SIDE = 176  # pixels: the height of a thumbnail's panels
 WIDEST = 2 * SIDE  # of a panel
+WIDE = 1.5  # width by height of a panel, from which the second one lies below it
 MOST_BYTES = 15_000  # of a thumbnail
 QUALITIES = (78, 60, 40, 20)
 
@@ -114,7 +115,7 @@ def legend(view: RunView) -> str:
         return ""
     lines = ["light blue surrounds the mask"] if view.maps is None or view.maps.masks is not None else []
     lines += ["white what lies above the pixel threshold"] if view.decisions else []
-    text = "Each image, and beside it its anomaly map"
+    text = "Each image with its anomaly map"
     return f"{text}; {', '.join(lines)}." if lines else f"{text}."
 
 
@@ -126,18 +127,20 @@ def _shown(view: RunView, number: int, drawn: Path) -> Shown:
     thumbnail, problem = None, ""
     try:
         if view.maps is None and drawn.is_file():
-            panels = panels_of(np.asarray(read_rgb(drawn)))
-            thumbnail, what = encode(fit(panels, (SIDE, 2 * WIDEST))), "its overlay"
+            whole = np.asarray(read_rgb(drawn))
+            panels = panels_of(whole)
+            parts = [fit(panel, (SIDE, WIDEST)) for panel in panels or [whole]]
+            thumbnail, what = encode(arranged(*parts)), "its overlay"
         else:
             image = np.asarray(read_rgb(prediction.path, upright=view.benchmark == "folder"))
             if view.maps is None:
                 thumbnail = encode(fit(image, (SIDE, WIDEST)))
             else:
                 outlined = " with the mask's outline" if mask is not None else ""
-                what = f"the image, and beside it its anomaly map{outlined}"
+                what = f"the image and its anomaly map{outlined}"
                 scored = ScoredImage(image, view.maps.maps[number], prediction.score, mask)
                 rule = Rule.of(view.decisions.threshold) if view.decisions else None
-                thumbnail = encode(beside(*draw_panels(scored, view.maps.color_scale, (SIDE, WIDEST), rule)))
+                thumbnail = encode(arranged(*draw_panels(scored, view.maps.color_scale, (SIDE, WIDEST), rule)))
     except FileNotFoundError:
         problem = "the image's file is gone"
     except (OSError, ValueError):
@@ -145,6 +148,13 @@ def _shown(view: RunView, number: int, drawn: Path) -> Shown:
     kind = prediction.defect if prediction.anomalous else "normal"
     alt = f"{kind}, {prediction.path.name}, score {prediction.score:.4g}: {what}"
     return Shown(prediction.path.name, kind, prediction.score, alt, thumbnail, problem)
+
+
+def arranged(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+    """One panel (h, w, 3), or two: side by side, or one below the other where they are wide."""
+    if second is None:
+        return first
+    return (below if first.shape[1] > WIDE * first.shape[0] else beside)(first, second)
 
 
 def encode(image: np.ndarray) -> Thumbnail:
