@@ -38,6 +38,7 @@ __all__ = [
     "BENCHMARKS",
     "Benchmark",
     "ImageSet",
+    "MeasuredImages",
     "Sample",
     "Source",
     "find_classes",
@@ -250,6 +251,26 @@ class ImageSet:
         if vanished:
             self._vanished.add(index)
         return resized
+
+
+class MeasuredImages(ImageSet):
+    """Images whose `brightness` (mean of all pixels, 0..255) is noted, by number, as they are read."""
+
+    def __init__(self, samples: Sequence[Sample], size: int, mask_threshold: int = 0) -> None:
+        super().__init__(samples, size, mask_threshold)
+        self.brightness: dict[int, float] = {}
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """(3, size, size) in 0..255."""
+        pixels = super().image(index)
+        self.brightness[index] = float(pixels.mean())
+        return pixels
+
+    @property
+    def brightness_range(self) -> list[float]:
+        """[lowest, highest] brightness of the images read so far, at least one."""
+        means = self.brightness.values()
+        return [round(min(means), 2), round(max(means), 2)]
 
 
 class GivenImages(ImageSet):

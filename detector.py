@@ -39,7 +39,6 @@ from utils import choose_device, prefetch_map, to_device
 
 Source = str | Path | Image.Image | np.ndarray  # an image
 BATCH_PIXELS = 16 * 256**2  # of a batch that is scored: memory does not grow with the image size
-SCALE_IMAGES = 64  # training images from whose maps the color scale of a run's overlays is taken
 
 
 class Detector:
@@ -71,7 +70,7 @@ class Detector:
                 f"{folder}: no finished run (no {METRICS}); want .../<class>/seed<k> after training"
             )
         record, state = folder.read(CONFIG), folder.load_finished()
-        config = replace(Config(**Config.from_json(record["config"])), **changes)
+        config = replace(folder.config(), **changes)
         teacher = frozen_teacher(config, choose_device(config.device))
         recorded = record["identity"].get("teacher_weights")
         if teacher.weights != recorded:
@@ -125,10 +124,8 @@ class Detector:
             self.map_statistics = MapStatistics.of(level_maps(pairs, normal_images.size) for pairs in batches)
 
     def fit_color_scale(self, normal_images: ImageSet) -> None:
-        """Choose the color scale of overlays from the maps of some normal images, evenly spread over them."""
-        step = max(1, -(-len(normal_images) // SCALE_IMAGES))
-        some = ImageSet(normal_images.samples[::step], normal_images.size)
-        self.color_scale = color_scale(np.concatenate([maps for _, maps in self.score_batches(some)]))
+        """Choose the color scale of overlays from the maps of normal images."""
+        self.color_scale = color_scale(np.concatenate([maps for _, maps in self.score_batches(normal_images)]))
 
     @overload
     def predict(self, images: Source) -> Prediction: ...  # type: ignore[overload-overlap]

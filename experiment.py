@@ -23,7 +23,7 @@ from calibration import (
     without_trained,
 )
 from config import Config
-from dataset import BENCHMARKS, ImageSet, locate
+from dataset import BENCHMARKS, ImageSet, MeasuredImages, locate
 from detector import Detector, Evaluation, frozen_teacher
 from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
@@ -39,9 +39,9 @@ from run_files import CHECKPOINT, DataRecord, Progress, Run, SavedMaps
 from scoring.normalization import Normalizer, f1_metrics
 from scoring.predictions import Rule
 from scoring.thresholds import Threshold, choose_k
-from utils import file_sha256, prefetch_map, seed_everything
+from utils import file_sha256, seed_everything
 
-BRIGHTNESS_IMAGES = 64  # training images whose brightness is looked at
+SAMPLE = 64  # training images, at most, from which color scale and brightness are taken
 
 
 class Experiment:
@@ -234,16 +234,14 @@ class Experiment:
             "teacher_weights": self.teacher.weights,
             "precision": self.teacher.precision,
             **self.counts,
-            "training_images": training | {"brightness": self.brightness},
+            "training_images": training,
         }
 
     @property
-    def brightness(self) -> list[float]:
-        """[lowest, highest] mean of all pixels, 0..255, of some training images that are spread evenly over them."""
+    def sampled_images(self) -> MeasuredImages:
+        """At most SAMPLE training images, spread evenly over them."""
         images = self.train_images
-        some = range(0, len(images), max(1, len(images) // BRIGHTNESS_IMAGES))
-        means = [float(image.mean()) for image in prefetch_map(images.image, some, self.config.workers)]
-        return [round(min(means), 2), round(max(means), 2)]
+        return MeasuredImages(images.samples[:: -(-len(images) // SAMPLE)], images.size)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -316,7 +314,9 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     keep_maps = config.vis or config.save_maps or config.anomalib_scores or config.intervals
     evaluation = detector.evaluate(images, keep_maps or experiment.normals is not None)
     facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
-    detector.fit_color_scale(experiment.train_images)
+    sampled = experiment.sampled_images
+    detector.fit_color_scale(sampled)
+    facts["training_images"]["brightness"] = sampled.brightness_range
     progress.evaluated(progress.epoch, evaluation.report.values)
 
     fitted = evaluation.normalizers() if config.anomalib_scores else {}

@@ -113,8 +113,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
         intervals = evaluation.intervals(config.seed_key, level)
         print(f"\n{render_intervals(evaluation.report, evaluation.labels, intervals, level)}\n")
     if vis and evaluation.maps is not None and detector.color_scale is not None:
-        in_place = run.resolve() == config.run_folder.resolve()
-        folder = config.overlay_folder if in_place else run / "overlays"  # a copy keeps its overlays to itself
+        folder = Run(run).overlay_folder(config)
         writer = OverlayWriter(folder, images.samples, detector.color_scale, Rule.of(detector.threshold))
         writer.write(0, evaluation.maps, evaluation.scores)
         print(f"overlays in {folder}")

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dataset import ImageSet, Sample
+from dataset import MeasuredImages, Sample
 from readers.base import list_images
 from readers.headers import Header, read_header, unlike_training
 from utils import printable, walk_folders
@@ -20,7 +20,7 @@ Named = tuple[str, Path]  # a file, and its name as it is shown
 BRIGHTNESS_MARGIN = 25  # of 255: how far beyond that of all training images an image's mean may lie
 
 
-class ReadableImages(ImageSet):
+class ReadableImages(MeasuredImages):
     """Images of which some may be unreadable: they count as black, and `errors` says in one line what is wrong.
 
     `errors`, `headers` and `brightness` (mean of all pixels, 0..255) have the numbers of the images read so far.
@@ -30,7 +30,6 @@ class ReadableImages(ImageSet):
         super().__init__(samples, size)
         self.errors: dict[int, str] = {}
         self.headers: dict[int, Header] = {}
-        self.brightness: dict[int, float] = {}
 
     def image(self, index: int) -> np.ndarray:
         """(3, size, size) in 0..255."""
@@ -38,11 +37,10 @@ class ReadableImages(ImageSet):
         try:
             pixels = super().image(index)
             self.headers[index] = read_header(sample.image, sample.upright)
+            return pixels
         except (ValueError, OSError, MemoryError) as problem:
             self.errors[index] = printable(str(problem)) or f"{sample.image}: {type(problem).__name__}"
             return np.zeros((3, self.size, self.size), np.uint8)
-        self.brightness[index] = float(pixels.mean())
-        return pixels
 
     def warnings(self, training: Mapping[str, Any]) -> list[str]:
         """A line for each way in which some images are unlike all training images; `training` is in metrics.json."""

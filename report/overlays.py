@@ -1,4 +1,4 @@
-"""Overlays: an image, its anomaly map on a fixed color scale, what lies above the threshold, the mask, the verdict."""
+"""Overlays: the panels of an image and its map, a color bar, and a caption with the verdict; a file for each image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -14,123 +13,39 @@ import numpy as np
 
 from dataset import Sample, load_mask
 from readers.image_io import read_rgb
-from report.drawing import (
-    BOLD,
-    DARK,
-    REGULAR,
-    Color,
-    contours,
-    draw_cross,
-    draw_curves,
-    draw_text,
-    on_panel,
-    one_line,
-    shorten,
-    text_width,
-)
+from report.drawing import BOLD, DARK, REGULAR, Color, draw_cross, draw_text, one_line, shorten, text_width
+from report.panels import GAP, MASK, WHITE, ScoredImage, beside, colored, draw_panels, letterbox
 from scoring.predictions import Rule
 from utils import sweep_partials, write_atomically
 
 WIDTH = 288  # pixels of each panel
 HEIGHTS = (96, 432)  # the lowest and the highest panel: an image beyond lies between dark bars
-GAP = 4  # between the two panels
 BAR = 76  # pixels to the right of them: the color bar and its numbers
 CAPTION = 52
 LONGEST = 200  # bytes of a file name, before its number and .png
-COLORS = cv2.COLORMAP_INFERNO  # ordered by lightness, so that every eye sees the order
-PURPLE, YELLOW = 50, 220  # the part of it that is used: below it is black, above it almost white
-WHITE: Color = (255, 255, 255)
 PALE: Color = (190, 190, 190)
-MASK: Color = (40, 225, 255)  # no color of the map comes near it
 ALARM: Color = (255, 170, 60)
 CALM: Color = (84, 84, 84)
-
-
-@dataclass(frozen=True)
-class ScoredImage:
-    """What an overlay shows: image (H, W, 3) RGB uint8, map (S, S), score, mask (S, S) bool or None, name."""
-
-    image: np.ndarray
-    anomaly_map: np.ndarray
-    score: float
-    mask: np.ndarray | None = None
-    name: str = ""
-
-    @property
-    def has_defect(self) -> bool:
-        """Whether a mask shows where a defect is."""
-        return self.mask is not None and bool(self.mask.any())
-
-    @property
-    def highest(self) -> tuple[int, int]:
-        """(row, column) of the map's highest pixel, the first of several."""
-        row, column = np.unravel_index(self.anomaly_map.argmax(), self.anomaly_map.shape)
-        return int(row), int(column)
-
-    def hit_in_wrong_place(self, threshold: Rule | None) -> bool:
-        """Whether it is decided NG though the map's highest pixel lies outside the mask of its defect."""
-        if threshold is None or threshold.value is None or self.mask is None or not self.has_defect:
-            return False
-        return threshold.decide(self.score) and not self.mask[self.highest]
 
 
 def overlay(scored: ScoredImage, scale: tuple[float, float], threshold: Rule | None = None) -> np.ndarray:
     """The image, beside it the image under its map, a color bar, and a caption below.
 
-    Returns (h + CAPTION, 2 * WIDTH + GAP + BAR, 3) RGB uint8, h within HEIGHTS. `scale` are the two scores at which the
-    map is clear and fully colored. Both panels show the outline of the mask, and with a threshold the contour of what
-    lies above its pixel threshold; a cross marks the highest pixel where that is the wrong place.
+    Returns (h + CAPTION, 2 * WIDTH + GAP + BAR, 3) RGB uint8, h within HEIGHTS. `scale` and what the panels show are as
+    in `draw_panels`.
     """
-    image = fit(scored.image, (HEIGHTS[1], WIDTH))
-    panels = [image, heat_panel(image, scored.anomaly_map, scale)]
-    grid, size = scored.anomaly_map.shape, image.shape[:2]
-    pixel = None if threshold is None else threshold.pixel
-    above = [] if pixel is None else on_panel(contours(scored.anomaly_map, pixel), grid, size)
-    outline = mask_outline(scored.mask, size)
-    for panel in panels:
-        draw_curves(panel, [(above, WHITE), (outline, MASK)])
-        if scored.hit_in_wrong_place(threshold):
-            draw_cross(panel, on_panel([np.array(scored.highest)], grid, size)[0], WHITE)
-    left, right = (letterbox(panel, (max(size[0], HEIGHTS[0]), WIDTH)) for panel in panels)
-    gap = np.full((len(left), GAP, 3), DARK, np.uint8)
-    bar = color_bar(len(left), scale, pixel)
-    row = np.concatenate([left, gap, right, bar], axis=1)
-    return np.concatenate([row, caption(scored, threshold, bool(above), row.shape[1])])
+    panels = draw_panels(scored, scale, (HEIGHTS[1], WIDTH), threshold)
+    left, right = (letterbox(panel, (max(len(panel), HEIGHTS[0]), WIDTH)) for panel in panels)
+    bar = color_bar(len(left), scale, None if threshold is None else threshold.pixel)
+    row = np.concatenate([beside(left, right), bar], axis=1)
+    return np.concatenate([row, caption(scored, threshold, row.shape[1])])
 
 
-def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) -> (h, w, 3) of the same aspect, as large as fits into (height, width)."""
-    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
-    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-
-
-def mask_outline(mask: np.ndarray | None, size: tuple[int, int]) -> list[np.ndarray]:
-    """Mask (S, S) -> the curves along the edges of its pixels, on a panel of this (height, width)."""
-    return [] if mask is None else on_panel(contours(mask.astype(np.float32), 0.5), mask.shape, size)
-
-
-def letterbox(panel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, 3) in the middle of (height, width, 3), between dark bars where it is lower or narrower."""
-    height, width = panel.shape[:2]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    bottom, right = size[0] - height - top, size[1] - width - left
-    return cv2.copyMakeBorder(panel, top, bottom, left, right, cv2.BORDER_CONSTANT, value=DARK)
-
-
-def heat_panel(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """Image (h, w, 3) and map (S, S) -> the gray image under the map's colors, whose opacity grows with the score."""
-    low, high = scale
-    heat = np.clip((anomaly_map - low) / (high - low), 0, 1).astype(np.float32)
-    return colored(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.resize(heat, image.shape[1::-1]))
-
-
-def colored(gray: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Gray values (h, w) under the colors of heat (h, w) in 0..1 -> (h, w, 3)."""
-    colors = cv2.applyColorMap((PURPLE + (YELLOW - PURPLE) * heat).astype(np.uint8), COLORS)
-    opacity = np.minimum(heat * 2, np.float32(0.65))
-    blended = cv2.blendLinear(colors, cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR), opacity, 1 - opacity)
-    return cv2.cvtColor(blended, cv2.COLOR_BGR2RGB)
+def panels_of(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """An overlay -> its two panels; None if it has another width, as those of earlier versions."""
+    if drawn.shape[1] != 2 * WIDTH + GAP + BAR:
+        return None
+    return drawn[:-CAPTION, :WIDTH], drawn[:-CAPTION, WIDTH + GAP : 2 * WIDTH + GAP]
 
 
 def color_bar(height: int, scale: tuple[float, float], pixel: float | None) -> np.ndarray:
@@ -158,7 +73,7 @@ def _three_digits(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
-def caption(scored: ScoredImage, threshold: Rule | None, any_above: bool, width: int) -> np.ndarray:
+def caption(scored: ScoredImage, threshold: Rule | None, width: int) -> np.ndarray:
     """(CAPTION, width, 3): the verdict and its numbers, below them the name and what the lines mean."""
     banner = np.full((CAPTION, width, 3), DARK, np.uint8)
     x, y = 8, 20
@@ -175,7 +90,7 @@ def caption(scored: ScoredImage, threshold: Rule | None, any_above: bool, width:
         draw_cross(banner, (y - 5, x + 24), WHITE, arm=4)
         draw_text(banner, "wrong place", (x + 36, y), ALARM, (13, BOLD))
     legend = []
-    if threshold is not None and threshold.pixel is not None and any_above:
+    if threshold is not None and threshold.pixel is not None and scored.any_above(threshold):
         legend.append((f"above {_three_digits(threshold.pixel)}", WHITE))
     legend += [("mask", MASK)] * scored.has_defect
     left = _draw_legend(banner, legend, y + 22)

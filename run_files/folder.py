@@ -275,6 +275,15 @@ class Run:
             raise FileNotFoundError(f"no {name} in {self.folder}: give the folder of a run, .../<class>/seed<k>")
         return checks.read_config(path) if name == CONFIG else checks.read_metrics(path)
 
+    def config(self) -> Config:
+        """The settings that config.json records. Raises FileNotFoundError, ValueError."""
+        return Config(**Config.from_json(self.read(CONFIG)["config"]))
+
+    def overlay_folder(self, config: Config) -> Path:
+        """Where the overlays of the run, with these settings, lie. A copy of a run keeps its overlays to itself."""
+        in_place = self.folder.resolve() == config.run_folder.resolve()
+        return config.overlay_folder if in_place else self.folder / "overlays"
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save a state of tensors and plain values only, which `torch.load(weights_only=True)` can read."""
         import torch

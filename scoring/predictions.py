@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scoring.peaks import highest_pixel
 from scoring.thresholds import Threshold
 
 OK, NG = "OK", "NG"
@@ -45,7 +46,7 @@ class Rule:
 
     def judge(self, score: float, anomaly_map: np.ndarray) -> Prediction:
         """The prediction of one image from its score and map (S, S)."""
-        y, x = np.unravel_index(int(anomaly_map.argmax()), anomaly_map.shape)
+        y, x = highest_pixel(anomaly_map)
         score, pixel = float(score), self.pixel
         return Prediction(
             score=score,
@@ -53,8 +54,8 @@ class Rule:
             threshold=self.value,
             p_value=self.p_value(score),
             relative=score / self.value if self.value is not None and self.value > 0 else None,
-            x=int(x),
-            y=int(y),
+            x=x,
+            y=y,
             area=None if pixel is None else float((anomaly_map > pixel).mean()),
             anomaly_map=anomaly_map,
         )

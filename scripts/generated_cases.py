@@ -152,7 +152,7 @@ def config_case(folder: Path, rng: random.Random) -> str:
     content, done = damaged_text(config_record(), rng)
     (folder / CONFIG).write_bytes(content)
     with told(done):
-        config = Config(**Config.from_json(Run(folder).read(CONFIG)["config"]))
+        config = Run(folder).config()
         json.dumps([config.identity(), str(config.sweep_folder)])
         parse(["--config", str(folder / CONFIG)])
     return done

@@ -20,7 +20,8 @@ from commandline import Parser, exit_code
 from dataset import ImageSet, Sample
 from readers.image_io import read_rgb
 from report.drawing import REGULAR, draw_curves, draw_text, one_line, shorten, text_width
-from report.overlays import MASK, WIDTH, fit, heat_panel, letterbox, mask_outline
+from report.overlays import WIDTH
+from report.panels import MASK, fit, heat_panel, letterbox, mask_outline
 from report.results import find_files
 from run_files import METRICS, Run
 from utils import write_atomically

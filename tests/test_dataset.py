@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional
 
-from dataset import BENCHMARKS, ImageSet, Source, find_classes, load_image, locate, resize_mask
+from dataset import BENCHMARKS, ImageSet, MeasuredImages, Source, find_classes, load_image, locate, resize_mask
 from scripts.validate_data import PUBLISHED
 
 
@@ -127,3 +127,8 @@ def test_an_image_set_keeps_the_order_and_the_folders_labels(tmp_path: Path) -> 
     assert images.labels.tolist() == [True, False]
     assert [int(images.image(i).mean()) for i in range(2)] == [20, 10]
     assert images.mask(0) is None and images.mask(1) is not None
+    measured = MeasuredImages(images.samples, 4)
+    measured.image(0)
+    assert measured.brightness == {0: 20} and measured.brightness_range == [20, 20]
+    measured.image(1)
+    assert measured.brightness_range == [10, 20]

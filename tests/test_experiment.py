@@ -113,6 +113,19 @@ def test_without_patience_all_normal_images_are_trained_on(mvtec_tree: MakeTree)
     assert one.held_out_images is None and one.held_out_features is None
 
 
+def test_color_scale_and_brightness_come_from_one_reading_of_a_sample(
+    mvtec_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = split(mvtec_tree(), patience=0)
+    assert names(one.sampled_images) == names(one.train_images), "no more than SAMPLE"
+    monkeypatch.setattr("experiment.SAMPLE", 3)
+    sampled = one.sampled_images
+    assert names(sampled) == names(one.train_images)[::3]
+    one.detector().fit_color_scale(sampled)
+    means = [one.train_images.image(number).mean() for number in (0, 3, 6)]
+    assert sampled.brightness_range == [round(min(means), 2), round(max(means), 2)]
+
+
 # --- seeds ---
 
 

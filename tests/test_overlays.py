@@ -16,21 +16,15 @@ from report.overlays import (
     ALARM,
     BAR,
     CAPTION,
-    COLORS,
-    GAP,
     HEIGHTS,
-    MASK,
-    PURPLE,
-    WHITE,
     WIDTH,
-    YELLOW,
     OverlayWriter,
-    ScoredImage,
     caption,
     color_bar,
     overlay,
     overlay_names,
 )
+from report.panels import COLORS, GAP, MASK, PURPLE, WHITE, YELLOW, ScoredImage
 from scoring.predictions import Rule
 from scoring.thresholds import Threshold
 
@@ -222,7 +216,7 @@ def drawn_caption(
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
     anomaly_map = np.zeros(SIZE) if anomaly_map is None else anomaly_map
-    return caption(ScoredImage(random_image(), anomaly_map, score, mask, "x"), threshold, True, 600)
+    return caption(ScoredImage(random_image(), anomaly_map, score, mask, "x"), threshold, 600)
 
 
 def test_the_caption_has_the_verdict_only_with_a_threshold() -> None:
@@ -311,7 +305,7 @@ def test_long_names_are_cut_in_the_middle_by_an_ellipsis() -> None:
 
 def test_umlauts_have_letters_of_their_own() -> None:
     def drawn(letter: str) -> bytes:
-        return caption(ScoredImage(random_image(), np.zeros(SIZE), 0.0, name=letter), None, False, 600).tobytes()
+        return caption(ScoredImage(random_image(), np.zeros(SIZE), 0.0, name=letter), None, 600).tobytes()
 
     letters = "äöüÄÖÜßaouAOU?"
     assert len({drawn(letter) for letter in letters}) == len(letters)

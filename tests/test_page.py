@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,13 +21,18 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from commandline import exit_code
+from config import Config
+from readers import image_io
+from report.overlays import WIDTH, overlay, panels_of
 from report.page import gallery, render
 from report.page.charts import Axis, histogram, loss_chart
 from report.page.runs import read_run
+from report.panels import ScoredImage, draw_panels, fit
 from report.results import METRIC_TITLES, collect_runs
 from run_files import Run, SavedMaps
 from run_files.csv_files import read_csv, to_csv
 from scoring.metrics import pixel_metrics
+from scoring.predictions import Rule
 from scripts import report as command
 from utils import file_sha256
 
@@ -78,7 +84,7 @@ class Toy:
         if self.maps and rows:
             SavedMaps(maps, masks if self.masks else None, labels, (0.2, 3.0), SHA).write(folder)
         if self.threshold:
-            held_out = sorted((scores[~labels] * 0.97).tolist()) if rows else [1.0]
+            held_out = sorted((scores[~labels] * 0.97).tolist()) or [1.0]
             data = {"images": len(held_out), "sha256": "0" * 64}
             record: dict[str, Any] = {"value": held_out[-1], "pixel": held_out[-1], "scores": held_out, "k": 1}
             record |= {"pixel_rule": "max", "source": "holdout", "false_alarm": None, "data": data}
@@ -162,6 +168,31 @@ def test_hits_for_the_wrong_reason_have_their_highest_pixel_outside_the_mask(tmp
     assert 10 in gallery.choose(view)["Anomalous images whose highest pixel lies outside the mask"]
 
 
+def test_a_thumbnail_is_the_panels_of_the_overlay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same heat, contour, mask and cross, at the size of a thumbnail."""
+    run = Toy().write(tmp_path)
+    saved = SavedMaps.read(run, 14)
+    saved.maps[13, 0, 0] = 50  # a hit for the wrong reason
+    saved.write(run)
+    view = read_run(run, json.loads((run / "metrics.json").read_text()))
+    drawn: list[np.ndarray] = []
+
+    def note(image: np.ndarray) -> gallery.Thumbnail:
+        drawn.append(image)
+        return gallery.Thumbnail(b"", 0, 0)
+
+    monkeypatch.setattr(gallery, "encode", note)
+    names = [image.name for group in gallery.gallery(view) for image in group.images]
+    assert view.decisions is not None and saved.masks is not None and len(names) == len(drawn)
+    for name, found in zip(names, drawn, strict=True):
+        (number,) = (i for i, prediction in enumerate(view.predictions) if prediction.path.name == name)
+        image, score = np.asarray(Image.open(view.predictions[number].path)), view.predictions[number].score
+        scored = ScoredImage(image, saved.maps[number], score, saved.masks[number])
+        rule = Rule.of(view.decisions.threshold)
+        panels = draw_panels(scored, saved.color_scale, (gallery.SIDE, gallery.WIDEST), rule)
+        assert np.array_equal(found, gallery.arranged(*panels)), name
+
+
 def test_defects_are_scored_against_all_normal_images(tmp_path: Path) -> None:
     run = Toy().write(tmp_path)
     view = read_run(run, json.loads((run / "metrics.json").read_text()))
@@ -220,6 +251,12 @@ def test_a_run_that_lacks_something_has_a_page(toy: Toy, said: str, unsaid: str,
     assert "Training loss" in page.text
 
 
+def test_without_normal_test_images_there_is_no_share_of_false_alarms(tmp_path: Path) -> None:
+    page = write(tmp_path, Toy(defects=("hole",) * 4))
+    assert re.search(r"n/a [0-4] of 4 ", page.text) and "0 of 0" not in page.text
+    assert "anomalous test images, downward" in page.text and "upward" not in page.text
+
+
 def test_maps_of_another_checkpoint_and_damaged_ones_are_said(tmp_path: Path) -> None:
     run = Toy().write(tmp_path)
     whole = (run / "maps.npz").read_bytes()
@@ -267,7 +304,55 @@ def test_overlays_are_shown_where_there_are_no_maps(tmp_path: Path) -> None:
     (run / "overlays").mkdir()
     Image.new("RGB", (600, 282), "red").save(run / "overlays/hole_1_013.png")
     (shown,) = (image for image in write(tmp_path).all("img") if str(image["alt"]).endswith("its overlay"))
-    assert str(shown["alt"]).startswith("hole, 1_013.png, score ") and shown["width"] == "374"
+    assert str(shown["alt"]).startswith("hole, 1_013.png, score ") and shown["width"] == "352"
+
+
+def test_of_an_overlay_its_panels_are_shown(tmp_path: Path) -> None:
+    scored = ScoredImage(np.full((64, 64, 3), 90, np.uint8), np.zeros((32, 32)), 0.5, name="x")
+    panels = panels_of(overlay(scored, (0.2, 3.0)))
+    assert panels is not None and np.array_equal(panels, draw_panels(scored, (0.2, 3.0), (10_000, WIDTH)))
+    assert panels_of(np.zeros((300, 600, 3), np.uint8)) is None
+
+
+def test_wide_panels_lie_one_below_the_other() -> None:
+    high, wide = np.zeros((176, 200, 3), np.uint8), np.zeros((144, 352, 3), np.uint8)
+    assert gallery.arranged(high, high).shape == (176, 404, 3) and gallery.arranged(wide, wide).shape == (292, 352, 3)
+    light = np.full_like(wide, 255)
+    assert (gallery.arranged(light, wide)[:144] == 255).all() and gallery.arranged(wide) is wide
+
+
+def configure(run: Path, **settings: Any) -> Path:
+    """A toy run with these settings, in the folder that they give; returns it."""
+    config = Config(classes=("bottle",), seeds=(1,), **settings)
+    config.run_folder.parent.mkdir(parents=True)
+    moved = run.rename(config.run_folder)
+    environment = {"revision": "abc", "versions": {"torch": "2"}, "hardware": "a CPU"}
+    record = {"config": config.to_json(), "identity": config.identity(), **environment}
+    (moved / "config.json").write_text(json.dumps(record))
+    return moved
+
+
+def test_overlays_that_lie_elsewhere_are_found(tmp_path: Path) -> None:
+    run = configure(Toy(maps=False).write(tmp_path), save_path=tmp_path / "runs", img_path=tmp_path / "drawn")
+    overlays = Run(run).config().overlay_folder
+    assert overlays == tmp_path / "drawn/mvtec/sk_rd4ad/bottle/seed1"
+    overlays.mkdir(parents=True)
+    Image.new("RGB", (600, 282), "red").save(overlays / "hole_1_013.png")
+    assert sum(str(image["alt"]).endswith("its overlay") for image in write(tmp_path).all("img")) == 1
+    copy = Path(shutil.copytree(run, tmp_path / "copy/seed1"))
+    shutil.rmtree(tmp_path / "runs")
+    view = read_run(copy, json.loads((copy / "metrics.json").read_text()))
+    assert view.overlays == copy / "overlays", "a copy keeps its overlays to itself"
+
+
+def test_images_are_shown_up_to_the_runs_own_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_io, "_pixel_limit", 1)
+    small = configure(Toy().write(tmp_path), save_path=tmp_path / "small", max_pixels=SIDE**2 - 1)
+    large = configure(Toy().write(tmp_path), save_path=tmp_path / "large", max_pixels=SIDE**2)
+    for run, shown in ((small, False), (large, True), (Toy(name="no config").write(tmp_path), True)):
+        view = read_run(run, json.loads((run / "metrics.json").read_text()))
+        images = [image for group in gallery.gallery(view) for image in group.images]
+        assert images and all((image.thumbnail is not None) == shown for image in images), run
 
 
 # --- what comes from data stays text ---
@@ -364,8 +449,9 @@ def test_a_thumbnail_weighs_at_most_fifteen_kilobytes() -> None:
 
 
 def test_an_image_that_is_far_wider_than_high_fits(tmp_path: Path) -> None:
-    assert gallery._fitted(np.zeros((10, 4000, 3), np.uint8), gallery.WIDEST).shape == (1, 352, 3)
-    assert gallery._fitted(np.zeros((4000, 10, 3), np.uint8), gallery.WIDEST).shape == (176, 1, 3)
+    size = gallery.SIDE, gallery.WIDEST
+    assert fit(np.zeros((10, 4000, 3), np.uint8), size).shape == (1, 352, 3)
+    assert fit(np.zeros((4000, 10, 3), np.uint8), size).shape == (176, 1, 3)
 
 
 # --- charts ---

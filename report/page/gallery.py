@@ -12,16 +12,18 @@ import numpy as np
 from PIL import Image
 
 from dataset import Sample
-from readers.image_io import read_rgb
-from report.overlays import overlay_names
+from readers.image_io import limit_pixels, read_rgb
+from report.overlays import overlay_names, panels_of
 from report.page.runs import RunView
+from report.panels import ScoredImage, below, beside, draw_panels, fit
+from scoring.predictions import Rule
 
 MOST = 6  # images of a group
 SIDE = 176  # pixels: the height of a thumbnail's panels
 WIDEST = 2 * SIDE  # of a panel
+WIDE = 1.5  # width by height of a panel, from which the second one lies below it
 MOST_BYTES = 15_000  # of a thumbnail
 QUALITIES = (78, 60, 40, 20)
-OUTLINE, SHADE = (255, 255, 255), (32, 32, 32)
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,13 @@ def _typical(view: RunView, hits: Sequence[int]) -> list[int]:
 
 def gallery(view: RunView) -> list[Group]:
     """The groups of a run that have images, each with at most MOST of them as thumbnails."""
+    limit_pixels(view.max_pixels)
     drawn = overlay_names([Sample(p.path, p.anomalous, p.defect) for p in view.predictions])
     groups = []
     for title, numbers in choose(view).items():
         if not numbers:
             continue
-        images = [_shown(view, i, view.folder / "overlays" / f"{drawn[i]}.png") for i in numbers[:MOST]]
+        images = [_shown(view, i, view.overlays / f"{drawn[i]}.png") for i in numbers[:MOST]]
         anomalous = view.predictions[numbers[0]].anomalous
         kind = f"{int((view.labels == anomalous).sum())} {'anomalous' if anomalous else 'normal'} images"
         if "images with" in title:  # all of the kind, by score: how many there are says nothing
@@ -106,6 +109,16 @@ def gallery(view: RunView) -> list[Group]:
     return groups
 
 
+def legend(view: RunView) -> str:
+    """What the thumbnails show, in a sentence; empty where they are images alone."""
+    if view.maps is None and not view.overlays.is_dir():
+        return ""
+    lines = ["light blue surrounds the mask"] if view.maps is None or view.maps.masks is not None else []
+    lines += ["white what lies above the pixel threshold"] if view.decisions else []
+    text = "Each image with its anomaly map"
+    return f"{text}; {', '.join(lines)}." if lines else f"{text}."
+
+
 def _shown(view: RunView, number: int, drawn: Path) -> Shown:
     """One image with its map and mask, else the overlay that --vis has left, else the image alone."""
     prediction = view.predictions[number]
@@ -114,16 +127,20 @@ def _shown(view: RunView, number: int, drawn: Path) -> Shown:
     thumbnail, problem = None, ""
     try:
         if view.maps is None and drawn.is_file():
-            thumbnail, what = encode(_fitted(np.asarray(read_rgb(drawn)), 2 * WIDEST)), "its overlay"
+            whole = np.asarray(read_rgb(drawn))
+            panels = panels_of(whole)
+            parts = [fit(panel, (SIDE, WIDEST)) for panel in panels or [whole]]
+            thumbnail, what = encode(arranged(*parts)), "its overlay"
         else:
             image = np.asarray(read_rgb(prediction.path, upright=view.benchmark == "folder"))
-            panels = [_fitted(image, WIDEST)]
-            if view.maps is not None:
+            if view.maps is None:
+                thumbnail = encode(fit(image, (SIDE, WIDEST)))
+            else:
                 outlined = " with the mask's outline" if mask is not None else ""
-                what = f"the image, and beside it its anomaly map{outlined}"
-                panels.append(_heat(panels[0], view.maps.maps[number], view.maps.color_scale))
-                panels = [_outlined(panel, mask) for panel in panels]
-            thumbnail = encode(np.concatenate(panels, axis=1))
+                what = f"the image and its anomaly map{outlined}"
+                scored = ScoredImage(image, view.maps.maps[number], prediction.score, mask)
+                rule = Rule.of(view.decisions.threshold) if view.decisions else None
+                thumbnail = encode(arranged(*draw_panels(scored, view.maps.color_scale, (SIDE, WIDEST), rule)))
     except FileNotFoundError:
         problem = "the image's file is gone"
     except (OSError, ValueError):
@@ -133,33 +150,11 @@ def _shown(view: RunView, number: int, drawn: Path) -> Shown:
     return Shown(prediction.path.name, kind, prediction.score, alt, thumbnail, problem)
 
 
-def _fitted(image: np.ndarray, widest: int) -> np.ndarray:
-    """(H, W, 3) of height SIDE, less where it would be wider than `widest`."""
-    height, width = image.shape[:2]
-    scale = min(SIDE / height, widest / width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-
-
-def _heat(image: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    """The image in gray under its map, whose opacity grows with the score, as in the run's overlays."""
-    low, high = scale
-    heat = cv2.resize(np.clip((anomaly_map - low) / (high - low), 0, 1), image.shape[1::-1])
-    colors = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
-    opacity = np.clip(heat * 2, 0, 0.65)[..., None]
-    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return np.rint((1 - opacity) * gray + opacity * colors).astype(np.uint8)
-
-
-def _outlined(panel: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """A copy of the panel with the outline of the mask (S, S)."""
-    panel = panel.copy()
-    if mask is not None and mask.any():
-        own = cv2.resize(mask.astype(np.uint8), panel.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        outline, _ = cv2.findContours(own, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(panel, outline, -1, SHADE, 2, cv2.LINE_AA)
-        cv2.drawContours(panel, outline, -1, OUTLINE, 1, cv2.LINE_AA)
-    return panel
+def arranged(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+    """One panel (h, w, 3), or two: side by side, or one below the other where they are wide."""
+    if second is None:
+        return first
+    return (below if first.shape[1] > WIDE * first.shape[0] else beside)(first, second)
 
 
 def encode(image: np.ndarray) -> Thumbnail:

@@ -22,7 +22,7 @@ import numpy as np
 from markupsafe import Markup
 
 from report.page.charts import Chart, Histogram, histogram, joined, loss_chart, unit_chart
-from report.page.gallery import Group, Thumbnail, gallery
+from report.page.gallery import Group, Thumbnail, gallery, legend
 from report.page.runs import DEFECT_METRICS, RunView, read_run
 from report.page.tables import BenchmarkTable, DefectRow, benchmark_tables, defect_rows, protocol_notes
 from report.rendering import benchmark_title, count, duration, percent
@@ -50,11 +50,12 @@ UNIT_CHARTS = {
 
 @dataclass(frozen=True)
 class RunBlock:
-    """A run's decisions and images; `facts` are what metrics.json and config.json say of it."""
+    """A run's decisions and images, what is drawn on them, and the `facts` of its metrics.json and config.json."""
 
     view: RunView
     histogram: Histogram | None
     groups: Sequence[Group]
+    legend: str
     facts: Mapping[str, Mapping[str, Any]]
 
 
@@ -100,7 +101,8 @@ def _block(folder: Path, result: Result) -> RunBlock:
         threshold = view.decisions.threshold if view.decisions else None
         value, rug = (threshold.value, threshold.scores) if threshold else (None, ())
         drawn = histogram(view.scores[~view.labels], view.scores[view.labels], value, rug)
-    return RunBlock(replace(view, maps=None, outside=None), drawn, gallery(view), _facts(folder, result))
+    bare = replace(view, maps=None, outside=None)
+    return RunBlock(bare, drawn, gallery(view), legend(view), _facts(folder, result))
 
 
 def _facts(folder: Path, result: Result) -> dict[str, dict[str, Any]]:

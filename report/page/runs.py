@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from config import Config
+from readers.image_io import MAX_PIXELS
 from report.results import Result, run_name
-from run_files import MAPS, PREDICTIONS, TRAIN, Run, SavedMaps
+from run_files import CONFIG, MAPS, PREDICTIONS, TRAIN, Run, SavedMaps
 from run_files.csv_files import read_csv
 from scoring.curves import Points, image_curves, pixel_curves, thinned
 from scoring.metrics import count_pixels, image_metrics, pixel_metrics
+from scoring.peaks import peak_outside
 from scoring.thresholds import Threshold
 from utils import file_sha256, printable
 
@@ -57,9 +60,10 @@ class Defect:
 class RunView:
     """A run as the page shows it; `maps` are held only until its thumbnails are drawn.
 
+    config   its settings; None without config.json
     curves   `thinned` points by name
     history  the columns of train.csv by name: losses by epoch
-    outside  (N,) whether the map's highest pixel lies outside the mask; None without maps and masks
+    outside  (N,) whether the map's highest pixel lies outside the mask (`peak_outside`); None without maps and masks
     notes    what is missing or does not fit, a line each
     """
 
@@ -73,6 +77,7 @@ class RunView:
     maps: SavedMaps | None = None
     outside: np.ndarray | None = None
     notes: Sequence[str] = ()
+    config: Config | None = None
 
     @property
     def name(self) -> str:
@@ -91,6 +96,16 @@ class RunView:
     def seed(self) -> int:
         return self.result["seed"]
 
+    @property
+    def overlays(self) -> Path:
+        """The folder of the run's overlays, which may not exist."""
+        return self.folder / "overlays" if self.config is None else Run(self.folder).overlay_folder(self.config)
+
+    @property
+    def max_pixels(self) -> int:
+        """--max_pixels of the run: larger images are not decoded."""
+        return MAX_PIXELS if self.config is None else self.config.max_pixels
+
     def belongs_to(self, benchmark: str, class_name: str) -> bool:
         return (self.benchmark, self.class_name) == (benchmark, class_name)
 
@@ -106,11 +121,14 @@ class RunView:
 
 
 def read_run(folder: Path, result: Result) -> RunView:
-    """What the page says of a finished run. Raises ValueError for a damaged predictions.csv or train.csv."""
+    """What the page says of a finished run. Raises ValueError naming a damaged file of it."""
+    run = Run(folder)
+    config = run.config() if (folder / CONFIG).is_file() else None
     predictions, notes = _read_predictions(folder, result)
     history = _read_history(folder / TRAIN)
     if not predictions:
-        return RunView(folder, result, (), history=history, notes=[*notes, "no test images: no curves, no decisions"])
+        notes.append("no test images: no curves, no decisions")
+        return RunView(folder, result, (), history=history, notes=notes, config=config)
     maps, problem = _read_maps(folder, result, predictions)
     notes += [problem] if problem else []
     labels = np.array([prediction.anomalous for prediction in predictions], bool)
@@ -119,7 +137,7 @@ def read_run(folder: Path, result: Result) -> RunView:
     if maps is not None and maps.masks is not None:
         counts = count_pixels(maps.maps, maps.masks)
         curves |= {} if isinstance(counts, str) else pixel_curves(counts)
-        outside = _peaks_outside(maps.maps, maps.masks)
+        outside = np.array([peak_outside(*pair) for pair in zip(maps.maps, maps.masks, strict=True)], bool)
     elif maps is not None:
         notes.append("no pixel curves: the run has no masks")
     auroc = image_metrics(labels, scores).values["image_auroc"]
@@ -128,11 +146,11 @@ def read_run(folder: Path, result: Result) -> RunView:
             f"scores of normal and anomalous images hardly differ (image AUROC {100 * auroc:.2f}): decisions by any "
             "threshold are little better than chance"
         )
-    threshold = Run(folder).threshold()
+    threshold = run.threshold()
     decisions = _decide(threshold, labels, scores) if threshold is not None else None
     defects = _defects(predictions, labels, scores, maps, threshold)
     curves = {name: thinned(points) for name, points in curves.items()}
-    return RunView(folder, result, predictions, decisions, curves, defects, history, maps, outside, notes)
+    return RunView(folder, result, predictions, decisions, curves, defects, history, maps, outside, notes, config)
 
 
 def _read_predictions(folder: Path, result: Result) -> tuple[list[Prediction], list[str]]:
@@ -184,13 +202,6 @@ def _read_maps(folder: Path, result: Result, predictions: Sequence[Prediction]) 
             f"pixel curves: {MAPS} belongs to another checkpoint; python test.py RUN --save_maps writes it anew",
         )
     return maps, None
-
-
-def _peaks_outside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """(N, H, W) twice -> (N,), True where the highest pixel lies outside a mask that is not empty."""
-    flat, inside = maps.reshape(len(maps), -1), masks.reshape(len(masks), -1)
-    peaks = flat.argmax(axis=1)
-    return inside.any(axis=1) & ~inside[np.arange(len(flat)), peaks]
 
 
 def _decide(threshold: Threshold, labels: np.ndarray, scores: np.ndarray) -> Decisions:
