@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from methods.losses import LOSSES
 from methods.pairs import PAIRS
 from methods.recipe import Recipe
 from methods.synthetic_anomalies import CORRUPTIONS
 from model.attention import SCConv, SimAM
-from model.blocks import BLOCKS
+from model.blocks import BLOCKS, BasicBlock
 from model.bottleneck import FUSIONS, OCBE
 from model.distiller import Distiller
 from model.masking import FeatureMasking
