@@ -344,9 +344,8 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     experiment.check_unchanged()
     threshold = set_threshold(experiment, detector, folder, evaluation)
     if config.vis and evaluation.maps is not None and detector.color_scale is not None:
-        rule = Rule.of(threshold)
-        folder.check()
-        writer = OverlayWriter(config.overlay_folder, images.samples, detector.color_scale, rule)
+        rule, place = Rule.of(threshold), config.overlay_folder
+        writer = OverlayWriter(place, images.samples, detector.color_scale, rule, folder.check)
         writer.write(0, evaluation.maps, evaluation.scores)
         print(f"{config.title}: overlays in {config.overlay_folder}")
     folder.finish(config, evaluation.report, progress, facts)

@@ -13,8 +13,6 @@ from typing import Any
 
 from benchmarks.pages import table_command
 from commandline import Parser, exit_code
-from export import FORMATS
-from export.folder import MADE_BY
 from utils import format_table, read_json
 
 PYTORCH = ("PyTorch eager", "PyTorch compiled")
@@ -30,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read(path: Path) -> dict[str, Any]:
     """A model.json with times. Raises FileNotFoundError or ValueError, naming the file."""
+    from export.folder import MADE_BY  # with torch, whose import takes seconds
+
     facts = read_json(path)
     if not isinstance(facts, dict) or facts.get("made_by") != MADE_BY or "milliseconds" not in facts:
         raise ValueError(f"{path}: not the model.json of {MADE_BY} with --timing 1")
@@ -38,6 +38,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def render(records: Sequence[dict[str, Any]]) -> str:
     """The table, and the machine and versions below it. Raises ValueError for records of several machines."""
+    from export import FORMATS
+
     hardware = {record["hardware"] for record in records}
     if len(hardware) > 1:
         raise ValueError(f"times of several machines cannot be compared: {'; '.join(sorted(hardware))}")

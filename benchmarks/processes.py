@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.timing import Call, count_gflop, time_call
 from utils import keep_freed_memory, set_determinism
+
+if TYPE_CHECKING:  # slow to import: flags do without it
+    import torch
 
 Make = Callable[[], Call]
 
@@ -49,6 +50,8 @@ class Subprocess(InProcess):
     """
 
     def __init__(self, make: Make, device: torch.device, keeps_memory: bool) -> None:
+        import torch
+
         context = multiprocessing.get_context("spawn")
         arguments = (make, device, keeps_memory, torch.get_num_threads())
         self.process = ProcessPoolExecutor(1, context, initializer=_initialize, initargs=arguments)
@@ -70,6 +73,8 @@ _state: dict[str, Any] = {}  # of the subprocess: its arguments, then also its i
 
 
 def _initialize(make: Make, device: torch.device, keeps_memory: bool, threads: int) -> None:
+    import torch
+
     torch.set_num_threads(threads)
     set_determinism(False)
     if keeps_memory:
@@ -93,6 +98,8 @@ def _seconds() -> float:
 
 def _peak_gib() -> float:
     if _state["device"].type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(_state["device"]) / 2**30
     if (status := Path("/proc/self/status")).is_file():  # getrusage would count what the parent had when it forked
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

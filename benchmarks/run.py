@@ -18,15 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks import plain
 from benchmarks.data import CLASS_NAME, write_images
-from benchmarks.implementations import Settings
 from benchmarks.sections import DEFAULT, SECTIONS, Row
 from benchmarks.timing import measure_peaks
 from commandline import Parser, exit_code
-from model.precision import resolve_precision
+from model import TEACHERS, is_resnet
 from utils import (
     choose_device,
     code_revision,
@@ -74,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.check and any(getattr(given, name) != value for name, value in SIZES.items()):
         flags = " ".join(f"--{name} {value}" for name, value in SIZES.items())
         raise ValueError(f"--check: its floors were set for {flags}")
+    import torch  # all that needs it takes seconds to import
+
+    from benchmarks import plain
+    from benchmarks.implementations import Settings
+    from model.precision import resolve_precision
+
     device = choose_device(given.device)
     set_determinism(False)
     if given.one_process:
@@ -118,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """The flags; the defaults are the sizes that the floors were set for."""
     made = Parser(prog="benchmarks.run", description=(__doc__ or "").partition("\n\n")[2])
-    made.add_argument("--net", choices=tuple(plain.TEACHERS), default=SIZES["net"], help="teacher")
+    made.add_argument("--net", choices=tuple(filter(is_resnet, TEACHERS)), default=SIZES["net"], help="teacher")
     for name, text in (
         ("image_size", "the images are resized to this size, a quarter of their own"),
         ("batch_size", "images per step"),

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks import implementations
-from benchmarks.implementations import Settings
 from benchmarks.processes import InProcess, Make, Subprocess
 from benchmarks.timing import Quartiles, alternate
+
+if TYPE_CHECKING:  # with torch: a section imports it when it runs, so that flags need none of it
+    from benchmarks.implementations import Settings
 
 Changes = dict[str, Any]  # of a Config
 
@@ -126,6 +127,8 @@ def max_relative_error(found: Any, expected: Any) -> float | None:
 
 def training(section: str, settings: Settings, count: int) -> list[Row]:
     """A pass over `count` images; this project's teacher features are cached already."""
+    from benchmarks import implementations
+
     compared = {
         "plain": Implementation(partial(implementations.plain_training, settings, count), keeps_memory=False),
     }
@@ -141,6 +144,8 @@ def step(settings: Settings) -> list[Row]:
 
 def tricks(settings: Settings) -> list[Row]:
     """One training step in fp32 against the same without each of the tricks of --fast, and without all of them."""
+    from benchmarks import implementations
+
     training_step = partial(implementations.our_training, settings, count=settings.batch_size)
     complete = Implementation(partial(training_step, {}))
     without = {
@@ -164,6 +169,8 @@ def tricks(settings: Settings) -> list[Row]:
 
 def epoch(settings: Settings) -> list[Row]:
     """One pass over all training images, from the second epoch on; and filling the cache, which happens once."""
+    from benchmarks import implementations
+
     rows = training("epoch", settings, settings.images)
     for name, (precision, changes) in configurations(settings).items():
         filling = Implementation(partial(implementations.our_cache_filling, settings, changes), precision)
@@ -173,6 +180,8 @@ def epoch(settings: Settings) -> list[Row]:
 
 def evaluation(settings: Settings) -> list[Row]:
     """Scoring the test set, from files to metrics; then the same with network outputs computed beforehand."""
+    from benchmarks import implementations
+
     compared = {"plain": Implementation(partial(implementations.plain_evaluation, settings), keeps_memory=False)}
     for name, (precision, changes) in configurations(settings).items():
         compared[name] = Implementation(partial(implementations.our_evaluation, settings, changes), precision)
@@ -189,6 +198,8 @@ def evaluation(settings: Settings) -> list[Row]:
 
 def metrics(settings: Settings) -> list[Row]:
     """Metrics of given anomaly maps: five per image of the settings, at twice the image size. Ours are all seven."""
+    from benchmarks import implementations
+
     sizes = (5 * settings.images, 2 * settings.image_size)
     ours = Implementation(partial(implementations.our_metrics, *sizes), counts_as="")
     # the published function takes minutes
@@ -205,6 +216,8 @@ def metrics(settings: Settings) -> list[Row]:
 
 def inference(settings: Settings) -> list[Row]:
     """Decoded images to their anomaly maps: one image, then a batch, which the published loop scores one by one."""
+    from benchmarks import implementations
+
     rows: list[Row] = []
     for count in (1, settings.batch_size):
         suffix = f", {count} images" if count > 1 else ""
@@ -227,6 +240,8 @@ def anomalib(settings: Settings) -> list[Row]:
     A training step on decoded images, with the teacher's features cached and without; then inference, for one image
     and for a batch. Random weights differ, so the results are not compared.
     """
+    from benchmarks import implementations
+
     if find_spec("anomalib") is None:
         print("anomalib is not installed, so its section is left out: pip install 'anomalib==2.7.*'")
         return []
@@ -251,6 +266,8 @@ def anomalib(settings: Settings) -> list[Row]:
 
 def growth(settings: Settings) -> list[Row]:
     """This project's runs (caching, an epoch, scoring) with fewer and more images, larger ones, and more classes."""
+    from benchmarks import implementations
+
     half, quarter = (replace(settings, images=settings.images // divisor) for divisor in (2, 4))
     larger = implementations.enlarged(quarter, 2)
     runs = {
@@ -269,6 +286,8 @@ def growth(settings: Settings) -> list[Row]:
 
 def memory(settings: Settings) -> list[Row]:
     """Scoring the test images at their full size."""
+    from benchmarks import implementations
+
     full = implementations.enlarged(settings, 4)
     scoring = Implementation(partial(implementations.our_evaluation, full, {}), warm=False, counts_as="")
     return compare("memory", {f"scoring {settings.images} images of {full.image_size} pixels": scoring}, full, 1)

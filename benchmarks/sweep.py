@@ -15,16 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import main as training
-from benchmarks import plain, sections
+from benchmarks import sections
 from benchmarks.data import write_images
-from benchmarks.implementations import Settings
 from benchmarks.run import table
 from benchmarks.timing import measure_peaks
 from commandline import Parser, exit_code
-from model.precision import resolve_precision
+from model import TEACHERS, is_resnet
 from utils import choose_device, code_revision, environment_info, set_determinism, write_atomically
 
 # The numbers of images: train/good, test/good, anomalous test images.
@@ -52,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     if not 0 < given.scale <= 1:
         raise ValueError(f"--scale {given.scale:g}: must be above 0 and at most 1")
+    import torch  # all that needs it takes seconds to import
+
+    from benchmarks import plain
+    from benchmarks.implementations import Settings
+    from model.precision import resolve_precision
+
     device = choose_device(given.device)
 
     def scaled(count: int) -> int:
@@ -107,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """The flags; their defaults are those of the published training."""
     made = Parser(prog="benchmarks.sweep", description=(__doc__ or "").partition("\n\n")[2])
-    made.add_argument("--net", choices=tuple(plain.TEACHERS), default="wide_res50", help="teacher")
+    made.add_argument("--net", choices=tuple(filter(is_resnet, TEACHERS)), default="wide_res50", help="teacher")
     for name, default in (("image_size", 256), ("batch_size", 16), ("epochs", 200)):
         made.add_argument(f"--{name}", type=int, metavar="N", default=default, help=f"({default})")
     made.add_argument(

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:  # slow to import: flags do without it
+    import torch
 
 Call = Callable[[], object]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def time_call(call: Call, device: torch.device) -> float:
 
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has finished its work."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -59,6 +61,8 @@ def alternate(timed: Mapping[str, Callable[[], float]], repeats: int) -> dict[st
 
 def count_gflop(call: Call) -> tuple[float, Any]:
     """(1e9 floating-point operations of a call, its result): matrix products and convolutions, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         result = call()
     return counter.get_total_flops() / 1e9, result
@@ -70,7 +74,10 @@ def measure_peaks(precision: str, device: torch.device, image_size: int, rounds:
     Their sizes grow with the images, as the networks' own do: 2048 and 64x64 at 256 pixels. A GPU multiplies
     matrices of four times that size.
     """
-    draw = partial(torch.randn, device=device, dtype=DTYPES[precision])
+    import torch
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    draw = partial(torch.randn, device=device, dtype=dtypes[precision])
     size = 8 * image_size * (4 if device.type == "cuda" else 1)
     left, right = draw(size, size), draw(size, size)
     images = draw(8, 256, image_size // 4, image_size // 4).contiguous(memory_format=torch.channels_last)

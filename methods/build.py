@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from methods.losses import LOSSES
 from methods.pairs import PAIRS
 from methods.recipe import Recipe
 from methods.synthetic_anomalies import CORRUPTIONS
 from model.attention import SCConv, SimAM
-from model.blocks import BLOCKS
+from model.blocks import BLOCKS, BasicBlock, Bottleneck
 from model.bottleneck import FUSIONS, OCBE
 from model.distiller import Distiller
 from model.masking import FeatureMasking
@@ -27,15 +26,16 @@ def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
     """
     check_parts(recipe)
     channels, resnet = teacher.channels, teacher.resnet
+    block: type[BasicBlock] | type[Bottleneck] = BasicBlock if resnet is None else BLOCKS[resnet.block]
     if resnet is None:
-        widths, block, width = recipe.student_width or channels, BasicBlock, 64
+        widths, width = recipe.student_width or channels, 64
         depth, counts = recipe.student_blocks, (recipe.student_blocks,) * 3
     else:
         if recipe.student_width is not None or recipe.student_blocks != 1:
             raise ValueError(
                 f"--net {teacher.name} is a ResNet, whose student is fixed: leave --student_width/_blocks out"
             )
-        widths, block, width = channels, BLOCKS[resnet.block], resnet.base_width
+        widths, width = channels, resnet.base_width
         depth = resnet.blocks[3]
         # The published student takes the teacher's counts in order, from the coarsest: its finest stage is longest.
         counts = (resnet.blocks[2], resnet.blocks[1], resnet.blocks[0])

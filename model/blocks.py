@@ -1,10 +1,69 @@
-"""ResNet blocks: the downward side is torchvision's own, the upward side lives here."""
+"""ResNet blocks, downward and upward."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from model.specs import EXPANSIONS
+
+
+class Bottleneck(nn.Module):
+    """(B, inputs, H, W) -> (B, 4 * planes, H/stride, W/stride): 1x1, 3x3 with the stride, 1x1, around a shortcut.
+
+    torchvision's block of the same name, by its parameter names, random draws and outputs; that package takes as long
+    to import as torch.
+    """
+
+    expansion = EXPANSIONS["bottleneck"]
+
+    def __init__(
+        self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, base_width: int = 64
+    ) -> None:
+        super().__init__()
+        width = planes * base_width // 64
+        outputs = planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return F.relu(out, inplace=True)
+
+
+class BasicBlock(nn.Module):
+    """(B, inputs, H, W) -> (B, planes, H/stride, W/stride): 3x3 with the stride, 3x3, around a shortcut.
+
+    torchvision's block of the same name, as `Bottleneck`.
+    """
+
+    expansion = EXPANSIONS["basic"]
+
+    def __init__(
+        self, inputs: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, base_width: int = 64
+    ) -> None:
+        super().__init__()
+        assert base_width == 64, "basic blocks have one width"
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return F.relu(out, inplace=True)
+
 
 Block = type[BasicBlock] | type[Bottleneck]
 BLOCKS: dict[str, Block] = {"basic": BasicBlock, "bottleneck": Bottleneck}

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
-from model.blocks import Block, down_stage, initialize
+from model.blocks import BasicBlock, Block, down_stage, initialize
 
 
 class MFF(nn.Module):

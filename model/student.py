@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
-from model.blocks import Block, initialize, up_stage
+from model.blocks import BasicBlock, Block, initialize, up_stage
 from model.specs import Skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -149,7 +149,8 @@ def _plain_name(name: str) -> str:
 class OverlayWriter:
     """Writes the overlays of samples, batch by batch, as `folder`/<name>.png, on one color scale and of one width.
 
-    With a threshold they say what it decides. What killed processes left in the folder is removed first.
+    With a threshold they say what it decides. What killed processes left in the folder is removed first. `check` as in
+    `write_atomically`.
     """
 
     def __init__(
@@ -158,8 +159,10 @@ class OverlayWriter:
         samples: Sequence[Sample],
         scale: tuple[float, float],
         threshold: Rule | None = None,
+        check: Callable[[], object] | None = None,
     ) -> None:
         self.folder, self.samples, self.scale, self.threshold = folder, samples, scale, threshold
+        self.check = check
         self.names = overlay_names(samples)
         sweep_partials(folder)
 
@@ -172,4 +175,4 @@ class OverlayWriter:
             drawn = overlay(ScoredImage(image, anomaly_map, float(score), mask, name), self.scale, self.threshold)
             written, data = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
             assert written, "OpenCV writes PNG"
-            write_atomically(self.folder / f"{name}.png", data.tobytes())
+            write_atomically(self.folder / f"{name}.png", data.tobytes(), self.check)

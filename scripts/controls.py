@@ -19,25 +19,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from scipy.ndimage import gaussian_filter
-from torch import Tensor
-from torch.nn import functional
 
 from commandline import Parser, exit_code
 from config import Config
 from dataset import BENCHMARKS, ImageSet, image_batches
-from experiment import experiments
 from flags import parse_some
-from model import Teacher
 from report.escaping import shown, shown_cell
 from report.rendering import count, into_page
 from report.results import METRIC_TITLES, Result, collect
 from report.tables import summarize
-from scoring.metrics import compute_metrics
 from utils import code_revision, environment_info, format_table, prefetch_map, write_atomically
+
+if TYPE_CHECKING:  # imported where it is used: flags are answered before anything slow
+    from torch import Tensor
+
+    from model import Teacher
 
 METRICS = ("image_auroc", "pixel_auroc", "aupro")
 TITLES = [METRIC_TITLES[name] for name in METRICS]
@@ -47,6 +46,8 @@ SIGMA = 4.0
 
 def z_score_maps(train: ImageSet, test: ImageSet, workers: int) -> Iterator[np.ndarray]:
     """Maps (S, S) of |x - mean| / std over the training images, averaged over the colors and smoothed."""
+    from scipy.ndimage import gaussian_filter
+
     total, squares = (np.zeros((3, train.size, train.size)) for _ in range(2))
     for image in prefetch_map(train.image, range(len(train)), workers):
         total += image
@@ -61,6 +62,10 @@ def nearest_neighbor_maps(
     teacher: Teacher, train: ImageSet, test: ImageSet, batch_size: int, workers: int
 ) -> Iterator[np.ndarray]:
     """Maps (S, S) of the distance between a patch's features and the nearest of `BANK` training patches' features."""
+    import torch
+    from scipy.ndimage import gaussian_filter
+    from torch.nn import functional
+
     generator = torch.Generator().manual_seed(0)
     share = min(1.0, BANK / (len(train) * (train.size // 8) ** 2))
     bank = []
@@ -80,6 +85,9 @@ def nearest_neighbor_maps(
 
 def patch_features(teacher: Teacher, pixels: np.ndarray) -> Tensor:
     """(B, 3, S, S) uint8 -> (B, S/8, S/8, C): levels 1 and 2, each averaged over 3x3, on the grid of level 1."""
+    import torch
+    from torch.nn import functional
+
     _, middle, coarse = (functional.avg_pool2d(level, 3, 1, 1) for level in teacher(torch.from_numpy(pixels)))
     coarse = functional.interpolate(coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False)
     return torch.cat([middle, coarse], dim=1).permute(0, 2, 3, 1)
@@ -87,6 +95,8 @@ def patch_features(teacher: Teacher, pixels: np.ndarray) -> Tensor:
 
 def metrics(test: ImageSet, maps: Iterator[np.ndarray]) -> list[float]:
     """The metrics of `METRICS`; the image score is the map's maximum."""
+    from scoring.metrics import compute_metrics
+
     scored = np.stack(list(maps))
     masks = [test.mask(i) for i in range(len(test))] if test.has_masks else None
     report = compute_metrics(test.labels, scored.max(axis=(1, 2)), scored, masks, per_image=False)
@@ -141,6 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = collect(given.beside)
     if foreign := sorted({run["benchmark"] for run in results} - {config.dataset}):
         raise ValueError(f"--beside: runs of {', '.join(foreign)} beside controls of {config.dataset}")
+
+    import torch
+
+    from experiment import experiments
 
     rows: dict[str, list[list[float]]] = {"pixel z-score": [], "nearest neighbor": []}
     names: list[str] = []

@@ -16,10 +16,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 import main as main_command
@@ -27,7 +26,9 @@ import test as test_command
 from commandline import Parser, exit_code
 from run_files import METRICS, PREDICTIONS, Run
 from run_files.csv_files import read_csv
-from training import engines  # noqa: F401 - imported once, here, and not in each of the processes
+
+if TYPE_CHECKING:
+    import torch
 
 KILLED = 137
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="scripts.deaths", description="Commands die before every file operation and start again")
     parser.add_argument("--every", type=int, default=1, help="only every K-th operation (default: 1)")
     every = parser.parse_args(argv).every
+    from training import engines  # noqa: F401 - with torch: once, after the flags, and not in each of the processes
+
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -156,6 +159,8 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _tensors(state: Any) -> list[torch.Tensor]:
+    import torch
+
     if isinstance(state, torch.Tensor):
         return [state.double()]
     return [tensor for value in state.values() for tensor in _tensors(value)] if isinstance(state, dict) else []

@@ -18,8 +18,8 @@ from commandline import exit_code
 from methods import VARIANTS, Recipe
 from methods.losses import LOSSES, cosine_loss
 from model import TEACHERS, Distiller, Teacher
-from scripts import check_variant
-from scripts.check_variant import LAWS, Trial, verdict
+from scripts import check_variant, variant_laws
+from scripts.variant_laws import LAWS, Trial, verdict
 
 NARROW = "efficientnet_lite0"
 RESNETS = [net for net in TEACHERS if net != NARROW]
@@ -154,7 +154,7 @@ def test_a_parameter_that_the_optimizer_lacks_is_noticed(trial: Trial, monkeypat
 
 def test_only_a_bias_before_an_instance_norm_needs_no_gradient() -> None:
     parts = nn.Sequential(nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    assert check_variant._without_effect(nn.ModuleDict({"a": parts})) == {"a.0.bias"}
+    assert variant_laws._without_effect(nn.ModuleDict({"a": parts})) == {"a.0.bias"}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_levels_and_losses_that_bf16_spoils_are_noticed(
     def is_half(level: Tensor) -> bool:
         return level.dtype == torch.bfloat16
 
-    monkeypatch.setattr(check_variant, "resolve_precision", lambda *_: "bf16")  # fast here or not
+    monkeypatch.setattr(variant_laws, "resolve_precision", lambda *_: "bf16")  # fast here or not
     assert broken(trial, "bf16") == {}
     with monkeypatch.context() as patch:
         patch.setitem(LOSSES, "cosine", lambda pairs: cosine_loss(pairs) * (1 + is_half(pairs[0][1])))
@@ -252,7 +252,7 @@ def test_levels_and_losses_that_bf16_spoils_are_noticed(
 
 
 def test_without_bf16_the_law_is_not_checked(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_variant, "resolve_precision", lambda *_: "fp32")
+    monkeypatch.setattr(variant_laws, "resolve_precision", lambda *_: "fp32")
     assert verdict(LAWS["bf16"], trial) == "not checked: no bf16 here"
 
 

@@ -17,8 +17,8 @@ from model import build_teacher, load_published
 from model.checkpoints import check_integrity, load_checked, read_torch_file
 from report.results import collect
 from run_files import CHECKPOINT, CONFIG, METRICS, Run, checkpoints, checks
-from scripts import generated_cases
-from scripts.generated_cases import changed, checkpoint_state, config_record, metrics_record, small_network
+from scripts import damaged_files
+from scripts.damaged_files import changed, checkpoint_state, config_record, metrics_record, small_network
 
 
 def put(folder: Path, name: str, content: Any) -> Path:
@@ -195,7 +195,7 @@ def test_a_whole_checkpoint_is_restored_to_the_bit(tmp_path: Path) -> None:
     for parameter in distiller.parameters():
         torch.nn.init.normal_(parameter)
     Run(tmp_path).restore(distiller, optimizer, Training(epochs=3))
-    fingerprint = generated_cases.fingerprint
+    fingerprint = damaged_files.fingerprint
     assert fingerprint(distiller.trained_state()) == fingerprint(state["trained"])
     assert fingerprint(optimizer.state_dict()) == fingerprint(state["optimizer"])
 
@@ -378,16 +378,16 @@ def test_a_last_batch_of_one_at_32_pixels_is_refused_before_the_first_epoch(
 # --- generated cases, the short form ---
 
 
-@pytest.mark.parametrize("name", generated_cases.CASES)
+@pytest.mark.parametrize("name", damaged_files.CASES)
 @pytest.mark.filterwarnings("ignore")
 def test_generated_cases_end_in_a_result_or_in_a_line(name: str) -> None:
-    counts, failures = generated_cases.run_cases(name, count=80, seed=10_000)
+    counts, failures = damaged_files.run_cases(name, count=80, seed=10_000)
     assert not failures
     assert min(counts["taken"], counts["refused"]) >= 2
 
 
 def test_generated_cases_notice_what_goes_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "check_integrity", lambda path: None)
-    assert generated_cases.run_cases("checkpoint.pt, bytes", count=40, seed=0)[1]
+    assert damaged_files.run_cases("checkpoint.pt, bytes", count=40, seed=0)[1]
     monkeypatch.setattr(checks, "METRICS_FIELDS", {})
-    assert generated_cases.run_cases("metrics.json", count=40, seed=0)[1]
+    assert damaged_files.run_cases("metrics.json", count=40, seed=0)[1]
