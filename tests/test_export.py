@@ -261,6 +261,13 @@ def test_every_variant_and_kind_of_teacher_is_exported(variant: str, net: str, t
 
 
 @pytest.mark.slow
+def test_a_teacher_of_timm_is_exported(tmp_path: Path) -> None:
+    """Squeeze-and-excitation, hard swish: operations that the built-in teachers lack."""
+    detector, images = scoring_detector(tmp_path, "sk_rd4ad", "timm/mobilenetv3_small_100")
+    check_parity(detector, images, tmp_path / "export")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MAP_MODES)
 def test_every_anomaly_map_and_score_is_exported(mode: str, tmp_path: Path, res10: str) -> None:
     changes = {"anomaly_map": mode, "score_num": 10, "levels": (1, 2), "refine": mode == "mean"}
