@@ -19,6 +19,7 @@ from dataset import load_image
 from export import predict_template as template
 from prediction.images import find_images
 from readers.image_io import MAX_PIXELS
+from scoring.predictions import Rule
 from utils import printable
 
 THRESHOLD = {"value": 100.0, "pixel": 100.0, "scores": [50.0, 80.0, 100.0], "k": 1, "source": "holdout"}
@@ -208,9 +209,45 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert template.main(["nowhere"]) == 2
     assert capsys.readouterr().err == "error: nowhere: no image there\n"
     assert list(tmp_path.rglob("*.*")) == [], "a table that is not whole is not left behind"
+    paint("a.png", 250)
+    for arguments, error in (
+        (["a.png", "nowhere"], "nowhere: no image there"),
+        (["-", "a.png"], "-: give - alone, or paths"),
+        (["a.png", "--threshold", "nan"], "--threshold nan: must be finite"),
+    ):
+        assert template.main(arguments) == 2
+        assert capsys.readouterr() == ("", f"error: {error}\n"), "before any image is predicted"
     with pytest.raises(SystemExit) as stopped:
         template.main(["--treshold", "3", "x"])
     assert stopped.value.code == 2
+
+
+def test_a_score_is_compared_in_double_precision_and_must_be_finite() -> None:
+    score, anomaly_map = float(np.float32(0.1)), np.zeros((2, 2), np.float32)  # a little above 0.1
+    assert Rule(0.1).judge(score, anomaly_map).decision == "NG"
+    assert template.decide(score, anomaly_map, 0.1, None)["decision"] == "NG"
+    for found in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"the score is {found}: "):
+            template.decide(found, anomaly_map, 0.1, None)
+
+
+def test_the_runs_threshold_given_as_a_flag_keeps_its_promise(
+    stub: type[Stub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint("a.png", 80)
+    assert printed(capsys, "a.png", "--threshold", "100")[1][-1].endswith(
+        "threshold 100 (--threshold), about 25 % false alarms"
+    )
+
+
+def test_a_runtime_that_cannot_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"image_size": 4, "threshold": None, "models": {"onnx": {"file": "model.onnx"}}}
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"--runtime openvino: this folder holds a model for onnx only"):
+        template.Model(tmp_path, "openvino")
+    monkeypatch.setitem(template.PACKAGES, "onnx", "no_such_package")
+    with pytest.raises(ValueError, match=r"no_such_package is not installed: pip install no_such_package"):
+        template.Model(tmp_path)
 
 
 def test_predictions_csv_says_what_the_lines_say_and_where(stub: type[Stub], tmp_path: Path) -> None:
@@ -221,9 +258,10 @@ def test_predictions_csv_says_what_the_lines_say_and_where(stub: type[Stub], tmp
     first, second, third = rows_of(tmp_path / "out/here/predictions.csv")
     assert list(first) == template.COLUMNS
     assert float(first.pop("milliseconds")) > 0 and float(second.pop("milliseconds")) > 0
-    assert list(first.values()) == ["./=1+1.png", "NG", "250.0", "2.5", "0.25", "100.0", "2", "1", "0.0625", ""]
-    assert list(second.values()) == ["b.png", "OK", "50.0", "0.5", "1.0", "100.0", "2", "1", "0.0", ""]
+    assert list(first.values()) == ["./=1+1.png", "NG", "250", "2.5", "0.25", "100", "2", "1", "0.0625", ""]
+    assert list(second.values()) == ["b.png", "OK", "50", "0.5", "1", "100", "2", "1", "0", ""]
     assert third["path"] == "c.png" and third["problem"] == "is empty (0 bytes): copy it again or remove it"
+    assert float(third.pop("milliseconds")) >= 0
     assert set(third.values()) == {"c.png", "??", third["problem"], ""}
 
 
