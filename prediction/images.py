@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -76,18 +77,18 @@ def find_images(path: Path) -> list[Named]:
     return found
 
 
-def standard_input(largest: int, stream: TextIO | None = None) -> Iterator[list[Named]]:
+def standard_input(largest: int, stream: BinaryIO | None = None) -> Iterator[list[Named]]:
     """The paths on standard input, a line each, in lists of at most `largest`: all that is there, without waiting.
 
-    So a program that names one image at a time gets each answer at once.
+    So a program that names one image at a time gets each answer at once. A path may be of any bytes.
     """
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    source = sys.stdin if stream is None else stream
+    source = sys.stdin.buffer if stream is None else stream
 
     def read() -> None:
         try:
             for line in source:
-                lines.put(line.rstrip("\n"))
+                lines.put(os.fsdecode(line.rstrip(b"\r\n")))
         finally:
             lines.put(None)
 

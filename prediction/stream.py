@@ -18,7 +18,7 @@ from prediction.output import COLUMNS, Output, Totals
 from report.overlays import OverlayWriter
 from run_files.csv_files import csv_line
 from scoring.predictions import Rule
-from utils import sweep_partials, write_atomically
+from utils import printable, sweep_partials, write_atomically
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _outputs(
             if overlays is not None and prediction is not None:
                 overlays.write(number, anomaly_map[None], score[None])
             path = images.samples[number].image
-            text = problem.removeprefix(f"{path}: ")
+            text = problem.removeprefix(f"{printable(path)}: ")
             batch.append(Output(path, prediction, text, 1000 * seconds / len(scores)))
             number += 1
         totals.add(batch, seconds)

@@ -447,7 +447,7 @@ def score_columns(score: float, normalizer: Normalizer | None) -> dict[str, str]
 
 
 def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    return datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
 
 
 def plain(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import shlex
 import sys
 import time
@@ -66,11 +67,11 @@ def attempt(
 ) -> Outcome:
     """Train on one class with one seed and score it once; a finished run stays as it is, an unfinished one goes on.
 
-    `started` is when the command began, in seconds since 1970: --fresh discards no run that was finished since then.
+    `started` is when the command began, in seconds since 1970: --fresh discards nothing that was begun since then.
     `checked`: the files of the class were looked at. With `raises` an error is raised instead of told.
     """
-    if config.fresh and _finished_since(config, started):
-        config = replace(config, fresh=False)
+    if config.fresh and _begun_since(config, started):
+        config = replace(config, fresh=False, resume=True)
     try:
         return _attempt(Experiment(config, device), lines, checked)
     except Busy as problem:
@@ -97,34 +98,43 @@ def _attempt(experiment: Experiment, lines: Lines, checked: bool) -> Outcome:
     if not checked:
         experiment.check_data()
     started = time.perf_counter()
-    with folder.lock(config.lock_seconds), _logged(folder.folder / LOG):
+    with folder.lock(config.lock_seconds):
         folder.open(config.to_json(), identity, data, fresh=config.fresh, resume=config.resume)
         if folder.finished:  # another process has finished it just now
             lines.say(f"finished already, in {folder}")
             return Outcome(ALREADY)
-        progress = folder.restore(experiment.distiller, experiment.optimizer, config.training)
-        begun = progress.epoch
-        folder.begin_attempt(str(experiment.device), begun)
-        if begun:
-            lines.say(f"resumed after epoch {begun}")
-        try:
-            train(experiment, folder, progress, lines)
-            score(experiment, folder, progress)
-        except BaseException as problem:
-            if not isinstance(problem, Busy):
-                with contextlib.suppress(OSError):
-                    folder.end_attempt(one_line_of(problem) or type(problem).__name__)
-            raise
-        folder.end_attempt("finished")
-    done = (progress.epoch - begun) * len(experiment.train_images) + len(experiment.test_images)
+        with _logged(folder.folder / LOG):
+            epochs = _train_and_score(experiment, folder, lines)
+    done = (epochs.stop - epochs.start) * len(experiment.train_images) + len(experiment.test_images)
     metrics = headline(folder.read(METRICS)["metrics"])
-    return Outcome(FINISHED, metrics, progress.epoch, done, time.perf_counter() - started)
+    return Outcome(FINISHED, metrics, epochs.stop, done, time.perf_counter() - started)
 
 
-def _finished_since(config: Config, started: float) -> bool:
+def _train_and_score(experiment: Experiment, folder: Run, lines: Lines) -> range:
+    """The epochs of this attempt, counted from 0; how it began and ended is in attempts.csv."""
+    progress = folder.restore(experiment.distiller, experiment.optimizer, experiment.config.training)
+    begun = progress.epoch
+    folder.begin_attempt(str(experiment.device), begun)
+    if begun:
+        lines.say(f"resumed after epoch {begun}")
     try:
-        return (config.run_folder / METRICS).stat().st_mtime >= started
-    except OSError:
+        train(experiment, folder, progress, lines)
+        score(experiment, folder, progress)
+    except BaseException as problem:
+        if not isinstance(problem, Busy):
+            with contextlib.suppress(OSError):
+                folder.end_attempt(one_line_of(problem) or type(problem).__name__)
+        raise
+    folder.end_attempt("finished")
+    return range(begun, progress.epoch)
+
+
+def _begun_since(config: Config, started: float) -> bool:
+    """Whether another process of this command, or of one that was started beside it, has worked on the run."""
+    try:
+        attempts = Run(config.run_folder).attempts()
+        return any(datetime.datetime.fromisoformat(row["started"]).timestamp() >= started for row in attempts)
+    except (OSError, ValueError, KeyError):
         return False
 
 

@@ -96,7 +96,6 @@ class Crew:
         self.threads = max(1, (os.cpu_count() or 1) // len(devices))
         self.workers: list[Worker] = []
         self.messages: queue.Queue[tuple[Worker, dict[str, Any] | None]] = queue.Queue()
-        self.tried: set[int] = set()
 
     def __enter__(self) -> Crew:
         return self
@@ -147,9 +146,6 @@ class Crew:
 
     def _task(self, number: int, device: str) -> dict[str, Any]:
         config = replace(self.sweep.runs[number - 1], device=device, devices=None, jobs=1)
-        if number in self.tried:
-            config = replace(config, fresh=False, resume=True)  # what its last process did is not lost
-        self.tried.add(number)
         if config.print_loss is None and sys.stderr.isatty():
             config = replace(config, print_loss=False)
         return {
