@@ -98,6 +98,7 @@ class Run:
 
     def write(self, name: str, content: str | bytes | Callable[[BinaryIO], object]) -> None:
         """Write a file of the folder, whole or not at all. Raises Lost as `check`, and OSError."""
+        self.check()  # a folder that was removed is made and locked again, before it is written to
         write_atomically(self.folder / name, content, self.check)
 
     def begin_attempt(self, device: str, epoch: int) -> None:

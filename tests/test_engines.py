@@ -151,8 +151,7 @@ def test_a_process_that_stops_loses_its_run_and_writes_nothing_when_it_wakes(
     stopped = begin(root, tmp_path, *more)
     run = of_run(tmp_path, "checkpoint.pt").parent
     stopped.send_signal(signal.SIGSTOP)
-    (printed,) = end(begin(root, tmp_path, *more))
-    assert "put off: " in printed
+    end(begin(root, tmp_path, *more))
     kept = {path: path.stat().st_mtime_ns for path in run.iterdir()}
     assert results(tmp_path) == results(undisturbed)
     stopped.send_signal(signal.SIGCONT)
