@@ -96,6 +96,7 @@ RANGES = {
     "checkpoint_seconds": NOT_NEGATIVE,
     "jobs": Range(1, 1024),
     "lock_seconds": Range(1),
+    "gpus_per_run": Range(0, 1024),
 }
 
 
@@ -312,6 +313,12 @@ class Config:
         SWEEP,
         "runs side by side on each device, each in a process of its own; the processor's cores are divided among them",
         names=("jobs_per_device",),
+    )
+    ray: str | None = runtime_field(
+        None, SWEEP, "local, or the address of a Ray cluster whose hosts share these folders: each run is a task there"
+    )
+    gpus_per_run: float | None = runtime_field(
+        None, SWEEP, "--ray: GPUs that a run takes, or the part of one (default: 1 where the cluster has GPUs, else 0)"
     )
     shard: str | None = runtime_field(
         None, SWEEP, "I/N: every N-th run, from the I-th; auto: as Slurm's array or RANK and WORLD_SIZE say"

@@ -111,8 +111,6 @@ def run(plans: Sequence[Plan]) -> tuple[list[list[Result]], int]:
 
     Returns the finished runs of each setting, and the exit code. Raises ValueError where a setting has none.
     """
-    for one in plans:
-        print(f"{one.setting.label}: {one.config.sweep_folder}")
     runs = {run.run_folder: run for one in plans for run in one.config.runs()}  # tables may share settings
     sweep = train_shown(list(runs.values()), plans[0].config.shard)
     results = []
@@ -120,6 +118,7 @@ def run(plans: Sequence[Plan]) -> tuple[list[list[Result]], int]:
         update_tables(one.config.sweep_folder)
         results.append(collect([one.config.sweep_folder]))
     code = say_what_is_left(sweep)
+    print(f"\ntables and runs: {', '.join(str(one.config.sweep_folder) for one in plans)}")
     if missing := [one.setting.label for one, found in zip(plans, results, strict=True) if not found]:
         raise ValueError(f"no run of {', '.join(missing)} is finished, and a table needs one of each")
     return results, code

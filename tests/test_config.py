@@ -262,6 +262,9 @@ BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just be
     "workers": ((-1, 1025, 100_000), (0, 1024)),
     "cache_gb": ((-0.5,), (0.0, 1e6)),
     "checkpoint_seconds": ((-1.0,), (0.0, 1e6)),
+    "jobs": ((0, -1, 1025), (1, 1024)),
+    "lock_seconds": ((0.5, -1.0), (1.0, 1e6)),
+    "gpus_per_run": ((-0.5, 1025.0), (0.0, 0.5, 1024.0)),
 }
 
 

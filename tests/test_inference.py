@@ -120,7 +120,7 @@ def test_a_run_in_bf16_with_features_in_a_file_is_scored_again_identically(
     for precision in ("bf16", "fp32"):
         assert test_command.main([str(run), "--images", str(good), "--device", "cpu", "--precision", precision]) == 0
         scores.append([float(row["score"]) for row in read_csv(run / "images/predictions.csv")])
-    assert scores[0] == pytest.approx(scores[1], rel=0.1) and scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], rel=0.25) and scores[0] != scores[1]
 
 
 def test_fast_0_leaves_out_the_tricks_and_gives_the_same(mvtec_tree: MakeTree) -> None:

@@ -156,6 +156,8 @@ def test_a_run_leaves_its_folder_and_the_same_command_trains_nothing(
         "checkpoint.pt",
         "predictions.csv",
         "metrics.json",
+        "attempts.csv",
+        "log.txt",
         "overlays",
     }
     assert {path.name for path in run.iterdir()} == names
