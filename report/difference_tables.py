@@ -10,7 +10,7 @@ from report.differences import Comparison, Difference, Ranking
 from report.escaping import shown, shown_cell
 from report.rendering import benchmark_title, heading, notes_below, percent
 from report.results import METRIC_TITLES
-from report.verdicts import SEEDS, caveats, p_text, points, rank_verdict, verdict
+from report.verdicts import SEEDS, caveats, p_text, points, rank_verdict, short_label, verdict
 from utils import format_table
 
 SCALE = 44  # columns of the line of ranks
@@ -46,7 +46,7 @@ def _legend(comparison: Comparison) -> list[str]:
     level = f"{100 * comparison.level:g} %"
     ways = [f"DeLong's ({METRIC_TITLES['image_auroc']})"] if "image_auroc" in metrics else []
     if metrics - {"image_auroc"}:
-        ways.append(f"a paired BCa bootstrap's with {comparison.replicates} replicates")
+        ways.append(f"a paired bootstrap's with {comparison.replicates} replicates")
     lines = [
         f"Difference: A less B, in points, of the means over the seeds that both have. {level} and p of a class and of "
         f"the mean are over test images: {' or '.join(ways)}."
@@ -119,7 +119,7 @@ def rank_line(ranking: Ranking) -> str:
         digits[place(rank) : place(rank) + len(str(rank))] = str(rank)
     lines = ["".join(digits).rstrip(), "".join(axis)]
     for label in sorted(ranks, key=lambda name: ranks[name]):
-        lines.append(f"{row({place(ranks[label]): 'o'})}  {ranks[label]:.2f} {shown(label, False)}")
+        lines.append(f"{row({place(ranks[label]): 'o'})}  {ranks[label]:.2f} {short_label(label)}")
     for group in ranking.groups:
         ends = [place(ranks[group[0]]), place(ranks[group[-1]])]
         lines.append(row(dict.fromkeys(range(ends[0], ends[1] + 1), "=")).rstrip())

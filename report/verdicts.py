@@ -5,15 +5,23 @@ from __future__ import annotations
 from report.differences import Comparison, Difference, OverClasses, Ranking, Tested
 from report.rendering import count
 from report.results import METRIC_TITLES
+from utils import printable
 
 FEW = 10  # images of a kind, or classes, below which the limit behind a test or an interval is rough
-SEEDS = "Seeds show how far training moves a metric; they are spread, not samples, and no interval holds them."
+LABEL = 24  # characters of a label in a plot, at most
+SEEDS = "Seeds show how far training moves a metric; they are spread, not samples, and no interval includes them."
 
 
 def points(fraction: float) -> str:
     """A difference in percentage points: +0.42."""
     text = f"{100 * fraction:+.2f}"
     return text.replace("-", "+") if float(text) == 0 else text
+
+
+def short_label(label: str) -> str:
+    """A label as one line of at most LABEL characters."""
+    text = printable(label)
+    return text if len(text) <= LABEL else f"{text[: LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def p_text(p: float | None) -> str:

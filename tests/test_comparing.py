@@ -108,6 +108,7 @@ def test_the_mean_over_classes_adds_the_variances() -> None:
     assert both.drawn.std() == pytest.approx(parts[0].drawn.std() / 2**0.5, rel=0.06)
     low, high = both.interval(0.95)
     assert low < both.found < high and high - low == pytest.approx(2 * 1.96 * both.drawn.std(), rel=0.1)
+    assert both.found == parts[0].found == parts[1].found
 
 
 def test_pairing_cancels_what_makes_images_hard() -> None:
@@ -214,7 +215,7 @@ def test_the_critical_difference_and_the_ranks_are_those_of_autorank() -> None:
 def test_no_test_is_wrong_much_more_often_than_it_says(case: null_rates.Case) -> None:
     """The stated 5 %, four standard errors of the simulation, and what docs/comparing.md says of intervals."""
     simulations = max(1, round(case.share * 150))
-    known = 0.06 if "skewed" in case.setting else 0.03 if case.tests[0].startswith("bootstrap") else 0.015
+    known = 0.08 if "skewed" in case.setting else 0.02
     bound = 0.05 + known + 4 * (0.05 * 0.95 / simulations) ** 0.5
     for test, rate in zip(case.tests, null_rates.rates(case, simulations, seed=1), strict=True):
         assert rate <= bound, test

@@ -14,12 +14,10 @@ from report.differences import Comparison, Difference, Ranking
 from report.page.charts import Axis, Bar, Tick
 from report.rendering import benchmark_title, count
 from report.results import METRIC_TITLES
-from report.verdicts import points
-from utils import printable
+from report.verdicts import points, short_label
 
 WIDTH, LEFT, RIGHT, TOP = 640, 170, 470, 34  # of a plot; above TOP stand its title and what each side means
 ROW, AXIS, GAP = 20, 36, 18  # heights: of a row, of the axis below the rows, between plots of one file
-LABEL = 26  # characters of a label, at most
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,15 @@ def forest(difference: Difference, level: float) -> Forest:
     for number, (label, value, ends, strong) in enumerate(wanted):
         places = [None if end is None else _at(x, 100 * end) for end in ends]
         text = points(value) + ("" if None in ends else f" ({points(ends[0] or 0)} to {points(ends[1] or 0)})")
-        rows.append(Mark(_short(label), TOP + ROW * (number + 0.5), _at(x, 100 * value), *places, text, strong))
+        rows.append(Mark(short_label(label), TOP + ROW * (number + 0.5), _at(x, 100 * value), *places, text, strong))
     title = f"{METRIC_TITLES[difference.metric]}: {difference.first} less {difference.second}"
     description = (
         f"{title}, in points, by class with {100 * level:g} % intervals over test images; the mean over "
         f"{count(len(difference.classes), 'class')} is {points(difference.difference)}"
     )
     sides = (
-        f"\N{LEFTWARDS ARROW} {_short(difference.second)} better",
-        f"{_short(difference.first)} better \N{RIGHTWARDS ARROW}",
+        f"\N{LEFTWARDS ARROW} {short_label(difference.second)} better",
+        f"{short_label(difference.first)} better \N{RIGHTWARDS ARROW}",
     )
     axis = f"difference in points, {100 * level:g} % intervals"
     return Forest(title, description, sides, rows, x.ticks(), axis, TOP + ROW * len(rows), _at(x, 0.0))
@@ -94,7 +92,7 @@ def rank_plot(ranking: Ranking) -> Forest:
     x = Axis(1, len(ranks), LEFT + 10, RIGHT - 10)
     order = sorted(ranks, key=lambda label: ranks[label])
     rows = [
-        Mark(_short(label), TOP + ROW * (number + 0.5), _at(x, ranks[label]), None, None, f"{ranks[label]:.2f}")
+        Mark(short_label(label), TOP + ROW * (number + 0.5), _at(x, ranks[label]), None, None, f"{ranks[label]:.2f}")
         for number, label in enumerate(order)
     ]
     bars = []
@@ -133,9 +131,3 @@ def forest_svg(comparisons: Sequence[Comparison]) -> str:
 
 def _at(x: Axis, value: float) -> float:
     return round(float(x.at(np.array(value))), 1)
-
-
-def _short(label: str) -> str:
-    """A label as one line of at most LABEL characters."""
-    text = printable(label)
-    return text if len(text) <= LABEL else f"{text[: LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
