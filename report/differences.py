@@ -333,8 +333,8 @@ def _over_images(sources: Sequence[Source | None], level: float) -> Tested | Non
 
 def _adjusted(differences: Sequence[Difference]) -> list[Difference]:
     """The differences of one metric, with p-values adjusted by Holm over all of them."""
-    images = _holm([d.over_images and d.over_images.p for d in differences])
-    classes = _holm([d.over_classes and d.over_classes.p for d in differences])
+    images = _holm([None if d.over_images is None else d.over_images.p for d in differences])
+    classes = _holm([None if d.over_classes is None else d.over_classes.p for d in differences])
     return [
         replace(
             d,

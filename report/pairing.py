@@ -107,9 +107,9 @@ def pair(first: Side, second: Side) -> Pairing:
             notes.append(f"left out, since only {side.label} has them and {other.label} has not: {_listed(runs)}")
     pairing = Pairing(first, second, seeds, notes)
     for class_name in seeds:
-        runs = [run for side in pairing.runs(class_name) for run in side]
-        for other_run in runs[1:]:
-            check_same_images(runs[0][0], other_run[0], class_name)
+        (folder, _), *others = [run for side in pairing.runs(class_name) for run in side]
+        for other_folder, _ in others:
+            check_same_images(folder, other_folder, class_name)
     every = [run[1] for class_name in seeds for side in pairing.runs(class_name) for run in side]
     return Pairing(first, second, seeds, [*notes, *differing_settings(collect_facts(every), "the runs", {"variant"})])
 

@@ -122,10 +122,10 @@ def cases() -> list[Case]:
     """All that is tried."""
     found = []
     for normal, anomalous, shift, auroc in ((40, 60, 1.5, "0.90"), (20, 20, 1.0, "0.80"), (30, 60, 3.0, "0.995")):
-        images = {"normal": normal, "anomalous": anomalous, "shift": shift}
         setting = f"{normal} + {anomalous} images, AUROC {auroc}"
-        found.append(Case(["DeLong"], setting, partial(delong, **images)))
-        found.append(Case(["bootstrap, AP", "bootstrap, F1-max"], setting, partial(bootstrap, **images)))
+        found.append(Case(["DeLong"], setting, partial(delong, normal=normal, anomalous=anomalous, shift=shift)))
+        wrong = partial(bootstrap, normal=normal, anomalous=anomalous, shift=shift)
+        found.append(Case(["bootstrap, AP", "bootstrap, F1-max"], setting, wrong))
     setting = f"10 + 20 images of {SIDE} pixels"
     wrong = partial(bootstrap_of_maps, normal=10, anomalous=20)
     found.append(Case(["bootstrap, pixel AP", "bootstrap, AUPRO"], setting, wrong, 0.3))

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from report.differences import Comparison, Difference, Ranking
+from report.differences import Comparison, Difference, OverClasses, Ranking, Tested
 from report.page.charts import Axis, Bar, Tick
 from report.rendering import benchmark_title, count
 from report.results import METRIC_TITLES
@@ -54,25 +54,23 @@ class Forest:
 
 def forest(difference: Difference, level: float) -> Forest:
     """The difference of each class with its interval over images, and below them that of the mean."""
-    wanted: list[tuple[str, float, tuple[float | None, float | None], bool]] = []
-    for one in difference.classes:
-        ends = (one.images.low, one.images.high) if one.images else (None, None)
-        wanted.append((one.class_name, one.difference, ends, False))
-    images, over = difference.over_images, difference.over_classes
-    if over is not None:
-        ends = (images.low, images.high) if images else (None, None)
-        wanted.append(("mean, over images", difference.difference, ends, True))
-        if over.low is not None:
-            wanted.append(("mean, over classes", difference.difference, (over.low, over.high), True))
-    values = [100 * end for _, value, ends, _ in wanted for end in (value, *ends) if end is not None]
-    low, high = min([*values, 0.0]), max([*values, 0.0])
-    margin = 0.06 * (high - low) or 1.0
-    x = Axis(low - margin, high + margin, LEFT, RIGHT)
+    wanted: list[tuple[str, float, tuple[float, float] | None, bool]] = [
+        (one.class_name, one.difference, _ends(one.images), False) for one in difference.classes
+    ]
+    if difference.over_classes is not None:
+        wanted.append(("mean, over images", difference.difference, _ends(difference.over_images), True))
+        if over := _ends(difference.over_classes):
+            wanted.append(("mean, over classes", difference.difference, over, True))
+    values = [100 * value for _, found, ends, _ in wanted for value in (found, *(ends or ()))]
+    least, most = min([*values, 0.0]), max([*values, 0.0])
+    margin = 0.06 * (most - least) or 1.0
+    x = Axis(least - margin, most + margin, LEFT, RIGHT)
     rows = []
     for number, (label, value, ends, strong) in enumerate(wanted):
-        places = [None if end is None else _at(x, 100 * end) for end in ends]
-        text = points(value) + ("" if None in ends else f" ({points(ends[0] or 0)} to {points(ends[1] or 0)})")
-        rows.append(Mark(short_label(label), TOP + ROW * (number + 0.5), _at(x, 100 * value), *places, text, strong))
+        low, high = (_at(x, 100 * ends[0]), _at(x, 100 * ends[1])) if ends else (None, None)
+        text = points(value) + (f" ({points(ends[0])} to {points(ends[1])})" if ends else "")
+        y = TOP + ROW * (number + 0.5)
+        rows.append(Mark(short_label(label), y, _at(x, 100 * value), low, high, text, strong))
     title = f"{METRIC_TITLES[difference.metric]}: {difference.first} less {difference.second}"
     description = (
         f"{title}, in points, by class with {100 * level:g} % intervals over test images; the mean over "
@@ -127,6 +125,13 @@ def forest_svg(comparisons: Sequence[Comparison]) -> str:
     )
     style = "".join((here / name).read_text(encoding="utf-8") for name in ("colors.css", "forest.css"))
     return environment.get_template("forest.svg.jinja").render(plots=plots, height=math.ceil(y), style=style)
+
+
+def _ends(tested: Tested | OverClasses | None) -> tuple[float, float] | None:
+    """The ends of an interval, where there is one."""
+    if tested is None or tested.low is None or tested.high is None:
+        return None
+    return tested.low, tested.high
 
 
 def _at(x: Axis, value: float) -> float:
