@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -21,13 +22,20 @@ def render_differences(comparisons: Sequence[Comparison], markdown: bool = False
     parts = []
     for comparison in comparisons:
         title = shown(benchmark_title(comparison.benchmark), markdown)
-        parts += [heading([title, "what may be said"], markdown), _block(_answers(comparison), markdown, width)]
+        answers = _block(_answers(comparison), markdown, width)
+        parts += [_heading([title, "what may be said"], markdown, width), answers]
         for difference in comparison.differences:
             parts += _table(difference, comparison.level, title, markdown, width)
         for ranking in comparison.rankings:
             parts += _ranks(ranking, title, markdown, width)
         parts.append(_block(_legend(comparison), markdown, width))
     return "\n\n".join(parts)
+
+
+def _heading(parts: Sequence[str], markdown: bool, width: int | None) -> str:
+    """`heading`, in several lines where a terminal is too narrow for one."""
+    text = heading(parts, markdown)
+    return text if markdown or width is None else textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def _block(lines: Sequence[str], markdown: bool, width: int | None) -> str:
@@ -70,8 +78,8 @@ def _table(difference: Difference, level: float, title: str, markdown: bool, wid
         numbers = [percent(difference.mean_first), percent(difference.mean_second), points(difference.difference)]
         tested = [_interval(images.low, images.high), p_text(images.p)] if images else ["n/a", "n/a"]
         body.append([f"**{text}**" if markdown and text else text for text in ["mean", "", *numbers, *tested]])
-    names = [shown(name, markdown) for name in (difference.first, difference.second)]
-    titles = heading([title, METRIC_TITLES[difference.metric], f"A = {names[0]}, B = {names[1]}"], markdown)
+    sides = [f"{side} = {shown(name, markdown)}" for side, name in (("A", difference.first), ("B", difference.second))]
+    titles = _heading([title, METRIC_TITLES[difference.metric], *sides], markdown, width)
     lines = []
     if over := difference.over_classes:
         kind = "exact" if over.exact else "sampled"
@@ -96,7 +104,8 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def _ranks(ranking: Ranking, title: str, markdown: bool, width: int | None) -> list[str]:
     """The mean ranks, and a line on which they lie: what a bar spans is not told apart."""
-    titles = heading([title, METRIC_TITLES[ranking.metric], f"mean ranks over {ranking.classes} classes"], markdown)
+    about = f"mean ranks over {ranking.classes} classes"
+    titles = _heading([title, METRIC_TITLES[ranking.metric], about], markdown, width)
     text = rank_line(ranking)
     return [titles, f"```text\n{text}\n```" if markdown else text]
 
