@@ -119,7 +119,7 @@ def _forests(runs: Sequence[tuple[Path, Result]]) -> dict[str, ForestBlock]:
             continue
         try:
             comparison = compare_sides(sides, ["image_auroc"], Bootstrap())
-        except ValueError as problem:
+        except (OSError, ValueError) as problem:
             blocks[benchmark] = ForestBlock([], [f"methods are not compared: {problem}"])
             continue
         plots = [forest(difference, comparison.level) for difference in comparison.differences]
