@@ -295,7 +295,8 @@ def test_two_folders_of_one_name_are_two_sides(tmp_path: Path, run: Run) -> None
 def test_the_text_fits_the_terminal_and_the_files_hold_everything(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = save_runs(tmp_path, {"a_long_name_of_a_method_with_settings": 2.0, "b": 1.0, "c": 1.0}, seeds=(0,))
+    names = {"a_long_name_of_a_method_with_settings": 2.0, "b": 1.0, "c": 1.0}
+    folders = save_runs(tmp_path, names, CLASSES[:2], seeds=(0,))
     page = tmp_path / "page.md"
     page.write_text("<!-- table:x -->\n<!-- /table:x -->\n")
     files = ["--json", tmp_path / "c.json", "--svg", tmp_path / "c.svg", "--into", page, "--marker", "x"]
