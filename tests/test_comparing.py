@@ -164,8 +164,8 @@ def test_wilcoxon_is_scipys_exact_one() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # sorted: .01 x 4, .02 x 3, .03 x 2 (not less than the one before), .2
-    assert holm([0.03, 0.01, 0.2, 0.02]) == pytest.approx([0.06, 0.04, 0.2, 0.06])
+    # sorted: .01 x 4, .025 x 3, .03 x 2 (not less than the one before), .2
+    assert holm([0.03, 0.01, 0.2, 0.025]) == pytest.approx([0.075, 0.04, 0.2, 0.075])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == [] and holm([0.04]) == [0.04]
 
 
