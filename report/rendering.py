@@ -18,7 +18,7 @@ from pathlib import Path
 from dataset import BENCHMARKS
 from report.escaping import shown, shown_cell
 from report.published import METHODS
-from report.results import METRIC_TITLES, Result, collect
+from report.results import METRIC_TITLES, Result, collect, run_name
 from report.tables import Row, Spread, Table, has_random_teacher, summarize
 from run_files import CONFIG
 from run_files.csv_files import to_csv as csv_text
@@ -34,6 +34,18 @@ AUPRO_LEGEND = (
 )
 # The metrics that a narrow terminal does without, in this order.
 LEFT_OUT_FIRST = (("image_f1max", "pixel_f1max"), ("image_ap", "pixel_ap"), ("aupro_per_image",), ("pixel_auroc",))
+# What runs.csv says of a run beside its metrics.
+RUN_FACTS = (
+    "variant",
+    "n_test",
+    "n_anomalous",
+    "n_train",
+    "epochs",
+    "net",
+    "teacher_weights",
+    "image_size",
+    "revision",
+)
 NOTES = 118  # columns of the notes below a table, at most
 PARTIAL = "(k of m): the mean over the k of m classes that have the metric"
 
@@ -268,6 +280,18 @@ def to_csv(tables: Sequence[Table]) -> str:
     return csv_text([*place, "n", "classes", "mean", "std", "published", "difference", "source"], rows)
 
 
+def runs_csv(results: Iterable[Result]) -> str:
+    """One line per run and metric: a fraction in full precision, empty where undefined, and what the run was."""
+    runs = sorted(results, key=lambda r: (r["benchmark"], run_name(r), r["class_name"], r["seed"]))
+    rows = [
+        [run["benchmark"], run_name(run), run["class_name"], run["seed"], metric, run["metrics"].get(metric)]
+        + [run.get(fact) for fact in RUN_FACTS]
+        for run in runs
+        for metric in METRIC_TITLES
+    ]
+    return csv_text(["benchmark", "name", "class", "seed", "metric", "value", *RUN_FACTS], rows)
+
+
 def to_json(tables: Sequence[Table]) -> str:
     """All contents of the tables: metrics as fractions, times in seconds."""
     record = {"unit": "fraction", "tables": [asdict(table) for table in tables]}
@@ -275,8 +299,10 @@ def to_json(tables: Sequence[Table]) -> str:
 
 
 def write_tables(folder: Path, results: Iterable[Result], oracle: bool = False) -> str:
-    """Write summary.csv, summary.json and summary.md into the folder; returns the text for this terminal."""
+    """Write runs.csv and summary.csv, .json and .md into the folder; returns the text for this terminal."""
+    results = list(results)
     tables = summarize(results)
+    write_atomically(folder / "runs.csv", runs_csv(results))
     write_atomically(folder / "summary.csv", to_csv(tables))
     write_atomically(folder / "summary.json", to_json(tables))
     write_atomically(folder / "summary.md", render(tables, markdown=True, oracle=oracle) + "\n")

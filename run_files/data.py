@@ -85,8 +85,8 @@ class DataRecord:
             found[split] = {"images": len(rows), "sha256": digest}
         return found
 
-    def differences(self, now: DataRecord) -> list[str]:
-        """What is different `now`, a line per split; empty for the same data.
+    def differences(self, now: DataRecord, where: str = "are there now") -> list[str]:
+        """What is different `now`, or `where` the other images are, a line per split; empty for the same data.
 
         "train: 8 images, 16 are there now: 8 new, 0 gone, 0 changed"
         """
@@ -105,7 +105,7 @@ class DataRecord:
                 counts += f", {len(labels)} with another mask or label"
             example = (changed or new or gone or labels)[:1]
             first = f" (e.g. {example[0]})" if example else " (another order)"
-            lines.append(f"{split}: {len(before)} images, {len(after)} are there now: {counts}{first}")
+            lines.append(f"{split}: {len(before)} images, {len(after)} {where}: {counts}{first}")
         return lines
 
     def _by_path(self, split: str) -> dict[str, ImageRecord]:

@@ -610,7 +610,26 @@ def test_of_two_sweeps_at_once_the_last_table_has_the_runs_of_both(
         go_on.set()
         assert "grid" not in first.result(10) and "grid" in second.result(10)
     assert "grid" in (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert {path.name for path in tmp_path.iterdir()} == {"mvtec", "summary.csv", "summary.json", "summary.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "mvtec",
+        "runs.csv",
+        "summary.csv",
+        "summary.json",
+        "summary.md",
+    }
+
+
+def test_runs_csv_holds_every_metric_of_every_run(tmp_path: Path) -> None:
+    runs = [without_masks("grid", 2, n_test=8), result("=1+1", 1, 0.25, n_test=9, n_anomalous=4)]
+    report.update_tables(save(tmp_path, *runs))
+    rows = read_csv(tmp_path / "runs.csv")
+    assert [(row["class"], row["seed"], row["metric"]) for row in rows] == [
+        (name, seed, metric) for name, seed in (("=1+1", "1"), ("grid", "2")) for metric in METRIC_TITLES
+    ]
+    first, last = rows[0], rows[-1]
+    assert (first["benchmark"], first["name"], first["variant"]) == ("mvtec", "rd4ad", "rd4ad")
+    assert (first["value"], first["n_test"], first["n_anomalous"], first["revision"]) == ("0.25", "9", "4", "abc")
+    assert (last["metric"], last["value"], last["n_test"], last["n_anomalous"]) == ("aupro_per_image", "", "8", "")
 
 
 def test_tables_that_cannot_be_written_are_printed(

@@ -21,20 +21,26 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from report.differences import compare_sides
 from report.page.charts import Chart, Histogram, histogram, joined, loss_chart, unit_chart
+from report.page.forest import Forest, forest
 from report.page.gallery import Group, Thumbnail, gallery, legend
 from report.page.runs import DEFECT_METRICS, RunView, read_run
 from report.page.tables import BenchmarkTable, DefectRow, benchmark_tables, defect_rows, protocol_notes
+from report.pairing import Side, sides_of
 from report.rendering import benchmark_title, count, duration, percent
 from report.results import METRIC_TITLES, Result
 from report.tables import summarize
+from report.verdicts import caveats, verdict
 from run_files import CONFIG, Run
 from run_files.csv_files import to_csv
 from scoring.curves import thinned
+from scoring.intervals import Bootstrap
 from scoring.metrics import LIMIT
 from utils import printable, sweep_partials, write_atomically
 
 PAGE, IMAGES, CURVES = "report.html", "report_images", "curves.csv"
+STYLES = ("colors.css", "page.css", "forest.css")
 INLINE = 200  # thumbnails inside the page; the others are files beside it
 HERE = Path(__file__).parent
 RATES = ("false positive rate", "true positive rate")
@@ -72,6 +78,14 @@ class Section:
     defects: Sequence[DefectRow]
 
 
+@dataclass(frozen=True)
+class ForestBlock:
+    """Plots of differences, and sentences: what may be said of them, or why there are none."""
+
+    plots: Sequence[Forest]
+    sentences: Sequence[str]
+
+
 def write_page(runs: Sequence[tuple[Path, Result]], out: Path, unfinished: Sequence[Path] = ()) -> Path:
     """Write the page of (folder, metrics.json) pairs, its images and curves.csv into `out`; returns the page's path.
 
@@ -84,7 +98,8 @@ def write_page(runs: Sequence[tuple[Path, Result]], out: Path, unfinished: Seque
     first = [blocks[0] for section in sections for blocks in section.blocks.values()]
     images.add(group for block in [*first, *blocks] for group in block.groups)
     html = _environment(images).get_template("page.html.jinja").render(
-        tables=tables, sections=sections, blocks=blocks, notes=protocol_notes(tables), unfinished=unfinished
+        tables=tables, sections=sections, blocks=blocks, notes=protocol_notes(tables), unfinished=unfinished,
+        forests=_forests(runs),
     )  # fmt: skip
     for folder in (out, out / IMAGES):
         sweep_partials(folder)
@@ -92,6 +107,26 @@ def write_page(runs: Sequence[tuple[Path, Result]], out: Path, unfinished: Seque
     write_atomically(out / CURVES, _curves_csv([block.view for block in blocks]))
     write_atomically(out / PAGE, html)
     return out / PAGE
+
+
+def _forests(runs: Sequence[tuple[Path, Result]]) -> dict[str, ForestBlock]:
+    """{benchmark: differences of its methods in image AUROC, by DeLong's test} where it has two or more methods."""
+    found: dict[str, list[Side]] = {}
+    for side in sides_of(runs):
+        found.setdefault(side.benchmark, []).append(side)
+    blocks = {}
+    for benchmark, sides in found.items():
+        if len(sides) < 2:
+            continue
+        try:
+            comparison = compare_sides(sides, ["image_auroc"], Bootstrap())
+        except (OSError, ValueError) as problem:
+            blocks[benchmark] = ForestBlock([], [f"methods are not compared: {problem}"])
+            continue
+        plots = [forest(difference, comparison.level) for difference in comparison.differences]
+        said = [" ".join(verdict(difference, comparison.level)) for difference in comparison.differences]
+        blocks[benchmark] = ForestBlock(plots, [*said, *caveats(comparison)])
+    return blocks
 
 
 def _block(folder: Path, result: Result) -> RunBlock:
@@ -216,7 +251,8 @@ def _environment(images: _Images) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
     )
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    *styles, script = ((HERE / name).read_text(encoding="utf-8") for name in (*STYLES, "page.js"))
+    style = "".join(styles)
     environment.globals |= {
         "style": Markup(style),
         "script": Markup(script),

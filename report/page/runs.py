@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,28 +10,18 @@ import numpy as np
 
 from config import Config
 from readers.image_io import MAX_PIXELS
+from report.predictions import Prediction, read_maps, read_predictions
 from report.results import Result, run_name
-from run_files import CONFIG, MAPS, PREDICTIONS, TRAIN, Run, SavedMaps
+from run_files import CONFIG, TRAIN, Run, SavedMaps
 from run_files.csv_files import read_csv
 from scoring.curves import Points, image_curves, pixel_curves, thinned
 from scoring.metrics import count_pixels, image_metrics, pixel_metrics
 from scoring.peaks import peak_outside
 from scoring.thresholds import Threshold
-from utils import file_sha256, printable
+from utils import printable
 
-NO_MAPS = "pixel curves: run with --save_maps, or python test.py RUN --save_maps for a finished run"
 HARDLY = 0.6  # image AUROC
 DEFECT_METRICS = ("image_auroc", "pixel_auroc", "aupro")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A line of predictions.csv: one test image and its score."""
-
-    path: Path
-    defect: str
-    anomalous: bool
-    score: float
 
 
 @dataclass(frozen=True)
@@ -124,13 +113,13 @@ def read_run(folder: Path, result: Result) -> RunView:
     """What the page says of a finished run. Raises ValueError naming a damaged file of it."""
     run = Run(folder)
     config = run.config() if (folder / CONFIG).is_file() else None
-    predictions, notes = _read_predictions(folder, result)
+    predictions, notes = read_predictions(folder, result)
     history = _read_history(folder / TRAIN)
     if not predictions:
         notes.append("no test images: no curves, no decisions")
         return RunView(folder, result, (), history=history, notes=notes, config=config)
-    maps, problem = _read_maps(folder, result, predictions)
-    notes += [problem] if problem else []
+    maps, problem = read_maps(folder, result, predictions)
+    notes += [f"pixel curves: {problem}"] if problem else []
     labels = np.array([prediction.anomalous for prediction in predictions], bool)
     scores = np.array([prediction.score for prediction in predictions], np.float32)
     curves, outside = image_curves(labels, scores), None
@@ -153,26 +142,6 @@ def read_run(folder: Path, result: Result) -> RunView:
     return RunView(folder, result, predictions, decisions, curves, defects, history, maps, outside, notes, config)
 
 
-def _read_predictions(folder: Path, result: Result) -> tuple[list[Prediction], list[str]]:
-    """The lines of predictions.csv, none without the file, and what is odd about them."""
-    path = folder / PREDICTIONS
-    if not path.is_file():
-        return [], []
-    try:
-        rows = [
-            Prediction(Path(row["path"]), row["defect"], {"0": False, "1": True}[row["anomalous"]], float(row["score"]))
-            for row in read_csv(path)
-        ]
-        if not all(math.isfinite(row.score) for row in rows):
-            raise ValueError("a score that is not finite")
-    except (KeyError, ValueError) as problem:
-        wanted = "the columns path, defect, anomalous (0 or 1) and score (finite)"
-        raise ValueError(f"{path}: wanted {wanted}; found {printable(str(problem))}") from None
-    recorded = result.get("predictions_sha256")
-    same = recorded in (None, file_sha256(path))
-    return rows, [] if same else [f"{PREDICTIONS} is not the file that was scored: its SHA-256 differs"]
-
-
 def _read_history(path: Path) -> dict[str, np.ndarray]:
     """The columns of train.csv by name; empty without the file."""
     if not path.is_file():
@@ -187,21 +156,6 @@ def _read_history(path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def _read_maps(folder: Path, result: Result, predictions: Sequence[Prediction]) -> tuple[SavedMaps | None, str | None]:
-    """The run's maps, or None and why there are none."""
-    if not (folder / MAPS).is_file():
-        return None, NO_MAPS
-    try:
-        maps = SavedMaps.read(folder, len(predictions))
-    except ValueError as problem:
-        return None, f"pixel curves: {problem}"
-    labels = [prediction.anomalous for prediction in predictions]
-    if maps.checkpoint_sha256 != result.get("checkpoint_sha256") or maps.labels.tolist() != labels:
-        return (
-            None,
-            f"pixel curves: {MAPS} belongs to another checkpoint; python test.py RUN --save_maps writes it anew",
-        )
-    return maps, None
 
 
 def _decide(threshold: Threshold, labels: np.ndarray, scores: np.ndarray) -> Decisions:
