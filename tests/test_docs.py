@@ -188,7 +188,8 @@ def run_recipe(title: str, data: Path, folder: Path) -> Path:
     words[words.index("D")] = str(data)
     training = [*words[1:], *([] if "--class" in words else ["--class", "bottle"]), "--epochs", "1", *TINY]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for arguments in (training, *(other.split()[1:] for other in others)):
+    checks = [[*other.split()[1:], "--net", "efficientnet_lite0"] for other in others]
+    for arguments in (training, *checks):
         started = [sys.executable, *arguments]
         done = subprocess.run(started, cwd=project, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
