@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import PAGES, blocks, commands, prose
 from PIL import Image
 from toys import ROOT, TINY, MakeTree
 
@@ -27,29 +28,16 @@ from report.papers import PAPERS
 from scripts import controls, overlay_strip
 from scripts.sweep import ABLATIONS
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE_ON_FIRST_USE = ("data/", "runs/", "parts/")  # folders in commands that a checkout does not have
 EXPORTED = ("predict.py",)  # files of an exported folder
-COMMANDS = ("python", "bash", "pip")
+# Recipes of docs/methods.md -> the variant that each adds.
+NEW_PARTS = {"Add a variant": "drd_skips", "Add a loss": "rd_hardest", "Add a synthetic anomaly": "rd_cut_out"}
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
 class Parsed(Exception):
     """Raised in place of what a command does after it has parsed its arguments."""
-
-
-def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
-    return without_blocks(page.read_text())
-
-
-def without_blocks(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
@@ -105,47 +93,21 @@ def test_every_flag_of_main_is_explained() -> None:
         assert any(f"`--{name}`" in text for name in names), field.name
 
 
-def shell_commands(page: Path, folder: Path) -> list[list[str]]:
-    """The commands of a page's shell blocks and inline code, as bash would start them: loops and variables expanded.
-
-    Recipes for adding rows are left out: their commands need the rows, and have tests of their own.
-    """
-    text = re.sub(r"^## Add your own\n.*?(?=^## )", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    inline = re.findall(rf"`((?:{'|'.join(COMMANDS)})\s[^`]+)`", without_blocks(text))
-    (folder / ".venv/bin").mkdir(parents=True)
-    (folder / ".venv/bin/activate").touch()
-    (folder / "bin").mkdir()
-    for name in COMMANDS:
-        (folder / "bin" / name).write_text(
-            '#!/bin/sh\n{ printf "%s\\037" "${0##*/}" "$@"; printf "\\036"; } >> "$RECORD"\n'
-        )
-        (folder / "bin" / name).chmod(0o755)
-    variables = {"PATH": str(folder / "bin"), "RECORD": str(folder / "record")}
-    bash = shutil.which("bash")
-    assert bash is not None
-    for script in [*blocks(text, "sh"), *inline]:
-        done = subprocess.run([bash, "-eu"], input=script, env=variables, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, f"{script}\n{done.stderr}"
-    record = folder / "record"
-    found = record.read_text() if record.is_file() else ""
-    return [command.split("\037")[:-1] for command in found.split("\036")[:-1]]
-
-
 @page
 def test_every_command_has_the_flags_that_are_shown(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Real parsers read each command; what the command would then do is not done."""
+    """Real parsers read each command; what it would then do is not done."""
     parse = Parser.parse_args
 
     def only_parse(self: Parser, *arguments: Any) -> None:
         parse(self, *arguments)
         raise Parsed
 
-    commands = shell_commands(page, tmp_path)
-    assert commands or page.name == "methods.md"
+    found = list(commands(page, tmp_path))
+    assert found or page.name == "methods.md"
     problems = []
-    for command in commands:
+    for command in found:
         with monkeypatch.context() as patch:
             if command[1] == "main.py" or command[0] == "bash":
                 problem = check_flags_of_main(command)
@@ -199,8 +161,8 @@ def check_parser(command: list[str]) -> str | None:
     return "did not parse its arguments first"
 
 
-def apply_recipe(title: str, project: Path) -> str:
-    """Put the code of a recipe of docs/methods.md where it says; return the recipe's command."""
+def apply_recipe(title: str, project: Path) -> tuple[str, list[str]]:
+    """Put the code of a recipe of docs/methods.md where it says; return its command, and those in its sentences."""
     section = (ROOT / "docs/methods.md").read_text().partition(f"### {title}\n")[2]
     section = re.split(r"^##", section, maxsplit=1, flags=re.MULTILINE)[0]
     for block in blocks(section, "python"):
@@ -213,30 +175,40 @@ def apply_recipe(title: str, project: Path) -> str:
             assert new, place
             (project / new[1]).write_text(code)
     (command,) = blocks(section, "sh")
-    return command
+    return command, re.findall(r"`(python [^`]+)`", section)
 
 
 def run_recipe(title: str, data: Path, folder: Path) -> Path:
-    """The run folder that a recipe's own command leaves behind, in a copy of the project with the recipe's code."""
+    """The run folder that a recipe's commands leave behind, in a copy of the project with the recipe's code."""
     project = folder / "project"
     ignored = shutil.ignore_patterns(".*", "runs", "data", "tests", "docs", "__pycache__")
     shutil.copytree(ROOT, project, ignore=ignored)
-    words = apply_recipe(title, project).split()
+    command, others = apply_recipe(title, project)
+    words = command.split()
     words[words.index("D")] = str(data)
-    arguments = [*words[1:], *([] if "--class" in words else ["--class", "bottle"]), "--epochs", "1", *TINY]
+    training = [*words[1:], *([] if "--class" in words else ["--class", "bottle"]), "--epochs", "1", *TINY]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    checks = [[*other.split()[1:], "--net", "efficientnet_lite0"] for other in others]
+    for arguments in (training, *checks):
+        started = [sys.executable, *arguments]
+        done = subprocess.run(started, cwd=project, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
     (run,) = project.glob("runs/*/*/bottle/seed111")
     assert (run / "metrics.json").is_file()
     return run
 
 
+def test_every_recipe_is_tried_here() -> None:
+    section = (ROOT / "docs/methods.md").read_text().partition("\n## Add your own\n")[2].partition("\n## ")[0]
+    assert {*re.findall(r"^### (.+)$", section, re.MULTILINE)} == {*NEW_PARTS, "Add a data set"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("title", ["Add a variant", "Add a synthetic anomaly"])
-def test_a_new_variant_and_a_new_synthetic_anomaly_are_rows(title: str, mvtec_tree: MakeTree, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("title", "name"), NEW_PARTS.items())
+def test_a_new_part_is_a_row(title: str, name: str, mvtec_tree: MakeTree, tmp_path: Path) -> None:
     run = run_recipe(title, mvtec_tree(), tmp_path)
-    assert run.parent.parent.name in ("drd_skips", "rd_cut_out")
+    assert run.parent.parent.name == name
+    assert ("hardest" in (run / "train.csv").read_text().splitlines()[0]) == (title == "Add a loss")
 
 
 @pytest.mark.slow
@@ -276,7 +248,7 @@ def test_the_python_of_the_usage_page_runs(runs: Path, tmp_path: Path, capsys: p
     exec(code, {})
     one, place, *many = capsys.readouterr().out.splitlines()
     assert one.startswith("None ") and one.endswith(" None") and place.startswith("(64, 64) ")
-    assert len(many) == 3 and many[0] == one.split()[1]
+    assert len(many) == 3 and float(many[0]) == pytest.approx(float(one.split()[1]), rel=1e-5)
 
 
 def test_a_strip_of_overlays_shows_images_chosen_by_name(runs: Path, tmp_path: Path) -> None:

@@ -1,18 +1,13 @@
-"""Every variant by its command: trained, interrupted, scored again; early stopping, normalized scores, a new row."""
+"""Every variant by its command: trained, interrupted, scored again; early stopping, normalized scores."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import ROOT, TINY, Command, MakeTree, record_of, rows_of, score_again
+from toys import TINY, Command, MakeTree, record_of, rows_of, score_again
 
 import main as main_command
 from methods import VARIANTS
@@ -121,24 +116,3 @@ def test_normalized_scores_are_written_with_their_threshold(
         expected = (float(row["score"]) - image["threshold"]) / (image["high"] - image["low"]) + 0.5
         assert float(row["normalized"]) == pytest.approx(min(max(expected, 0), 1), abs=1e-6)
         assert row["predicted"] == str(int(float(row["score"]) >= image["threshold"] * (1 - 1e-7)))
-
-
-@pytest.mark.slow
-def test_a_new_variant_is_a_row_and_a_part_as_the_recipe_shows(mvtec_tree: MakeTree, tmp_path: Path) -> None:
-    """The lines of docs/methods.md, put where it says, in a copy of the project; then its own command."""
-    section = (ROOT / "docs/methods.md").read_text().partition("### Add a loss")[2].partition("\n### ")[0]
-    blocks = re.findall(r"```python\n# at the end of (\S+)\n(.*?)```", section, re.DOTALL)
-    assert [name for name, _ in blocks] == ["methods/losses.py", "methods/variants.py"]
-    (command,) = re.findall(r"```sh\npython (.*?)\n```", section, re.DOTALL)
-    copy = tmp_path / "project"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "data", "tests", "docs", "__pycache__"))
-    for name, lines in blocks:
-        with (copy / name).open("a") as file:
-            file.write("\n\n" + lines)
-    arguments = [*command.replace("D", str(mvtec_tree()), 1).split(), "--class", "bottle", "--epochs", "1", *TINY]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (run,) = copy.glob("runs/mvtec/*/bottle/seed111")
-    assert run.parent.parent.name not in VARIANTS
-    assert "hardest" in (run / "train.csv").read_text().splitlines()[0]
