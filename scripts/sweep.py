@@ -111,7 +111,8 @@ def run(plans: Iterable[Plan]) -> list[list[Result]]:
     for one in plans:
         print(f"\n== {one.setting.label}: {one.config.sweep_folder}\n", flush=True)
         train(one.arguments)
-        results.append(collect([one.config.sweep_folder]))
+        found = collect([one.config.sweep_folder])
+        results.append([result for result in found if bool(result.get("unified")) == one.config.unified])
     return results
 
 

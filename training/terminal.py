@@ -30,6 +30,8 @@ def first_line(config: Config, runs: Sequence[Config]) -> str:
     classes, seeds = len(runs) // len(config.seeds), len(config.seeds)
     finished = sum(map(is_finished, runs))
     product = f"{count(classes, 'class')} x {count(seeds, 'seed')} = " if len(runs) > 1 else ""
+    if config.unified:
+        product = f"one model over all classes x {count(seeds, 'seed')} = "
     return f"{title} on {config.dataset}: {product}{count(len(runs), 'run')}, {finished} finished"
 
 

@@ -90,7 +90,7 @@ def _typical(view: RunView, hits: Sequence[int]) -> list[int]:
 
 def gallery(view: RunView) -> list[Group]:
     """The groups of a run that have images, each with at most MOST of them as thumbnails."""
-    drawn = overlay_names([Sample(p.path, p.anomalous, p.defect) for p in view.predictions])
+    drawn = overlay_names([Sample(p.path, p.anomalous, p.defect, class_name=p.class_name) for p in view.predictions])
     groups = []
     for title, numbers in choose(view).items():
         if not numbers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,13 @@ DEFECT_METRICS = ("image_auroc", "pixel_auroc", "aupro")
 
 @dataclass(frozen=True)
 class Prediction:
-    """A line of predictions.csv: one test image and its score."""
+    """A line of predictions.csv: one test image and its score; its class in a run over several."""
 
     path: Path
     defect: str
     anomalous: bool
     score: float
+    class_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,20 @@ class RunView:
 
 
 def read_run(folder: Path, result: Result) -> RunView:
-    """What the page says of a finished run. Raises ValueError for a damaged predictions.csv or train.csv."""
-    predictions, notes = _read_predictions(folder, result)
+    """What the page says of a finished run, or of one of its classes.
+
+    Raises ValueError for a damaged predictions.csv or train.csv.
+    """
+    everything, notes = _read_predictions(folder, result)
+    own = [i for i, p in enumerate(everything) if p.class_name in ("", result["class_name"])]
+    predictions = [everything[i] for i in own]
     history = _read_history(folder / TRAIN)
     if not predictions:
         return RunView(folder, result, (), history=history, notes=[*notes, "no test images: no curves, no decisions"])
-    maps, problem = _read_maps(folder, result, predictions)
+    maps, problem = _read_maps(folder, result, everything)
+    if maps is not None and len(own) < len(everything):
+        masks = None if maps.masks is None else maps.masks[own]
+        maps = replace(maps, maps=maps.maps[own], masks=masks, labels=maps.labels[own], classes=())
     notes += [problem] if problem else []
     labels = np.array([prediction.anomalous for prediction in predictions], bool)
     scores = np.array([prediction.score for prediction in predictions], np.float32)
@@ -142,7 +151,13 @@ def _read_predictions(folder: Path, result: Result) -> tuple[list[Prediction], l
         return [], []
     try:
         rows = [
-            Prediction(Path(row["path"]), row["defect"], {"0": False, "1": True}[row["anomalous"]], float(row["score"]))
+            Prediction(
+                Path(row["path"]),
+                row["defect"],
+                {"0": False, "1": True}[row["anomalous"]],
+                float(row["score"]),
+                row.get("class_name", ""),
+            )
             for row in read_csv(path)
         ]
         if not all(math.isfinite(row.score) for row in rows):

@@ -97,7 +97,7 @@ def _cells(row: Row, metrics: Sequence[str]) -> list[Cell]:
 def _notes(table: Table, prefix: bool) -> list[str]:
     lines = [*(f"warning: {warning}" for warning in table.warnings), *table.reasons]
     if any(row.published for row in table.rows):
-        lines.append(METHODS[table.variant].sentence)
+        lines.append(METHODS[table.name].sentence)
         sources = dict.fromkeys(known.source for row in table.rows for known in row.published.values())
         lines += [f"source of the published metrics: {source}" for source in sources]
     return [f"{table.name}: {line}" if prefix else line for line in lines]
