@@ -28,11 +28,6 @@ class Method:
         return f"{self.title}'s published metrics: {self.protocol}."
 
 
-# One model over all classes, as the benchmark of ADer trains it (arXiv 2406.03262).
-ADER = (
-    "one model over all classes as trained by ADer: WideResNet-50-2 with timm's weights, 256 pixels, batch 16, weight "
-    "decay 0.05, epoch 100, the last; its AUPRO pools the regions of a class, on a grid of thresholds"
-)
 METHODS = {
     "rd4ad": Method("RD4AD", "RD4AD", "WideResNet-50-2, 256 pixels, epoch 200, the last; AUPRO per image"),
     "sk_rd4ad": Method(
@@ -58,12 +53,6 @@ METHODS = {
         "WideResNet-50-2, 256 pixels, the best epoch on the test set by the mean of three metrics (oracle), 10 to 300 "
         "epochs by class; AUPRO per image",
     ),
-    "rd4ad, unified": Method(
-        "RD4AD, unified (ADer)", "RD4AD, unified", f"{ADER}, learning rate 0.005, a tenth of it from epoch 80 on"
-    ),
-    "rdpp, unified": Method(
-        "RD++, unified (ADer)", "RD++, unified", f"{ADER}, learning rate 0.001, a tenth of it from epoch 80 on"
-    ),
     "rd_anomalib": Method(
         "anomalib ReverseDistillation (WRN50)",
         "anomalib",
@@ -71,6 +60,20 @@ METHODS = {
         "that is best on the test set; AUPRO not published",
     ),
 }
+# One model over all classes, as the benchmark of ADer trains it (arXiv 2406.03262).
+ADER = (
+    "one model over all classes as trained by ADer: WideResNet-50-2 with timm's weights, 256 pixels, batch 16, weight "
+    "decay 0.05, epoch 100, the last; its AUPRO pools the regions of a class, on a grid of thresholds"
+)
+UNIFIED_METHODS = {
+    "rd4ad, unified": Method(
+        "RD4AD, unified (ADer)", "RD4AD, unified", f"{ADER}, learning rate 0.005, a tenth of it from epoch 80 on"
+    ),
+    "rdpp, unified": Method(
+        "RD++, unified (ADer)", "RD++, unified", f"{ADER}, learning rate 0.001, a tenth of it from epoch 80 on"
+    ),
+}
+NAMED_METHODS = METHODS | UNIFIED_METHODS  # by the names of runs in tables
 DATASETS = {"mvtec": "MVTec-AD", "visa": "VisA", "vad": "VAD", "btad": "BTAD", "mpdd": "MPDD", "cifar10": "CIFAR-10"}
 CATEGORIES = {"vad": "one-class"}
 # The AUPRO of the variants' papers is the mean of per-image values, so it is not comparable with the pooled one.
@@ -112,6 +115,9 @@ def published_metric(method: str, benchmark: str, class_name: str, metric: str) 
 
 
 def published(benchmark: str, variant: str, class_name: str, metric: str) -> tuple[float, str] | None:
-    """`published_metric` of the variant's method: its own rows, without reproductions and quotations by others."""
-    known = METHODS.get(variant)
+    """`published_metric` of the variant's method: its own rows, without reproductions and quotations by others.
+
+    Those of one model over all classes are ADer's; its `variant` is named as in NAMED_METHODS.
+    """
+    known = NAMED_METHODS.get(variant)
     return published_metric(known.key, benchmark, class_name, metric) if known else None

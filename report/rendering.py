@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dataset import BENCHMARKS
 from report.escaping import shown, shown_cell
-from report.published import METHODS
+from report.published import NAMED_METHODS
 from report.results import METRIC_TITLES, Result, collect
 from report.tables import ALL, Row, Spread, Table, has_random_teacher, summarize
 from run_files import CONFIG
@@ -132,7 +132,7 @@ def _beside_published(table: Table, markdown: bool, width: int | None) -> list[s
                 cells += [cell(row.metrics[metric], row), *beside]
         return format_table(header, body, markdown)
 
-    notes = [*(f"[{i}] {source}" for i, source in enumerate(sources, 1)), METHODS[table.name].sentence]
+    notes = [*(f"[{i}] {source}" for i, source in enumerate(sources, 1)), NAMED_METHODS[table.name].sentence]
     title = _title(table, "beside the published metrics, percent and percentage points", markdown)
     return [title, *split(metrics, draw, width), notes_below(notes, markdown, width)]
 

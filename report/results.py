@@ -57,11 +57,11 @@ def split_classes(result: Result) -> list[Result]:
     """A metrics.json -> the result of each of its classes, marked as `unified`; the same where it is of one class.
 
     The time of the one model is divided evenly among its classes. An oracle epoch, which is chosen by their mean, is
-    none of a class.
+    none of a class. Without test images there is a single result, without metrics.
     """
     classes = result.get("classes")
     if not classes:
-        return [result]
+        return [result | ({"unified": True} if result["class_name"] == UNIFIED else {})]
     shared = {name: value for name, value in result.items() if name not in ("classes", "oracle")}
     shared |= {name: result[name] / len(classes) for name in ("train_seconds", "score_seconds") if name in result}
     shared |= {"unified": True, "oracle": {}}
