@@ -15,13 +15,13 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from commandline import did_you_mean
-from dataset import BENCHMARKS, Source, find_classes, locate
+from dataset import BENCHMARKS, UNIFIED, Source, find_classes, locate
 from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
 from model import TEACHERS, is_resnet
 from model.specs import PRECISIONS
@@ -74,6 +74,7 @@ class Range(NamedTuple):
 LARGEST = 2**31 - 1  # what every library takes as a count
 COUNT, POSITIVE, NOT_NEGATIVE = Range(0, LARGEST), Range(1, LARGEST), Range(0)
 RANGES = {
+    "shots": POSITIVE,
     "image_size": Range(32, 16384),
     "max_pixels": Range(1, 2**63 - 1),
     "student_width": Range(1, 2**16),
@@ -126,7 +127,14 @@ class Config:
 
     dataset: str = field("mvtec", DATA, "benchmark", choices=BENCHMARKS, common=True)
     classes: tuple[str, ...] = field(
-        ("all",), DATA, "classes of the benchmark, or all", names=("class", "class_"), common=True
+        ("all",),
+        DATA,
+        "classes of the benchmark; all: each by itself; unified: one model over all of them, scored class by class",
+        names=("class", "class_"),
+        common=True,
+    )
+    shots: int | None = field(
+        None, DATA, "so many training images of each class, drawn by class and seed (default: all)"
     )
     data_path: Path | None = runtime_field(
         None, DATA, "the benchmark's root, one folder per class (demo and elpv have a default)", common=True
@@ -375,6 +383,10 @@ class Config:
             check_pixel_rule(self.pixel_threshold)
         except ValueError as wrong:
             problems.append(str(wrong))
+        if self.anomalib_scores and UNIFIED in self.classes:
+            problems.append(
+                f"--anomalib_scores: its threshold is chosen on the test set of one class; leave out --class {UNIFIED}"
+            )
         if self.calibrate is not None and self.holdout:
             problems.append("--calibrate and --holdout: the threshold comes from one of them; leave one out")
         for flag in ("train_dir", "test_dir", "bad", "mask_dir"):
@@ -388,6 +400,8 @@ class Config:
         for flag, name in folders:
             if problem := name_problem(name):
                 problems.append(f"--{flag} '{printable(name[:80])}': must be a plain folder name, but it {problem}")
+        if self.name is not None and self.name.endswith(f", {UNIFIED}"):
+            problems.append(f"--name '{printable(self.name[:80])}': tables call one model over all classes so")
         if self.variant in VARIANTS and self.rate is not None and not self.consistency:
             problems.append("--rate: weighs the consistency loss, which is off here; add --layerloss 1")
         if not problems:
@@ -483,6 +497,11 @@ class Config:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
+    def unified(self) -> bool:
+        """Whether this run is one model over all classes."""
+        return self.classes == (UNIFIED,)
+
+    @property
     def source(self) -> Source:
         """Where the benchmark's files lie."""
         return Source(self.data_path, self.train_dir, self.test_dir, self.mask_dir, self.bad)
@@ -511,7 +530,7 @@ class Config:
 
     @property
     def run_folder(self) -> Path:
-        """Where a run of one class and one seed lies."""
+        """Where a run of one class, or of one model over all, and one seed lies."""
         (class_name,), (seed,) = self.classes, self.seeds
         return _below(self.save_path, self.sweep_folder / class_name / f"seed{seed}", depth=4)
 
@@ -540,20 +559,35 @@ class Config:
         """The runs of a sweep: variant by variant, class by class, seed by seed, classes in the benchmark's order.
 
         The benchmark's own data are made where they are missing. Raises ValueError for a class that it does not have,
-        FileNotFoundError where there is nothing to read.
+        and where one model over all classes cannot be; FileNotFoundError where there is nothing to read.
         """
         if self.variants is not None:
             return [run for name in self.variants for run in self.of_variant(name).runs()]
         benchmark = BENCHMARKS[self.dataset]
         known = find_classes(benchmark, locate(benchmark, self.source))
-        if self.classes == ("all",):
-            return [self.of_run(class_name, seed) for class_name in known for seed in self.seeds]
-        if unknown := [name for name in self.classes if name not in known]:
+        names = self.classes
+        if set(names) <= {"all", UNIFIED}:
+            names = tuple(name for given in names for name in (known if given == "all" else (given,)))
+        if unknown := [name for name in names if name not in (*known, UNIFIED)]:
             raise ValueError(
                 f"unknown --class {', '.join(unknown)}: {self.dataset} has {', '.join(known) or 'none'}"
                 f"{did_you_mean(unknown, known)}"
             )
-        return [self.of_run(class_name, seed) for class_name in self.classes for seed in self.seeds]
+        if UNIFIED in names:
+            self._check_unified(known)
+        return [self.of_run(class_name, seed) for class_name in names for seed in self.seeds]
+
+    def _check_unified(self, known: Sequence[str]) -> None:
+        """Raises ValueError where one model over the classes makes no sense, or its name is taken."""
+        flag = f"--class {UNIFIED}"
+        if UNIFIED in known:
+            raise ValueError(f"{flag}: stands for one model over all classes; rename the class of that name")
+        if len(known) < 2:
+            raise ValueError(f"{flag}: needs two classes or more; {self.dataset} has {', '.join(known)} alone")
+        if BENCHMARKS[self.dataset].exclusive:
+            raise ValueError(
+                f"{flag}: in {self.dataset} the normal images of one class are anomalies of the others; give classes"
+            )
 
     def of_variant(self, name: str) -> Config:
         """The part of a sweep that is of one of its variants. Raises ValueError for flags that it does not have."""
@@ -564,7 +598,7 @@ class Config:
             raise ValueError("\n".join(f"--variants {name}: {line}" for line in lines)) from None
 
     def of_run(self, class_name: str, seed: int) -> Config:
-        """The part of a sweep that trains one class with one seed."""
+        """The part of a sweep that trains one class, or one model over all classes, with one seed."""
         return replace(self, classes=(class_name,), seeds=(seed,), variants=None, shard=None)
 
     def settings(self) -> dict[str, Any]:
@@ -620,7 +654,8 @@ def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, 
     settled = {f.name: getattr(part, f.name) for part in parts for f in dataclasses.fields(part)}
     # a field that may be None stands for one of the recipe's; the others are the Config's own
     fields = [f for f in dataclasses.fields(config) if f.metadata["affects_results"] and f.default is not None]
-    found = {f.name: config.plain(f.name) for f in fields} | settled | {"holdout": config.held_out_share}
+    found = {f.name: config.plain(f.name) for f in fields} | settled
+    found |= {"holdout": config.held_out_share, "shots": config.shots}
     plain = json.dumps({k: v for k, v in found.items() if k not in left_out}, default=dataclasses.asdict)
     return json.loads(plain)
 

@@ -6,6 +6,7 @@ resized to a square of `size` pixels with Pillow, before they become tensors, as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from utils import prefetch_map
 
 __all__ = [
     "BENCHMARKS",
+    "UNIFIED",
     "Benchmark",
     "ImageSet",
     "MeasuredImages",
@@ -49,6 +51,9 @@ __all__ = [
 ]
 
 
+UNIFIED = "unified"  # in place of a class: one model over all classes, scored class by class
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One row of the table: title, classes, and how they are read.
@@ -60,6 +65,7 @@ class Benchmark:
     prepare         makes the data under the root on first use
     mask_threshold  a mask pixel is a defect where its stored value exceeds this
     validation      the reader knows a split of further normal images, where the folders have one
+    exclusive       the normal images of one class are anomalies of the others, so no model is for all of them
     """
 
     title: str
@@ -71,6 +77,7 @@ class Benchmark:
     prepare: Callable[[Path], None] | None = None
     mask_threshold: int = 0
     validation: bool = False
+    exclusive: bool = False
 
 
 MVTEC_CLASSES = (
@@ -100,6 +107,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         find=None,
         class_folder=None,
         prepare=prepare_cifar10,
+        exclusive=True,
     ),
     "folder": Benchmark("own images", (), read_folder, validation=True),
     "demo": Benchmark(
@@ -216,7 +224,7 @@ class ImageSet:
         self.samples = tuple(samples)
         self.size = size
         self.mask_threshold = mask_threshold
-        self._vanished: set[int] = set()
+        self._vanished: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -234,7 +242,19 @@ class ImageSet:
     @property
     def vanished(self) -> tuple[Path, ...]:
         """The images whose mask would have vanished at this size, among the masks loaded so far."""
-        return tuple(self.samples[i].image for i in sorted(self._vanished))
+        return tuple(sample.image for sample in self.samples if sample.image in self._vanished)
+
+    @functools.cached_property
+    def by_class(self) -> dict[str, ImageSet]:
+        """The images of each class in order; empty in a run of one class, whose samples name none."""
+        parts: dict[str, list[Sample]] = {}
+        for sample in self.samples:
+            if sample.class_name:
+                parts.setdefault(sample.class_name, []).append(sample)
+        found = {name: ImageSet(samples, self.size, self.mask_threshold) for name, samples in parts.items()}
+        for part in found.values():
+            part._vanished = self._vanished
+        return found
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(3, size, size) in 0..255; see `load_image`."""
@@ -249,7 +269,7 @@ class ImageSet:
         mask = read_oriented_mask(sample.image, sample.mask, self.mask_threshold, sample.upright)
         resized, vanished = resize_mask(mask, self.size)
         if vanished:
-            self._vanished.add(index)
+            self._vanished.add(sample.image)
         return resized
 
 

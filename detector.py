@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,6 +18,7 @@ from dataset import GivenImages, ImageSet, image_batches
 from methods import Scoring, build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
+from report.results import flat_metrics
 from run_files import CHECKPOINT, CONFIG, METRICS, Run
 from run_files.checkpoints import check_for_config
 from run_files.checks import named
@@ -31,7 +32,7 @@ from scoring.anomaly_map import (
     score_refinement_factor,
 )
 from scoring.intervals import Bootstrap, bootstrap_intervals
-from scoring.metrics import Report, compute_metrics
+from scoring.metrics import Report, compute_metrics, mean_over_classes
 from scoring.normalization import Normalizer, normalizers
 from scoring.predictions import Prediction, Rule
 from scoring.thresholds import Threshold
@@ -159,11 +160,26 @@ class Detector:
     def evaluate(self, images: ImageSet, keep_maps: bool = False) -> Evaluation:
         """Score a test set once: image metrics always, pixel metrics where there are masks and --seg is on.
 
-        Maps are held until the pixel metrics are computed, and kept on request; 10,000 of 256 pixels are 2.6 GB.
+        Maps are held until the pixel metrics are computed, and kept on request; 10,000 of 256 pixels are 2.6 GB. Of
+        several classes each is scored by itself, one after the other, and the metrics are the means over them.
         """
+        if not images.by_class:
+            return self._evaluate(images, keep_maps)
+        kept = np.empty((len(images), images.size, images.size), np.float32) if keep_maps else None
+        parts, done = {}, 0
+        for name, part in images.by_class.items():
+            found = self._evaluate(part, keep_maps, None if kept is None else kept[done : done + len(part)])
+            parts[name] = found if keep_maps else replace(found, maps=None, masks=None)
+            done += len(part)
+        return Evaluation.of_classes(parts, kept)
+
+    def _evaluate(self, images: ImageSet, keep_maps: bool, out: np.ndarray | None = None) -> Evaluation:
+        """`evaluate` of one class; the maps are written into `out` where it is given."""
         with_pixels = self.config.seg and images.has_masks
         scores = np.empty(len(images), np.float32)
-        maps = np.empty((len(images), images.size, images.size), np.float32) if with_pixels or keep_maps else None
+        maps = out
+        if maps is None and (with_pixels or keep_maps):
+            maps = np.empty((len(images), images.size, images.size), np.float32)
         done = 0
         for batch_scores, batch_maps in self.score_batches(images):
             batch = slice(done, done + len(batch_scores))
@@ -193,6 +209,9 @@ class Detector:
 class Evaluation:
     """Labels (N,) and scores (N,) of a test set, the anomaly maps (N, S, S) float32 if they were kept, the masks that
     they were compared with, and the metrics.
+
+    Of several classes, one after the other, `classes` has the evaluation of each, and the metrics are their means;
+    `masks` is None where a class has none.
     """
 
     labels: np.ndarray
@@ -200,6 +219,26 @@ class Evaluation:
     maps: np.ndarray | None
     masks: list[np.ndarray | None] | None
     report: Report
+    classes: Mapping[str, Evaluation] = field(default_factory=dict)
+
+    @classmethod
+    def of_classes(cls, parts: Mapping[str, Evaluation], maps: np.ndarray | None) -> Evaluation:
+        """The evaluations of classes as one; `maps` are those of all, in order."""
+        found = list(parts.values())
+        labels, scores = (np.concatenate([getattr(part, name) for part in found]) for name in ("labels", "scores"))
+        masks = [mask for part in found for mask in part.masks or ()]
+        complete = all(part.masks is not None for part in found)
+        report = mean_over_classes([part.report for part in found])
+        return cls(labels, scores, maps, masks if complete else None, report, parts)
+
+    def parts(self, class_name: str) -> Mapping[str, Evaluation]:
+        """{class: its evaluation}; `class_name` is that of a run of one class."""
+        return self.classes or {class_name: self}
+
+    def metrics(self) -> dict[str, float | None]:
+        """All metrics as JSON takes them, as `report.results.flat_metrics`."""
+        classes = {name: part.report.defined() for name, part in self.classes.items()}
+        return flat_metrics(self.report.defined(), classes)
 
     def normalizers(self) -> dict[str, Normalizer]:
         """The normalizers of image scores and of pixels, chosen on this very set, as anomalib does by default."""

@@ -1,11 +1,11 @@
-"""One class and one seed: everything that training and scoring it takes, built on first use from the Config."""
+"""One run: everything that training and scoring it takes, built on first use from the Config."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ import torch
 from calibration import (
     NormalSet,
     calibrate,
-    findings,
+    findings_of,
     read_normal_folder,
     refuse_used,
     render_threshold,
     without_trained,
 )
 from config import Config
-from dataset import BENCHMARKS, ImageSet, MeasuredImages, locate
+from dataset import BENCHMARKS, ImageSet, MeasuredImages, Sample, find_classes, locate
 from detector import Detector, Evaluation, frozen_teacher
 from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
@@ -47,7 +47,8 @@ SAMPLE = 64  # training images, at most, from which color scale and brightness a
 class Experiment:
     """The objects of one run, each made when it is first asked for.
 
-    It is no trainer: the loop stays in main.py. `config` is that of one class and one seed (`Config.of_run`).
+    It is no trainer: the loop stays in main.py. `config` is that of one run (`Config.of_run`): one seed, and one class
+    or one model over all classes, whose images are those of each class in the benchmark's order.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -103,18 +104,27 @@ class Experiment:
         )
 
     @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes whose images the run has: one, or all of the benchmark."""
+        if not self.config.unified:
+            (class_name,) = self.config.classes
+            return (class_name,)
+        benchmark = BENCHMARKS[self.config.dataset]
+        return find_classes(benchmark, locate(benchmark, self.config.source))
+
+    @cached_property
     def normal_images(self) -> ImageSet:
-        """The benchmark's training images of the class, all normal."""
+        """The benchmark's training images of the run's classes, all normal."""
         return self.images("train")
 
     @cached_property
     def test_images(self) -> ImageSet:
-        """The benchmark's test images of the class."""
+        """The benchmark's test images of the run's classes."""
         return self.images("test")
 
     @property
     def train_images(self) -> ImageSet:
-        """The images to train on: the normal images less those that are held out."""
+        """The images to train on: the normal images less those that are held out, or --shots of them."""
         return self._split.train
 
     @property
@@ -148,20 +158,30 @@ class Experiment:
         return None
 
     def images(self, split: str) -> ImageSet:
-        """The benchmark's images of the class and split, train or test."""
-        (class_name,) = self.config.classes
+        """The benchmark's images of the run's classes and a split, train or test."""
         benchmark = BENCHMARKS[self.config.dataset]
         limit_pixels(self.config.max_pixels)
-        samples = benchmark.read(locate(benchmark, self.config.source), class_name, split)
+        source, samples = locate(benchmark, self.config.source), []
+        for name in self.class_names:
+            own = benchmark.read(source, name, split)
+            samples += [replace(sample, class_name=name) for sample in own] if self.config.unified else own
         return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
 
     def check_data(self, with_training: bool = True) -> None:
         """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`."""
-        train, test = self.normal_images.samples if with_training else (), self.test_images
         if with_training:
             self.check_split()
-        for warning in check_data(train, test.samples, test.mask_threshold, self.config.workers):
-            print(f"{' '.join(self.config.classes)}: warning: {warning}")
+        train, test = self._by_class(self.normal_images) if with_training else {}, self._by_class(self.test_images)
+        for name in self.class_names:
+            own = train.get(name, ()), test.get(name, ())
+            for warning in check_data(*own, self.test_images.mask_threshold, self.config.workers):
+                print(f"{name}: warning: {warning}")
+
+    def _by_class(self, images: ImageSet) -> dict[str, tuple[Sample, ...]]:
+        """{class: its samples}, of all classes of the run that have any."""
+        if not self.config.unified:
+            return {self.class_names[0]: images.samples}
+        return {name: part.samples for name, part in images.by_class.items()}
 
     def check_split(self) -> None:
         """Raises ValueError where the training images are too few for these settings, or their parts are."""
@@ -245,52 +265,87 @@ class Experiment:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images there are of each kind."""
+        """How many images there are of each kind, and the --shots if they were asked for."""
+        shots = self.config.shots
         return {
             "n_train": len(self.train_images),
             "n_held_out": len(self.held_out_images or ()),
             **({} if self.normals is None else {"n_calibration": len(self.normals.images)}),
             "n_test": len(self.test_images),
             "n_anomalous": int(self.test_images.labels.sum()),
+            **({} if shots is None else {"shots": shots}),
+        }
+
+    def counts_of(self, class_name: str) -> dict[str, int]:
+        """`counts` of one class of several; normal images of --calibrate belong to no class."""
+
+        def own(images: ImageSet | None) -> Sequence[Sample]:
+            return () if images is None else self._by_class(images).get(class_name, ())
+
+        normals, test = None if self.normals is None else self.normals.images, own(self.test_images)
+        return {
+            "n_train": len(own(self.train_images)),
+            "n_held_out": len(own(self.held_out_images)),
+            **({"n_calibration": len(own(normals))} if normals is not None and normals.by_class else {}),
+            "n_test": len(test),
+            "n_anomalous": sum(sample.anomalous for sample in test),
         }
 
     @cached_property
     def _split(self) -> Split:
-        """The normal images by what they are for. Raises ValueError for too few images."""
-        config, images = self.config, self.normal_images
-        kept, calibration = images, None
-        if (
-            count := min(len(images) - 1, max(1, round(config.held_out_share * len(images))))
-            if config.held_out_share
-            else 0
-        ):
-            kept, calibration = self._parts(images, set(range(len(images) - count, len(images))))
-        train, held_out = self._drawn(kept)
-        config.check_last_batch(len(train))
-        return Split(train, held_out, calibration)
+        """The normal images by what they are for, class by class. Raises ValueError for too few images."""
+        train: list[Sample] = []
+        held_out: list[Sample] = []
+        calibration: list[Sample] = []
+        for name, samples in self._by_class(self.normal_images).items():
+            kept, own_last = self._last(samples)
+            kept, own_held_out = self._drawn(name, kept)
+            train += self._few(name, kept)
+            held_out += own_held_out
+            calibration += own_last
+        self.config.check_last_batch(len(train))
+        size, mask_threshold = self.config.image_size, self.normal_images.mask_threshold
+        parts = (ImageSet(samples, size, mask_threshold) for samples in (train, held_out, calibration))
+        trained, stopping_on, last = parts
+        return Split(trained, stopping_on if self.config.training.patience else None, last if calibration else None)
 
-    def _drawn(self, images: ImageSet) -> tuple[ImageSet, ImageSet | None]:
-        """(train, held out for early stopping): drawn by class and seed, at least one of each."""
+    def _last(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+        """(kept, held out for the threshold): the last by name, at least one of each."""
+        share = self.config.held_out_share
+        count = min(len(samples) - 1, max(1, round(share * len(samples)))) if share else 0
+        return (samples[:-count], samples[-count:]) if count > 0 else (samples, ())
+
+    def _drawn(self, class_name: str, samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+        """(kept, held out for early stopping): drawn by class and seed, at least one of each."""
         config = self.config
         if not config.training.patience:
-            return images, None
-        if len(images) < 2:
+            return samples, ()
+        if len(samples) < 2:
             raise ValueError(
-                f"--patience needs training images to hold out; found {len(images)}. Add images or use --patience 0"
+                f"--patience needs training images to hold out; found {len(samples)}. Add images or use --patience 0"
             )
-        count = min(len(images) - 1, max(1, round(config.patience_holdout * len(images))))
-        return self._parts(images, set(random.Random(f"{config.seed_key} held out").sample(range(len(images)), count)))
+        count = min(len(samples) - 1, max(1, round(config.patience_holdout * len(samples))))
+        draw = random.Random(f"{class_name} seed {config.seeds[0]} held out")
+        chosen = set(draw.sample(range(len(samples)), count))
+        return [s for i, s in enumerate(samples) if i not in chosen], [samples[i] for i in sorted(chosen)]
 
-    @staticmethod
-    def _parts(images: ImageSet, chosen: set[int]) -> tuple[ImageSet, ImageSet]:
-        """(those that are not chosen, those that are), each in order."""
-        parts = ([s for i, s in enumerate(images.samples) if (i in chosen) == taken] for taken in (False, True))
-        rest, taken = (ImageSet(samples, images.size, images.mask_threshold) for samples in parts)
-        return rest, taken
+    def _few(self, class_name: str, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """The --shots of a class, in order: drawn by class and seed, more of them on top of fewer; all without."""
+        shots = self.config.shots
+        if shots is None:
+            return samples
+        if shots > len(samples):
+            raise ValueError(
+                f"--shots {shots}: {class_name} has {len(samples)} training images that are not held out; give at most "
+                f"{len(samples)}"
+            )
+        order = list(range(len(samples)))
+        random.Random(f"{class_name} seed {self.config.seeds[0]} shots").shuffle(order)
+        return [samples[i] for i in sorted(order[:shots])]
 
 
 class Split(NamedTuple):
-    """The normal images of a class: to train on, held out for early stopping, held out for the threshold."""
+    """The normal images of a run: to train on, held out for early stopping, held out for the threshold."""
 
     train: ImageSet
     held_out: ImageSet | None
@@ -314,6 +369,8 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     keep_maps = config.vis or config.save_maps or config.anomalib_scores or config.intervals
     evaluation = detector.evaluate(images, keep_maps or experiment.normals is not None)
     facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
+    if evaluation.classes:
+        facts["classes"] = {name: class_record(experiment, evaluation, name) for name in evaluation.classes}
     sampled = experiment.sampled_images
     detector.fit_color_scale(sampled)
     facts["training_images"]["brightness"] = sampled.brightness_range
@@ -322,9 +379,11 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     fitted = evaluation.normalizers() if config.anomalib_scores else {}
     facts["normalized"] = normalized_record(fitted, evaluation) if fitted else None
     if config.intervals:
-        intervals = evaluation.intervals(config.seed_key)
-        facts["intervals"] = record_intervals(intervals)
-        print(f"{config.title}:\n{render_intervals(evaluation.report, evaluation.labels, intervals)}")
+        for name, part in evaluation.parts(config.classes[0]).items():
+            key = f"{name} seed {config.seeds[0]}"
+            intervals = part.intervals(key)
+            (facts["classes"][name] if evaluation.classes else facts)["intervals"] = record_intervals(intervals)
+            print(f"{key}:\n{render_intervals(part.report, part.labels, intervals)}")
     folder.write_predictions(images.samples, evaluation.scores, fitted.get("image"))
     if config.print_scores:
         for sample, value in zip(images.samples, evaluation.scores, strict=True):
@@ -351,6 +410,12 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     folder.finish(config, evaluation.report, progress, facts)
 
 
+def class_record(experiment: Experiment, evaluation: Evaluation, class_name: str) -> dict[str, Any]:
+    """What metrics.json holds of one class of several: its metrics, why some are undefined, how many images."""
+    report = evaluation.classes[class_name].report
+    return {"metrics": report.defined(), "reasons": report.reasons, **experiment.counts_of(class_name)}
+
+
 def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evaluation: Evaluation) -> Threshold | None:
     """The run's threshold, written and explained, where normal images were kept apart for it; else None."""
     normals, title = experiment.normals, experiment.config.title
@@ -358,12 +423,13 @@ def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evalu
         return None
     checkpoint = file_sha256(folder.folder / CHECKPOINT)
     threshold = calibrate(detector, normals, experiment.config.calibration, checkpoint)
-    found = findings(threshold, evaluation.labels, evaluation.scores, evaluation)
+    found = findings_of(threshold, evaluation)
     folder.write_threshold(threshold, found)
-    trained, held_out = len(experiment.train_images), len(experiment.normal_images) - len(experiment.train_images)
-    lines = render_threshold(threshold, found, trained, evaluation.report.defined())
+    trained, everything = len(experiment.train_images), len(experiment.normal_images)
+    lines = render_threshold(threshold, found, trained, {} if evaluation.classes else evaluation.report.defined())
     if normals.source == "holdout":
-        lines.insert(0, f"trained on {trained} of {trained + held_out} normal images; the last by name are held out")
+        each = " of each class" if evaluation.classes else ""
+        lines.insert(0, f"trained on {trained} of {everything} normal images; the last by name{each} are held out")
     for line in lines:
         print(f"{title}: {line}")
     return threshold
@@ -377,9 +443,9 @@ def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:
     normal = np.zeros(evaluation.maps.shape[1:], bool)
     masks = None if evaluation.masks is None else np.stack([normal if m is None else m for m in evaluation.masks])
     sha256 = file_sha256(folder.folder / CHECKPOINT)
-    SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256).write(
-        folder.folder, folder.check
-    )
+    classes = [name for name, part in evaluation.classes.items() for _ in part.labels]
+    saved = SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256, classes)
+    saved.write(folder.folder, folder.check)
 
 
 def normalized_record(fitted: dict[str, Normalizer], evaluation: Evaluation) -> dict[str, Any]:

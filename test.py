@@ -99,6 +99,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     from experiment import Experiment, save_maps
     from report.intervals import render_intervals
     from report.overlays import OverlayWriter
+    from report.results import recorded_metrics
     from scoring.predictions import Rule
     from verification import environment_differences
 
@@ -107,11 +108,13 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     experiment.check_data(with_training=False)
     images = experiment.test_images
     evaluation = detector.evaluate(images, keep_maps=vis or with_maps or level is not None)
-    metrics, recorded = evaluation.report.defined(), Run(run).read(METRICS)["metrics"]
+    metrics, recorded = evaluation.metrics(), recorded_metrics(Run(run).read(METRICS))
     print(_beside({"now": metrics, "recorded": recorded}, config.title, digits=6))
     if level is not None:
-        intervals = evaluation.intervals(config.seed_key, level)
-        print(f"\n{render_intervals(evaluation.report, evaluation.labels, intervals, level)}\n")
+        for name, part in evaluation.parts(config.classes[0]).items():
+            intervals = part.intervals(f"{name} seed {config.seeds[0]}", level)
+            heading = f"{name}\n" if evaluation.classes else ""
+            print(f"\n{heading}{render_intervals(part.report, part.labels, intervals, level)}\n")
     if vis and evaluation.maps is not None and detector.color_scale is not None:
         folder = Run(run).overlay_folder(config)
         writer = OverlayWriter(folder, images.samples, detector.color_scale, Rule.of(detector.threshold))
@@ -152,6 +155,7 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool, with_maps: b
     .../<benchmark>/<name>/<class>/seed<k>.
     """
     from experiment import Experiment, score
+    from report.results import recorded_metrics
 
     run, config = run.resolve(), detector.config
     if mode == config.scoring.anomaly_map:
@@ -181,8 +185,8 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool, with_maps: b
         folder.open(config.to_json(), identity, experiment.data)
         if not folder.finished:
             score(experiment, folder, progress, scored_from=str(run))
-    found = folder.read(METRICS)["metrics"]
-    print(_beside({mode: found, detector.config.scoring.anomaly_map: recorded["metrics"]}, config.title, digits=4))
+    columns = {mode: folder.read(METRICS), detector.config.scoring.anomaly_map: recorded}
+    print(_beside({name: recorded_metrics(record) for name, record in columns.items()}, config.title, digits=4))
     print(f"scored with --anomaly_map {mode}: {folder}")
     return 0
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from dataset import Sample
 from detector import Detector
 from experiment import Experiment, normalized_record
 from report.intervals import record_intervals
+from report.results import flat_metrics, recorded_metrics, split_classes
 from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, THRESHOLD, Progress, Run, identity_sha256, oracle_rule
 from run_files.csv_files import read_csv
-from scoring.metrics import IMAGE_METRICS, image_metrics
+from scoring.metrics import Report, image_metrics, mean_over_classes
 from scoring.thresholds import CalibrationSettings
 from utils import code_revision, environment_info, file_sha256, set_determinism
 
@@ -98,28 +99,31 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
     config = detector.config
     set_determinism(config.deterministic)
     wanted = {**run.described(config, progress), **counts}
-    wrong = [
-        f"{key} is {record.get(key)!r}, wanted {value!r}" for key, value in wanted.items() if record.get(key) != value
-    ]
+    wrong = _wrong(record, wanted)
+    if config.unified:
+        classes = record.get("classes", {})
+        own = {name: _wrong(classes.get(name, {}), experiment.counts_of(name)) for name in images.by_class}
+        wrong += [f"{name}: {text}" for name, texts in own.items() for text in texts]
     yield Check("settings and counts", not wrong, "; ".join(wrong) or "as in config.json")
     oracle = progress.oracle(oracle_rule(config.variant, config.dataset))
     yield Check("oracle", oracle == record.get("oracle"), f"epoch {oracle.get('epoch', 'none')}, from {CHECKPOINT}")
 
-    evaluation = detector.evaluate(images, keep_maps=config.anomalib_scores or "intervals" in record)
+    parts = {part["class_name"]: part for part in split_classes(record)}
+    with_intervals = {name: part["intervals"] for name, part in parts.items() if "intervals" in part}
+    evaluation = detector.evaluate(images, keep_maps=config.anomalib_scores or bool(with_intervals))
     rows = read_predictions(run.folder / PREDICTIONS) if len(images) else []
     yield _predictions(rows, images.samples, evaluation.scores, bool(elsewhere))
-    scores = np.array([row[2] for row in rows], np.float32)
-    labels = np.array([row[1] for row in rows], bool)
-    derived = image_metrics(labels, scores).defined()
-    metrics = record.get("metrics", {})
-    recorded = {name: metrics.get(name) for name in IMAGE_METRICS}
+    derived = _image_metrics(rows, evaluation.classes)
+    metrics = recorded_metrics(record)
+    recorded = {name: metrics.get(name) for name in derived}
     yield Check("image metrics", derived == recorded, _largest(derived, recorded, f"of the scores in {PREDICTIONS}"))
-    now = evaluation.report.defined()
+    now = evaluation.metrics()
     same = _close(now, metrics, METRIC_TOLERANCE if elsewhere else 0)
     yield Check("metrics", same, _largest(now, metrics, "of maps and scores made now"))
-    if "intervals" in record:
-        again = record_intervals(evaluation.intervals(config.seed_key))
-        same = _close(_flat(again), _flat(record["intervals"]), METRIC_TOLERANCE if elsewhere else 0)
+    if with_intervals:
+        found = evaluation.parts(config.classes[0])
+        again = {name: record_intervals(found[name].intervals(f"{name} seed {config.seeds[0]}")) for name in found}
+        same = _close(_flat(again), _flat(with_intervals), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("intervals", same, "of scores and maps made now, by the same bootstrap")
     if (run.folder / THRESHOLD).is_file():
         yield _threshold(run, detector, experiment, bool(elsewhere))
@@ -128,6 +132,23 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
         again = normalized_record(fitted, evaluation) if fitted else {}
         same = _close(_flat(again), _flat(record.get("normalized") or {}), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("normalized", same, "thresholds, ranges and F1 of scores made now")
+
+
+def _wrong(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What a record should hold and does not, in words."""
+    return [f"{key} is {record.get(key)!r}, wanted {v!r}" for key, v in wanted.items() if record.get(key) != v]
+
+
+def _image_metrics(rows: Sequence[PredictionRow], classes: Iterable[str]) -> dict[str, float | None]:
+    """The image metrics of the lines of a predictions.csv, class by class where there are several."""
+
+    def of(some: Sequence[PredictionRow]) -> Report:
+        scores = np.array([row.score for row in some], np.float32)
+        return image_metrics(np.array([row.anomalous for row in some], bool), scores)
+
+    reports = {name: of([row for row in rows if row.class_name == name]) for name in classes}
+    whole = mean_over_classes(list(reports.values())) if reports else of(rows)
+    return flat_metrics(whole.defined(), {name: report.defined() for name, report in reports.items()})
 
 
 def _threshold(run: Run, detector: Detector, experiment: Experiment, elsewhere: bool) -> Check:
@@ -149,22 +170,35 @@ def _threshold(run: Run, detector: Detector, experiment: Experiment, elsewhere: 
     return Check(THRESHOLD, same, f"{recorded.described}, scored now")
 
 
-def read_predictions(path: Path) -> list[tuple[str, bool, float]]:
-    """(path, anomalous, score) of every line of a run's predictions.csv. Raises ValueError for another table."""
+class PredictionRow(NamedTuple):
+    """A line of predictions.csv; the class is empty in a run of one."""
+
+    path: str
+    anomalous: bool
+    score: float
+    class_name: str
+
+
+def read_predictions(path: Path) -> list[PredictionRow]:
+    """Every line of a run's predictions.csv. Raises ValueError for another table."""
+    labels = {"0": False, "1": True}
     try:
-        return [(row["path"], {"0": False, "1": True}[row["anomalous"]], float(row["score"])) for row in read_csv(path)]
+        return [
+            PredictionRow(row["path"], labels[row["anomalous"]], float(row["score"]), row.get("class_name", ""))
+            for row in read_csv(path)
+        ]
     except (KeyError, ValueError) as problem:
         raise ValueError(f"{path}: wanted the columns path, anomalous (0 or 1) and score; found {problem}") from None
 
 
 def _predictions(
-    rows: list[tuple[str, bool, float]], samples: tuple[Sample, ...], scores: np.ndarray, elsewhere: bool
+    rows: Sequence[PredictionRow], samples: tuple[Sample, ...], scores: np.ndarray, elsewhere: bool
 ) -> Check:
     """The lines of predictions.csv against the images and scores of now."""
-    listed = [(Path(path).name, anomalous) for path, anomalous, _ in rows]
-    if listed != [(sample.image.name, sample.anomalous) for sample in samples]:
+    listed = [(Path(row.path).name, row.anomalous, row.class_name) for row in rows]
+    if listed != [(sample.image.name, sample.anomalous, sample.class_name) for sample in samples]:
         return Check("scores", False, f"{PREDICTIONS} does not list the {len(samples)} test images with their labels")
-    recorded = np.array([score for *_, score in rows], np.float32)
+    recorded = np.array([row.score for row in rows], np.float32)
     if not len(recorded):
         return Check("scores", None, "no test images")
     largest = float(np.abs(recorded - scores).max())

@@ -52,14 +52,30 @@ def findings(
     }
 
 
+def findings_of(threshold: Threshold, evaluation: Evaluation) -> dict[str, Any]:
+    """`findings` on all images of an evaluation; of several classes also on each of them, as `classes`.
+
+    The threshold is one for all classes, as the model is.
+    """
+    found = findings(threshold, evaluation.labels, evaluation.scores, evaluation)
+    if evaluation.classes:
+        found["classes"] = {
+            name: findings(threshold, part.labels, part.scores, part) for name, part in evaluation.classes.items()
+        }
+    return found
+
+
 def render_threshold(
     threshold: Threshold, found: Mapping[str, Any], n_train: int, metrics: Mapping[str, float | None]
 ) -> list[str]:
     """Lines for people: the threshold, its promise, what it finds, and what is wrong with it.
 
-    `metrics` are the run's own: F1-max stands beside F1 at the threshold.
+    `metrics` are the run's own: F1-max stands beside F1 at the threshold. Leave them out where they are means over
+    classes.
     """
     lines = threshold.explain()
+    if classes := found.get("classes"):
+        lines.append(f"it is one threshold for {len(classes)} classes, and promises nothing of a single one")
     if bad := found.get("n_bad"):
         low, high = clopper_pearson(found["found"], bad)
         lines.append(
@@ -69,6 +85,13 @@ def render_threshold(
     if normal := found.get("n_normal"):
         alarms = round(found["false_alarm_rate"] * normal)
         lines.append(f"of {count_images(normal, 'normal test')} {alarms} lie above it")
+    for name, own in (classes or {}).items():
+        if own:
+            alarms = round((own["false_alarm_rate"] or 0) * own["n_normal"])
+            lines.append(
+                f"{name}: of {count_images(own['n_bad'], 'bad')} {own['found']} lie above it, of "
+                f"{count_images(own['n_normal'], 'normal test')} {alarms}"
+            )
     for name, oracle, title in (("image_f1", "image_f1max", "image F1"), ("seg_f1", "pixel_f1max", "pixel F1")):
         if found.get(name) is not None and metrics.get(oracle) is not None:
             lines.append(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from calibration import NormalSet, calibrate, findings, read_normal_folder, refuse_used, render_threshold
+from calibration import NormalSet, calibrate, findings, findings_of, read_normal_folder, refuse_used, render_threshold
 from dataset import ImageSet
 from detector import Detector
 from experiment import Experiment
@@ -68,16 +68,16 @@ def calibrate_run(detector: Detector, options: argparse.Namespace) -> int:
     threshold = calibrated(detector, options)
     try:
         images = Experiment(config, detector.device).test_images
-        scored = detector.evaluate(images, keep_maps=True)
-        found = findings(threshold, scored.labels, scored.scores, scored)
+        found = findings_of(threshold, detector.evaluate(images, keep_maps=True))
     except (OSError, ValueError):  # the test images are gone: their recorded scores are not
         rows = read_predictions(run.folder / PREDICTIONS) if (run.folder / PREDICTIONS).is_file() else []
-        labels = np.array([row[1] for row in rows], bool)
-        found = findings(threshold, labels, np.array([row[2] for row in rows], np.float32))
+        labels = np.array([row.anomalous for row in rows], bool)
+        found = findings(threshold, labels, np.array([row.score for row in rows], np.float32))
     with run.lock():
         run.write_threshold(threshold, found)
     record = run.read(METRICS)
-    for line in render_threshold(threshold, found, record["n_train"], record["metrics"]):
+    metrics = {} if config.unified else record["metrics"]
+    for line in render_threshold(threshold, found, record["n_train"], metrics):
         print(f"{config.title}: {line}")
     print(f"written to {run.folder / THRESHOLD}; python test.py {shlex.quote(str(run))} --images FOLDER uses it")
     return 0

@@ -33,7 +33,8 @@ class Sample:
     """One image of a benchmark.
 
     `defect` is the name of its folder, "good" for a normal image; `mask` is None where there is no mask. An `upright`
-    image is rotated by its EXIF orientation; others are read as stored.
+    image is rotated by its EXIF orientation; others are read as stored. `class_name` tells the classes of a run over
+    several apart, and is empty in a run of one class.
     """
 
     image: Path
@@ -41,6 +42,7 @@ class Sample:
     defect: str
     mask: Path | None = None
     upright: bool = False
+    class_name: str = ""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swe
         f"{count(facts['runs'], 'run')} of {named}, epochs {texts['epochs']}, teacher {teacher}, {texts['image_size']} "
         f"pixels, revision {texts['revision']}, on {' | '.join(facts['hardware']) or 'unknown hardware'}"
     ]
+    if facts["unified"]:
+        notes.append("unified: one model over all classes; its training time is divided by their number")
     rows = [make_row(label, runs) for label, runs in groups.items()]
     seconds = [fmean(run.get("train_seconds") or 0 for run in runs) for runs in groups.values()]
     return Comparison(benchmark, rows, seconds, warnings, notes)

@@ -229,7 +229,7 @@ class _Reader:
         self.with_maps = with_maps
         self.without_maps: dict[Path, str] = {}
         self.notes: list[str] = []
-        self._runs: dict[Path, _ScoredRun] = {}
+        self._runs: dict[tuple[Path, str], _ScoredRun] = {}
 
     def forget(self) -> None:
         self._runs.clear()
@@ -237,9 +237,10 @@ class _Reader:
     def read(self, run: FinishedRun) -> _ScoredRun:
         """Raises ValueError for a file that is missing, damaged, or not the one that was scored."""
         folder, result = run
-        if folder not in self._runs:
-            self._runs[folder] = self._read(folder, result)
-        return self._runs[folder]
+        key = (folder, result["class_name"])
+        if key not in self._runs:
+            self._runs[key] = self._read(folder, result)
+        return self._runs[key]
 
     def _read(self, folder: Path, result: Result) -> _ScoredRun:
         predictions, problems = read_predictions(folder, result)
@@ -250,7 +251,7 @@ class _Reader:
         scores = np.array([prediction.score for prediction in predictions], np.float32)
         maps = masks = digest = None
         if self.with_maps and result["metrics"].get("pixel_auroc") is not None:
-            saved, why_not = read_maps(folder, result, predictions)
+            saved, why_not = read_maps(folder, result)
             if saved is None:
                 self.without_maps[folder] = why_not or ""
             elif saved.masks is not None:

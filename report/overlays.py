@@ -123,9 +123,12 @@ def overlay_names(samples: Sequence[Sample]) -> list[str]:
     """The file name of each sample, <defect>_<stem>; one that is taken gets the first free one of _2, _3 and so on.
 
     A sample whose own name is x_2 keeps it, wherever it stands. Upper and lower case are the same, as on some disks. A
-    separator in a defect's name becomes _, and a long name is cut and gets a checksum.
+    separator in a defect's name becomes _, and a long name is cut and gets a checksum. In a run over several classes
+    the names are <class>/<defect>_<stem>: a folder for each.
     """
-    own = [_plain_name(f"{sample.defect}_{sample.image.stem}") for sample in samples]
+    folders = [f"{sample.class_name}/" if sample.class_name else "" for sample in samples]
+    plain = [_plain_name(f"{sample.defect}_{sample.image.stem}") for sample in samples]
+    own = [folder + name for folder, name in zip(folders, plain, strict=True)]
     owned, taken = {name.casefold() for name in own}, set()
     names, next_number = [], Counter[str]()
     for base in own:

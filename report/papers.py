@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from report.published import METHODS
+from dataset import UNIFIED
+from report.published import METHODS, UNIFIED_METHODS
 
 ALL_METRICS = ("image_auroc", "pixel_auroc", "aupro_per_image", "aupro")
 NO_AUPRO = ("image_auroc", "pixel_auroc")
@@ -31,8 +32,8 @@ class Setting:
 class PaperTable:
     """One table. With one setting the rows are the classes and their mean; with several, the mean of each setting.
 
-    `flags` are those of all settings, each of which adds its own; `variant` names the published protocol; `metrics` are
-    named as in this project.
+    `flags` are those of all settings, each of which adds its own; `variant` names the published protocol
+    (`published.NAMED_METHODS`); `metrics` are named as in this project.
     """
 
     title: str
@@ -55,6 +56,16 @@ def _method_table(
     )
 
 
+def _unified_table(variant: str, benchmark: str, learning_rate: float) -> PaperTable:
+    """One model over all classes with ADer's settings of a variant."""
+    name = f"{variant}, {UNIFIED}"
+    method = UNIFIED_METHODS[name]
+    flags = f"--variant {variant} --class {UNIFIED} --epochs 100 --learning_rate {learning_rate} --weight_decay 0.05"
+    setting = Setting(variant, method=method.key)
+    metrics = ("image_auroc", "pixel_auroc", "aupro")
+    return PaperTable(method.title, benchmark, flags, name, metrics, (setting,), (STEP, TIMM))
+
+
 def _icck_table(number: int, title: str, settings: tuple[Setting, ...], *notes: str) -> PaperTable:
     """A table of ICCK: settings of the masked variant on MVTec AD."""
     title = f"ICCK table {number}, {title}"
@@ -68,6 +79,8 @@ RATE = (
     "preset"
 )
 EVALUATE = "--print_epoch 10"  # for methods that choose their epoch on the test set: the oracle is compared as well
+STEP = "the published learning rate falls to a tenth after epoch 80; ours stays"
+TIMM = "the published teacher has timm's weights, ours torchvision's V1"
 SUBSETS = ("0", "1", "2", "0 1", "0 2", "1 2", "0 1 2")
 
 PAPERS: dict[str, dict[str, PaperTable]] = {
@@ -143,6 +156,12 @@ PAPERS: dict[str, dict[str, PaperTable]] = {
         "btad": _method_table(
             "rdpp", "btad", NO_AUPRO, "the published epochs for BTAD are unknown; ours are 200", flags=EVALUATE
         ),
+    },
+    "ader": {
+        "rd4ad_mvtec": _unified_table("rd4ad", "mvtec", 0.005),
+        "rd4ad_visa": _unified_table("rd4ad", "visa", 0.005),
+        "rdpp_mvtec": _unified_table("rdpp", "mvtec", 0.001),
+        "rdpp_visa": _unified_table("rdpp", "visa", 0.001),
     },
     "anomalib": {"mvtec": _method_table("rd_anomalib", "mvtec", ("image_auroc", "image_f1max", "pixel_auroc"))},
 }

@@ -13,7 +13,10 @@ NET = "wide_res50"  # the teacher of all published metrics of a variant; tables 
 
 @dataclass(frozen=True)
 class Method:
-    """A variant's name in published_results.csv and in prose, and the protocol of its published metrics."""
+    """A variant's name in published_results.csv and in prose, and the protocol of its published metrics.
+
+    One model over all classes has rows of its own, named as in tables (`report.results.unified_name`).
+    """
 
     key: str
     title: str
@@ -57,13 +60,28 @@ METHODS = {
         "that is best on the test set; AUPRO not published",
     ),
 }
-DATASETS = {"mvtec": "MVTec-AD", "visa": "VisA", "vad": "VAD", "btad": "BTAD", "cifar10": "CIFAR-10"}
+# One model over all classes, as the benchmark of ADer trains it (arXiv 2406.03262).
+ADER = (
+    "one model over all classes as trained by ADer: WideResNet-50-2 with timm's weights, 256 pixels, batch 16, weight "
+    "decay 0.05, epoch 100, the last; its AUPRO pools the regions of a class, on a grid of thresholds"
+)
+UNIFIED_METHODS = {
+    "rd4ad, unified": Method(
+        "RD4AD, unified (ADer)", "RD4AD, unified", f"{ADER}, learning rate 0.005, a tenth of it from epoch 80 on"
+    ),
+    "rdpp, unified": Method(
+        "RD++, unified (ADer)", "RD++, unified", f"{ADER}, learning rate 0.001, a tenth of it from epoch 80 on"
+    ),
+}
+NAMED_METHODS = METHODS | UNIFIED_METHODS  # by the names of runs in tables
+DATASETS = {"mvtec": "MVTec-AD", "visa": "VisA", "vad": "VAD", "btad": "BTAD", "mpdd": "MPDD", "cifar10": "CIFAR-10"}
 CATEGORIES = {"vad": "one-class"}
-# The AUPRO of these papers is the mean of per-image values, so it is not comparable with the pooled one.
+# The AUPRO of the variants' papers is the mean of per-image values, so it is not comparable with the pooled one.
 PUBLISHED_NAMES = {
     "image_auroc": "image_auroc",
     "image_f1max": "image_f1",
     "pixel_auroc": "pixel_auroc",
+    "aupro": "aupro_pooled",
     "aupro_per_image": "aupro",
 }
 
@@ -90,13 +108,16 @@ def published_metric(method: str, benchmark: str, class_name: str, metric: str) 
     """A published metric as a fraction in 0..1, and its source; None where published_results.csv has none.
 
     `method` is a name in that file; benchmark, class and metric are names of this project. The class "mean" is the mean
-    over all classes. A published AUPRO is an `aupro_per_image`; no `aupro` is published.
+    over all classes. A published AUPRO is an `aupro_per_image`, but for that of one model over all classes.
     """
     category = CATEGORIES.get(class_name, class_name)
     return _rows().get((method, DATASETS.get(benchmark, ""), category, PUBLISHED_NAMES.get(metric, "")))
 
 
 def published(benchmark: str, variant: str, class_name: str, metric: str) -> tuple[float, str] | None:
-    """`published_metric` of the variant's method: its own rows, without reproductions and quotations by others."""
-    known = METHODS.get(variant)
+    """`published_metric` of the variant's method: its own rows, without reproductions and quotations by others.
+
+    Those of one model over all classes are ADer's; its `variant` is named as in NAMED_METHODS.
+    """
+    known = NAMED_METHODS.get(variant)
     return published_metric(known.key, benchmark, class_name, metric) if known else None

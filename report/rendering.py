@@ -17,9 +17,9 @@ from pathlib import Path
 
 from dataset import BENCHMARKS
 from report.escaping import shown, shown_cell
-from report.published import METHODS
+from report.published import NAMED_METHODS
 from report.results import METRIC_TITLES, Result, collect, run_name
-from report.tables import Row, Spread, Table, has_random_teacher, summarize
+from report.tables import ALL, Row, Spread, Table, has_random_teacher, summarize
 from run_files import CONFIG
 from run_files.csv_files import to_csv as csv_text
 from run_files.lock import FolderLock
@@ -112,11 +112,13 @@ def _notes(table: Table) -> list[str]:
     facts = table.facts
     texts = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
     teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
+    shots = "" if facts["shots"] == [ALL] else f"{texts['shots']} training images a class, "
     return [
         *(f"warning: {warning}" for warning in table.warnings),
         *table.reasons,
-        f"{count(facts['runs'], 'run')}, {count(len(facts['seeds']), 'seed')} ({texts['seeds']}), "
-        f"epochs {texts['epochs']}, teacher {teacher}, {texts['image_size']} pixels, revision {texts['revision']}",
+        f"{count(facts['runs'], 'run')}{', each one model over all classes' if table.unified else ''}, "
+        f"{count(len(facts['seeds']), 'seed')} ({texts['seeds']}), epochs {texts['epochs']}, teacher {teacher}, "
+        f"{texts['image_size']} pixels, {shots}revision {texts['revision']}",
         f"training {duration(facts['train_seconds'])}, scoring {duration(facts['score_seconds'])} over all runs, on "
         f"{' | '.join(facts['hardware']) or 'unknown hardware'}; {' | '.join(facts['versions']) or 'versions unknown'}",
     ]
@@ -142,7 +144,7 @@ def _beside_published(table: Table, markdown: bool, width: int | None) -> list[s
                 cells += [cell(row.metrics[metric], row), *beside]
         return format_table(header, body, markdown)
 
-    notes = [*(f"[{i}] {source}" for i, source in enumerate(sources, 1)), METHODS[table.variant].sentence]
+    notes = [*(f"[{i}] {source}" for i, source in enumerate(sources, 1)), NAMED_METHODS[table.name].sentence]
     title = _title(table, "beside the published metrics, percent and percentage points", markdown)
     return [title, *split(metrics, draw, width), notes_below(notes, markdown, width)]
 
@@ -198,7 +200,7 @@ def say_left_out(metrics: Iterable[str]) -> str:
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
-    variant = "" if table.variant == table.name else f" ({table.variant})"
+    variant = "" if table.named_by_variant else f" ({table.variant})"
     names = (benchmark_title(table.benchmark), f"{table.name}{variant}")
     return heading((*(shown(name, markdown) for name in names), text), markdown)
 

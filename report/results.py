@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset import UNIFIED
 from run_files import CONFIG, METRICS, Run
 from utils import printable, walk_folders
 
-Result = dict[str, Any]  # the content of one metrics.json
+Result = dict[str, Any]  # the content of one metrics.json; of a run over several classes its part of one class
 
 METRIC_TITLES = {
     "image_auroc": "image AUROC",
@@ -25,15 +26,16 @@ METRIC_TITLES = {
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
-    """The metrics.json of every finished run under the folders. Order and errors as in `collect_runs`."""
+    """The results of every finished run under the folders. Order and errors as in `collect_runs`."""
     return [result for _, result in collect_runs(roots)]
 
 
 def collect_runs(roots: Sequence[Path]) -> list[tuple[Path, Result]]:
-    """(folder, metrics.json) of every finished run under the folders, at any depth, sorted by path within each folder.
+    """(folder, result) of every finished run under the folders, at any depth, sorted by path within each folder.
 
-    Links are followed (`walk_folders`). Raises FileNotFoundError for a missing folder, OSError for one that cannot be
-    read, and ValueError, naming the file, for an invalid metrics.json and for two that hold the same run.
+    A run over several classes has a result for each, see `split_classes`. Links are followed (`walk_folders`). Raises
+    FileNotFoundError for a missing folder, OSError for one that cannot be read, and ValueError, naming the file, for an
+    invalid metrics.json and for two that hold the same run.
     """
     places: dict[tuple[Any, ...], Path] = {}
     results = []
@@ -47,8 +49,33 @@ def collect_runs(roots: Sequence[Path]) -> list[tuple[Path, Result]]:
             run = printable(" ".join(map(str, key)))
             raise ValueError(f"{places[key]} and {path} hold the same run, {run}: leave one of them out")
         places[key] = path
-        results.append((path.parent, result))
+        results += [(path.parent, one) for one in split_classes(result)]
     return results
+
+
+def split_classes(result: Result) -> list[Result]:
+    """A metrics.json -> the result of each of its classes, marked as `unified`; the same where it is of one class.
+
+    The time of the one model is divided evenly among its classes. An oracle epoch, which is chosen by their mean, is
+    none of a class. Without test images there is a single result, without metrics.
+    """
+    classes = result.get("classes")
+    if not classes:
+        return [result | ({"unified": True} if result["class_name"] == UNIFIED else {})]
+    shared = {name: value for name, value in result.items() if name not in ("classes", "oracle")}
+    shared |= {name: result[name] / len(classes) for name in ("train_seconds", "score_seconds") if name in result}
+    shared |= {"unified": True, "oracle": {}}
+    return [{**shared, **own, "class_name": name} for name, own in classes.items()]
+
+
+def flat_metrics(metrics: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics by name, then those of each class as `class metric`."""
+    return dict(metrics) | {f"{name} {metric}": v for name, own in classes.items() for metric, v in own.items()}
+
+
+def recorded_metrics(result: Result) -> dict[str, Any]:
+    """All metrics of a metrics.json, as `flat_metrics`."""
+    return flat_metrics(result["metrics"], {name: own["metrics"] for name, own in result.get("classes", {}).items()})
 
 
 def unfinished(roots: Sequence[Path]) -> list[Path]:
@@ -62,8 +89,14 @@ def finished_runs(roots: Sequence[Path]) -> list[Path]:
 
 
 def run_name(result: Result) -> str:
-    """The name of a run: --name, or else its variant."""
-    return result.get("name") or result["variant"]
+    """The name of a run: --name, or else its variant; a result of one model over all classes says so."""
+    name = result.get("name") or result["variant"]
+    return unified_name(name) if result.get("unified") else name
+
+
+def unified_name(name: str) -> str:
+    """The name in tables of one model over all classes."""
+    return f"{name}, {UNIFIED}"
 
 
 def find_files(roots: Sequence[Path], name: str) -> list[Path]:

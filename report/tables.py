@@ -15,12 +15,14 @@ from typing import Any
 from dataset import BENCHMARKS
 from methods import VARIANTS
 from report.published import NET, published
-from report.results import METRIC_TITLES, Result, run_name
+from report.results import METRIC_TITLES, Result, run_name, unified_name
 
 Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
+ALL = "all"  # shots of a run that is trained on every image
+
 # These should be equal in all runs of a table; else the table has a warning.
-SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "revision")
+SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "shots", "revision")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All runs of one benchmark and name: a row per class, and a mean row where there are several classes."""
+    """All runs of one benchmark and name: a row per class, and a mean row where there are several classes.
+
+    Runs of one model over all classes have a table of their own.
+    """
 
     benchmark: str
     name: str
@@ -73,6 +78,16 @@ class Table:
     @property
     def variant(self) -> str:
         return "/".join(self.facts["variant"])
+
+    @property
+    def unified(self) -> bool:
+        """Whether its runs are each one model over all classes."""
+        return self.facts["unified"]
+
+    @property
+    def named_by_variant(self) -> bool:
+        """Whether the runs have no --name, so that the variant's published metrics are theirs too."""
+        return self.name == (unified_name(self.variant) if self.unified else self.variant)
 
 
 def spread(values: Mapping[str, Mapping[int, float]]) -> Spread:
@@ -108,29 +123,33 @@ def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
     known = BENCHMARKS[benchmark].classes if benchmark in BENCHMARKS else ()
     found = {run["class_name"] for run in runs}
     classes = [c for c in known if c in found] + sorted(found - set(known))
-    # a run with another name is an ablation: published metrics of the variant do not apply
-    comparable = facts["net"] == [NET] and facts["variant"] == [name] and not has_random_teacher(facts)
     rows = [make_row(c, [run for run in runs if run["class_name"] == c]) for c in classes]
     if len(classes) > 1:
         rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs))
-    if comparable:
+    table = Table(benchmark, name, rows, _reasons(runs, classes), differing_settings(facts, "these runs"), facts)
+    # a run with another name is an ablation: published metrics of the variant do not apply
+    if table.named_by_variant and facts["net"] == [NET] and facts["shots"] == [ALL] and not has_random_teacher(facts):
         for row in rows:
             _add_published(row, benchmark, name)
-    return Table(benchmark, name, rows, _reasons(runs, classes), differing_settings(facts, "these runs"), facts)
+    return table
 
 
 def collect_facts(runs: Sequence[Result]) -> dict[str, Any]:
     """The SETTINGS, hardware, versions, oracle_rules and seeds that occur, each as a sorted list.
 
-    Also the number of `runs`, the total seconds, and whether all have the epochs of their class (`own_epochs`).
+    Also the number of `runs`, of which one model over all classes is one, whether some are such (`unified`), the total
+    seconds, and whether all have the epochs of their class (`own_epochs`).
     """
     facts: dict[str, Any] = {key: _distinct(run.get(key) for run in runs) for key in (*SETTINGS, "hardware")}
+    facts["shots"] = _distinct(str(run.get("shots", ALL)) for run in runs)
     # random teachers are named random:SEED, so they differ between seeds on purpose
     facts["teacher_weights"] = _distinct(re.sub(r"^random\b.*", "random", name) for name in facts["teacher_weights"])
     versions = [run.get("versions") or {} for run in runs]
     facts["versions"] = _distinct(", ".join(f"{name} {version}" for name, version in v.items()) for v in versions)
     facts["oracle_rules"] = _distinct(run["oracle"].get("rule") for run in runs)
-    facts |= {"seeds": _distinct(run["seed"] for run in runs), "runs": len(runs)}
+    models = {(run_name(run), run.get("unified") or run["class_name"], run["seed"]) for run in runs}
+    facts |= {"seeds": _distinct(run["seed"] for run in runs), "runs": len(models)}
+    facts["unified"] = any(run.get("unified") for run in runs)
     facts["own_epochs"] = all(run.get("epochs") == _epochs_of_class(run) for run in runs)
     return facts | {key: sum(run.get(key) or 0 for run in runs) for key in ("train_seconds", "score_seconds")}
 

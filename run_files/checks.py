@@ -37,6 +37,7 @@ from utils import read_json
 REMEDY = "put back the file as it was written, or run main.py with --fresh to train this run again"
 
 
+CLASS_FIELDS = {"metrics": METRIC_TABLE, "reasons": TEXTS, "n_train": COUNT, "n_test": COUNT, "n_anomalous": COUNT}
 ENVIRONMENT = {"revision": TEXT, "versions": TEXTS, "hardware": TEXT}
 CONFIG_FIELDS = {"config": TABLE, "identity": TABLE}
 METRICS_FIELDS = {"benchmark": TEXT, "variant": TEXT, "class_name": TEXT, "seed": WHOLE, "metrics": METRIC_TABLE}
@@ -58,6 +59,8 @@ FURTHER_FIELDS = {
     "n_calibration": COUNT,
     "n_test": COUNT,
     "n_anomalous": COUNT,
+    "shots": POSITIVE,
+    "classes": TABLE,
     "normalized": TABLE.or_null(),
     "scored_from": TEXT,
     "intervals": TABLE,
@@ -108,6 +111,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
         if record["oracle"]:
             check(record["oracle"], ORACLE_FIELDS, place="oracle.")
         _check_reasons(record)
+        for name, own in record.get("classes", {}).items():
+            check(table(own, f"classes.{name}"), CLASS_FIELDS, place=f"classes.{name}.")
+            _check_reasons(own, f"classes.{name}.")
         for small, large in (("epochs_trained", "epochs"), ("n_anomalous", "n_test")):
             if small in record and large in record and record[small] > record[large]:
                 raise ValueError(f"{small} is {record[small]}, more than {large}, {record[large]}")
@@ -116,7 +122,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return record
 
 
-def _check_reasons(record: Mapping[str, Any]) -> None:
+def _check_reasons(record: Mapping[str, Any], place: str = "") -> None:
     """A metric is null where `reasons` says why, and nowhere else."""
     if "reasons" not in record:
         return
@@ -124,7 +130,7 @@ def _check_reasons(record: Mapping[str, Any]) -> None:
     for name in metrics:
         if (metrics[name] is None) != (name in reasons):
             found = "null without a reason" if metrics[name] is None else f"{metrics[name]} with a reason to be null"
-            raise ValueError(f"metrics.{name} must be null where reasons.{name} says why, found {found}")
+            raise ValueError(f"{place}metrics.{name} must be null where reasons.{name} says why, found {found}")
 
 
 def _check_normalized(normalized: Mapping[str, Any]) -> None:

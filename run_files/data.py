@@ -21,6 +21,7 @@ class ImageRecord:
     anomalous     0 or 1
     sha256        of the image's file
     mask_sha256   of the mask's file; empty without a mask
+    class_name    its class in a run over several; empty in a run of one, whose table has no such column
     """
 
     split: str
@@ -29,10 +30,16 @@ class ImageRecord:
     anomalous: str
     sha256: str
     mask_sha256: str
+    class_name: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The values in order, without an empty class."""
+        return astuple(self) if self.class_name else astuple(self)[:-1]
 
 
 class DataRecord:
-    """The images of a class by split, in the order in which they are read.
+    """The images of a run by split, in the order in which they are read.
 
     Two records are of the same data where their `digests` are equal: names, labels and contents, wherever the files
     lie.
@@ -52,7 +59,8 @@ class DataRecord:
             for s in samples:
                 path = os.path.relpath(os.path.abspath(s.image), common).replace(os.sep, "/")
                 mask = "" if s.mask is None else hashes[s.mask]
-                rows.append(ImageRecord(split, path, s.defect, str(int(s.anomalous)), hashes[s.image], mask))
+                label = str(int(s.anomalous))
+                rows.append(ImageRecord(split, path, s.defect, label, hashes[s.image], mask, s.class_name))
         return cls(rows)
 
     @classmethod
@@ -68,7 +76,8 @@ class DataRecord:
 
     def to_csv(self) -> str:
         """A line per image, with a header."""
-        return to_csv([f.name for f in fields(ImageRecord)], map(astuple, self.rows))
+        names = [f.name for f in fields(ImageRecord)]
+        return to_csv(names if any(row.class_name for row in self.rows) else names[:-1], (r.cells for r in self.rows))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -80,7 +89,7 @@ class DataRecord:
         found = {}
         for split in self.splits:
             rows = [row for row in self.rows if row.split == split]
-            text = "\n".join("\x1f".join(astuple(row)) for row in rows)
+            text = "\n".join("\x1f".join(row.cells) for row in rows)
             digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
             found[split] = {"images": len(rows), "sha256": digest}
         return found

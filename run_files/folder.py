@@ -1,6 +1,6 @@
 """The files of a run, and whether it is finished, can be resumed, or is another run.
 
-<save_path>/<benchmark>/<variant or --name>/<class>/seed<k>/
+<save_path>/<benchmark>/<variant or --name>/<class, or unified>/seed<k>/
     data.csv          a line per image of the training and test split, with the SHA-256 of its files
     config.json       then: all settings, identity, code revision, versions
     train.csv         a line per epoch
@@ -379,10 +379,14 @@ class Run:
     def write_predictions(
         self, samples: Sequence[Sample], scores: np.ndarray, normalizer: Normalizer | None = None
     ) -> None:
-        """Write predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image."""
+        """Write predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image.
+
+        Of several classes also class_name.
+        """
         rows = [
             {
                 "path": s.image,
+                **({"class_name": s.class_name} if s.class_name else {}),
                 "defect": s.defect,
                 "anomalous": int(s.anomalous),
                 **score_columns(score, normalizer),

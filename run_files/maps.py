@@ -5,11 +5,12 @@ masks              (N, S, S) bool; absent where the run has no pixel metrics
 labels             (N,) bool, True for anomalous images
 color_scale        (2,), the two scores at which an overlay is clear and fully colored
 checkpoint_sha256  of the checkpoint that made the maps
+classes            (N,) names, in a run over several classes only
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,19 +25,21 @@ REMEDY = "python test.py RUN --save_maps writes it anew"
 
 @dataclass(frozen=True)
 class SavedMaps:
-    """The arrays of a maps.npz; `masks` is None where the run has no pixel metrics."""
+    """The arrays of a maps.npz; `masks` is None where the run has no pixel metrics, `classes` () in a run of one."""
 
     maps: np.ndarray
     masks: np.ndarray | None
     labels: np.ndarray
     color_scale: tuple[float, float]
     checkpoint_sha256: str
+    classes: np.ndarray | Sequence[str] = ()
 
     def write(self, folder: Path, check: Callable[[], object] | None = None) -> None:
         """Write `folder`/maps.npz, `check` as in `write_atomically`. Raises OSError naming it."""
         arrays: dict[str, Any] = {"maps": self.maps, "labels": self.labels, "color_scale": np.array(self.color_scale)}
         arrays |= {"checkpoint_sha256": np.array(self.checkpoint_sha256)}
         arrays |= {} if self.masks is None else {"masks": self.masks}
+        arrays |= {"classes": np.array(self.classes, str)} if len(self.classes) else {}
 
         def write(file: BinaryIO) -> None:
             np.savez_compressed(file, **arrays)
@@ -62,7 +65,8 @@ class SavedMaps:
             raise ValueError(f"{path}: {misfit}; {REMEDY}")
         low, high = arrays["color_scale"].tolist()
         sha256 = str(arrays["checkpoint_sha256"])
-        return cls(arrays["maps"], arrays.get("masks"), arrays["labels"], (low, high), sha256)
+        classes = arrays.get("classes", ())
+        return cls(arrays["maps"], arrays.get("masks"), arrays["labels"], (low, high), sha256, classes)
 
 
 def _misfit(arrays: Mapping[str, np.ndarray], images: int) -> str | None:
@@ -76,6 +80,7 @@ def _misfit(arrays: Mapping[str, np.ndarray], images: int) -> str | None:
         "checkpoint_sha256": ("U", ()),
     }
     wanted |= {"masks": ("b", maps.shape)} if "masks" in arrays else {}
+    wanted |= {"classes": ("U", (images,))} if "classes" in arrays else {}
     for name, (kind, shape) in wanted.items():
         if name not in arrays:
             return f"{name} is missing"

@@ -67,6 +67,20 @@ def compute_metrics(
     return Report(image.values | pixel.values, image.reasons | pixel.reasons, thresholds)
 
 
+def mean_over_classes(reports: Sequence[Report]) -> Report:
+    """Each metric's mean over the classes that have it; undefined where none has, with the reasons of all classes.
+
+    It has no thresholds: those of one class say nothing of another.
+    """
+    values, reasons = {}, {}
+    for name in dict.fromkeys(name for report in reports for name in report.values):
+        found = [value for report in reports if not math.isnan(value := report.values.get(name, math.nan))]
+        values[name] = math.fsum(found) / len(found) if found else math.nan
+        if not found:
+            reasons[name] = "; ".join(dict.fromkeys(r.reasons[name] for r in reports if name in r.reasons))
+    return Report(values, reasons)
+
+
 def image_metrics(labels: ArrayLike, scores: ArrayLike) -> Report:
     """Labels (n,) of 0/1 or bool and scores (n,), higher is more anomalous -> image_auroc, image_ap, image_f1max.
 

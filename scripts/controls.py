@@ -25,7 +25,7 @@ import numpy as np
 
 from commandline import Parser, exit_code
 from config import Config
-from dataset import BENCHMARKS, ImageSet, image_batches
+from dataset import BENCHMARKS, UNIFIED, ImageSet, image_batches
 from flags import parse_some
 from report.escaping import shown, shown_cell
 from report.rendering import count, into_page
@@ -143,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, others = parser.parse_known_args(argv)
     flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
     config = parse_some("python -m scripts.controls", __doc__, flags, others)
+    if UNIFIED in config.classes:
+        raise ValueError(f"--class {UNIFIED}: the controls train no model; give classes")
     page, marker = given.into, given.marker
     if (page is None) != (marker is None):
         parser.error("--into and --marker go together: a file, and which of its tables to replace")

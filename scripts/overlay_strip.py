@@ -64,16 +64,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def first_runs(roots: Sequence[Path]) -> list[Path]:
-    """The first finished run of each class below the folders, by path. Raises FileNotFoundError where there is none."""
+    """The first finished run of each class below the folders, by path; runs over several classes are left out.
+
+    Raises FileNotFoundError where there is none.
+    """
     found: dict[str, Path] = {}
     for root in roots:
         for path in find_files([root], METRICS):
             run = Run(path.parent)
-            if run.finished:
-                found.setdefault(run.read(METRICS)["class_name"], run.folder)
+            record = run.read(METRICS) if run.finished else {}
+            if record and not record.get("classes"):
+                found.setdefault(record["class_name"], run.folder)
     if not found:
         raise FileNotFoundError(
-            f"no finished run under {', '.join(map(str, roots))}: want the folders of finished runs"
+            f"no finished run under {', '.join(map(str, roots))}: want the folders of finished runs of one class"
         )
     return list(found.values())
 

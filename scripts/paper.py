@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from commandline import exit_code
 from dataset import BENCHMARKS
 from report.papers import PAPERS, PaperTable, Setting
-from report.published import METHODS, published_metric
+from report.published import NAMED_METHODS, published_metric
 from report.rendering import PARTIAL, benchmark_title, cell, heading, notes_below, partial, percent
 from report.results import METRIC_TITLES, Result
 from report.tables import Row, collect_facts, differing_settings, has_random_teacher, make_row
@@ -94,7 +94,7 @@ def make_notes(
     """The notes: the protocols of both sides, the sources, and the reasons why some metrics are not compared."""
     rules = sorted({run["oracle"]["rule"] for runs in results for run in runs if run["oracle"]})
     notes = [OURS, *([ORACLE.format(" | ".join(rules))] if rules else [])]
-    notes.append(f"published: {METHODS[table.variant].protocol}")
+    notes.append(f"published: {NAMED_METHODS[table.variant].protocol}")
     known = [
         published_metric(x.setting.method, table.benchmark, x.class_name, name) for x in lines for name in METRIC_TITLES
     ]

@@ -17,7 +17,7 @@ from zipfile import is_zipfile
 import numpy as np
 
 from commandline import Parser, exit_code
-from scoring.metrics import LIMIT, compute_metrics
+from scoring.metrics import LIMIT, compute_metrics, mean_over_classes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "The image score is the maximum of the map.",
         epilog="FILE holds `maps` and `masks` (N, H, W), or map_0, mask_0, map_1, ... (H, W) of any sizes. Masks are "
         "0 and 1, 0 and 255, or bool. `labels` (N,) of 0 (normal) and 1 (anomalous) may be given; else an image is "
-        "anomalous if its mask has a defect pixel. Undefined metrics are n/a with a reason, or null with --json.",
+        "anomalous if its mask has a defect pixel. With `classes` (N,), their names, the metrics are means over the "
+        "classes, each scored by itself. Undefined metrics are n/a with a reason, or null with --json.",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the .npz file")
     parser.add_argument(
@@ -48,7 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     maps, masks, labels = read_maps(given.file)
     scores = [anomaly_map.max() if anomaly_map.size else math.nan for anomaly_map in maps]
-    report = compute_metrics(labels, scores, maps, masks, given.fpr_limit, per_image=False)
+    reports = [
+        compute_metrics(
+            labels[own],
+            [scores[i] for i in own],
+            [maps[i] for i in own],
+            None if masks is None else [masks[i] for i in own],
+            given.fpr_limit,
+            per_image=False,
+        )
+        for own in read_classes(given.file, len(maps))
+    ]
+    report = reports[0] if len(reports) == 1 else mean_over_classes(reports)
     if given.json:
         print(json.dumps(report.defined()))
         return 0
@@ -79,6 +91,16 @@ def read_maps(path: Path) -> tuple[list[np.ndarray], list[np.ndarray] | None, np
     else:
         raise ValueError(f"{path}: neither masks nor labels: one of them must say which images are anomalous")
     return list(maps.values()), [masks[i] for i in maps] if masks else None, labels
+
+
+def read_classes(path: Path, count: int) -> list[np.ndarray]:
+    """The numbers of the images of each class; all in one without `classes`. Raises ValueError naming the file."""
+    classes = read_arrays(path).get("classes")
+    if classes is None:
+        return [np.arange(count)]
+    if classes.shape != (count,):
+        raise ValueError(f"{path}: classes must be ({count},), one per map: found {classes.shape}")
+    return [np.flatnonzero(classes == name) for name in dict.fromkeys(classes.tolist())]
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -116,7 +116,8 @@ def run(plans: Sequence[Plan]) -> tuple[list[list[Result]], int]:
     results = []
     for one in plans:
         update_tables(one.config.sweep_folder)
-        results.append(collect([one.config.sweep_folder]))
+        found = collect([one.config.sweep_folder])
+        results.append([result for result in found if bool(result.get("unified")) == one.config.unified])
     code = say_what_is_left(sweep)
     print(f"\ntables and runs: {', '.join(str(one.config.sweep_folder) for one in plans)}")
     if missing := [one.setting.label for one, found in zip(plans, results, strict=True) if not found]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from commandline import exit_code
-from dataset import BENCHMARKS, Benchmark, Sample, Source, find_classes, locate
+from dataset import BENCHMARKS, UNIFIED, Benchmark, Sample, Source, find_classes, locate
 from flags import parse_some
 from readers.base import (
     IMAGE_SUFFIXES,
@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark = BENCHMARKS[config.dataset]
     limit_pixels(config.max_pixels)
     source = locate(benchmark, config.source)
-    names, findings = choose_classes(benchmark, source, config.classes)
+    classes = ("all",) if UNIFIED in config.classes else config.classes  # the images are those of all classes
+    names, findings = choose_classes(benchmark, source, classes)
     images, levels = 0, Counter[str]()
     for finding in findings:
         print(finding)

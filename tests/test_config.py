@@ -240,6 +240,7 @@ def test_teachers_other_than_resnets_standardize_the_map_unless_told_otherwise(v
 NUMBERS = {name for name, hint in field_types().items() if {int, float} & {kind_of(hint), *get_args(kind_of(hint))}}
 TEXTS = {name for name, hint in field_types().items() if {str, Path} & {kind_of(hint), *get_args(kind_of(hint))}}
 BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just beyond each range, and values within it
+    "shots": ((0, 2**31), (1, 2**31 - 1)),
     "image_size": ((0, 31, 33, 16416), (32, 16384)),
     "max_pixels": ((0, 2**63), (1, 2**63 - 1)),
     "student_width": (((1, 2), (0, 1, 1), (1, 1, 2**16 + 1)), ((1, 1, 2**16),)),

@@ -55,8 +55,20 @@ def test_every_row_is_run_with_settings_of_its_own(name: str, number: str) -> No
     plans = make_plans(PAPERS[name][number], ["--data_path", "D"])
     check_distinct(plans)
     assert len({one.config.sweep_folder for one in plans}) == len(plans)
+    epochs = 100 if name == "ader" else None
     for one in plans:
-        assert (one.config.image_size, one.config.epochs, one.config.batch_size) == (256, None, None)
+        assert (one.config.image_size, one.config.epochs, one.config.batch_size) == (256, epochs, None)
+
+
+def test_one_model_over_all_classes_stands_beside_ader_s_metrics() -> None:
+    runs = [result(c, 0.9, variant="rd4ad", unified=True) for c in MVTEC]
+    text = shown(PAPERS["ader"]["rd4ad_mvtec"], runs)
+    assert line_beginning(text, "mean", "image", "AUROC").endswith("1 90.00 93.60 -3.60")
+    assert line_beginning(text, "mean", "AUPRO").endswith("1 90.00 91.20 -1.20")
+    assert line_beginning(text, "carpet", "AUPRO").endswith("90.00 not published –")
+    assert "ours departs" not in prose(text) and "published: one model over all classes as trained by ADer" in prose(
+        text
+    )
 
 
 def test_no_row_of_icck_is_left_out() -> None:

@@ -90,27 +90,47 @@ def test_ray_on_this_machine_makes_the_same_runs(begin: Begin, undisturbed: dict
     assert sum(len(read_csv(path)) for path in tmp_path.rglob(ATTEMPTS)) == RUNS + 1
 
 
-@pytest.fixture
-def cluster(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes of Ray on this machine, with the token on."""
-    ray_or_skip()
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "OMP_NUM_THREADS"):
-        monkeypatch.setenv(name, environment[name])
-    from ray.cluster_utils import Cluster
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+other = cluster.add_node(num_cpus=1)
+print("address", cluster.address, flush=True)
+sys.stdin.readline()
+cluster.remove_node(other, allow_graceful=False)
+print("lost", flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    made.other = made.add_node(num_cpus=1)
-    yield made
-    made.shutdown()
+
+@pytest.fixture
+def cluster(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Two nodes of Ray on this machine, which ask for the token; a line makes the second one die, the next one ends."""
+    ray_or_skip()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+        yield process
+        process.communicate("\n\n", timeout=60)
+
+
+def told(cluster: subprocess.Popen[str], word: str) -> str:
+    """What the cluster's process prints behind this word."""
+    assert cluster.stdout is not None
+    return next(line.removeprefix(word).strip() for line in cluster.stdout if line.startswith(word))
 
 
 @pytest.mark.slow
 def test_a_node_that_is_lost_in_mid_run_costs_an_attempt(
-    begin: Begin, undisturbed: dict[str, Any], cluster: Any, tmp_path: Path
+    begin: Begin, undisturbed: dict[str, Any], cluster: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    process = begin(tmp_path, "-m", "scripts.ray_sweep", "--address", cluster.address)
+    process = begin(tmp_path, "-m", "scripts.ray_sweep", "--address", told(cluster, "address"))
     first_attempt(tmp_path)
-    cluster.remove_node(cluster.other, allow_graceful=False)
+    assert cluster.stdin is not None
+    cluster.stdin.write("\n")
+    cluster.stdin.flush()
+    told(cluster, "lost")
     assert metrics_of(process, tmp_path) == undisturbed
     assert sum(len(read_csv(path)) for path in tmp_path.rglob(ATTEMPTS)) == RUNS + 1
 

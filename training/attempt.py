@@ -18,6 +18,7 @@ import torch
 from commandline import is_out_of_memory, one_line_of
 from config import Config
 from experiment import Experiment, score
+from report.results import split_classes
 from run_files import LOG, MAPS, METRICS, Busy, Run
 from training.loop import train
 from training.terminal import Lines, headline
@@ -142,7 +143,8 @@ def _say_late_flags(config: Config, folder: Run, lines: Lines) -> None:
     """Say how a finished run gets what the flags ask for and only a run that is being scored leaves behind."""
     late = ["--vis"] * (config.vis and not config.overlay_folder.is_dir())
     late += ["--save_maps"] * (config.save_maps and not (folder.folder / MAPS).is_file())
-    late += ["--intervals"] * (config.intervals and "intervals" not in folder.read(METRICS))
+    recorded = split_classes(folder.read(METRICS))
+    late += ["--intervals"] * (config.intervals and not all("intervals" in part for part in recorded))
     if late:
         command = f"python test.py {shlex.quote(str(folder))} {' '.join(late)}"
         lines.say(f"{' and '.join(late)} of a finished run: {command}")

@@ -35,7 +35,10 @@ def first_line(runs: Sequence[Config], of: int | None = None) -> str:
     parts |= {"class": len({run.classes for run in runs}), "seed": len({run.seeds for run in runs})}
     finished = sum(map(is_finished, runs))
     is_product = len(runs) > 1 and len(runs) == math.prod(parts.values())
-    product = f"{' x '.join(count(number, noun) for noun, number in parts.items())} = " if is_product else ""
+    counts = [count(number, noun) for noun, number in parts.items()]
+    if all(run.unified for run in runs):
+        counts = [text.replace("1 class", "one model over all classes") for text in counts]
+    product = f"{' x '.join(counts)} = " if is_product else ""
     share = "" if of is None else f" of {of}"
     return f"{title} on {runs[0].dataset}: {product}{count(len(runs), 'run')}{share}, {finished} finished"
 

@@ -93,7 +93,7 @@ def _typical(view: RunView, hits: Sequence[int]) -> list[int]:
 def gallery(view: RunView) -> list[Group]:
     """The groups of a run that have images, each with at most MOST of them as thumbnails."""
     limit_pixels(view.max_pixels)
-    drawn = overlay_names([Sample(p.path, p.anomalous, p.defect) for p in view.predictions])
+    drawn = overlay_names([Sample(p.path, p.anomalous, p.defect, class_name=p.class_name) for p in view.predictions])
     groups = []
     for title, numbers in choose(view).items():
         if not numbers:

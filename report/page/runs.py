@@ -110,7 +110,7 @@ class RunView:
 
 
 def read_run(folder: Path, result: Result) -> RunView:
-    """What the page says of a finished run. Raises ValueError naming a damaged file of it."""
+    """What the page says of a finished run, or of one of its classes. Raises ValueError naming a damaged file of it."""
     run = Run(folder)
     config = run.config() if (folder / CONFIG).is_file() else None
     predictions, notes = read_predictions(folder, result)
@@ -118,7 +118,7 @@ def read_run(folder: Path, result: Result) -> RunView:
     if not predictions:
         notes.append("no test images: no curves, no decisions")
         return RunView(folder, result, (), history=history, notes=notes, config=config)
-    maps, problem = read_maps(folder, result, predictions)
+    maps, problem = read_maps(folder, result)
     notes += [f"pixel curves: {problem}"] if problem else []
     labels = np.array([prediction.anomalous for prediction in predictions], bool)
     scores = np.array([prediction.score for prediction in predictions], np.float32)
@@ -154,8 +154,6 @@ def _read_history(path: Path) -> dict[str, np.ndarray]:
     except (KeyError, ValueError) as problem:
         raise ValueError(f"{path}: wanted epoch and losses, all numbers; found {printable(str(problem))}") from None
     return columns
-
-
 
 
 def _decide(threshold: Threshold, labels: np.ndarray, scores: np.ndarray) -> Decisions:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from report.page.runs import DEFECT_METRICS, Defect, RunView
-from report.published import METHODS
+from report.published import NAMED_METHODS
 from report.rendering import AUPRO_LEGEND, LEGEND, PARTIAL, benchmark_title, cell, partial, percent
 from report.results import METRIC_TITLES
 from report.tables import Row, Table
@@ -97,7 +97,7 @@ def _cells(row: Row, metrics: Sequence[str]) -> list[Cell]:
 def _notes(table: Table, prefix: bool) -> list[str]:
     lines = [*(f"warning: {warning}" for warning in table.warnings), *table.reasons]
     if any(row.published for row in table.rows):
-        lines.append(METHODS[table.variant].sentence)
+        lines.append(NAMED_METHODS[table.name].sentence)
         sources = dict.fromkeys(known.source for row in table.rows for known in row.published.values())
         lines += [f"source of the published metrics: {source}" for source in sources]
     return [f"{table.name}: {line}" if prefix else line for line in lines]
@@ -107,7 +107,10 @@ def protocol_notes(tables: Sequence[BenchmarkTable]) -> list[str]:
     """What holds for all metrics and curves of the page."""
     notes = [LEGEND, AUPRO_LEGEND]
     if any(table.has_published for table in tables):
-        notes.append("Published metrics are those of the variant's own paper; the difference is ours minus published.")
+        notes.append(
+            "Published metrics are those of the variant's own paper, and of ADer for one model over all classes; the "
+            "difference is ours minus published."
+        )
     return [
         *notes,
         "PRO: the mean over the regions of all masks of the share that is found, against the false positive rate of "
