@@ -84,8 +84,11 @@ def left_out(train: Sequence[Sample], test: Sequence[Sample]) -> Iterator[str]:
             if is_left_out(entry):
                 found.append(Path(entry.path))
     if found:
-        what = "a folder called like an image" if found[0].is_dir() else "a format that is not read"
-        yield f"{len(found)} files or folders are left out, the first {printable(found[0])}: {what}"
+        what = (
+            "a folder called like an image" if found[0].is_dir() else "a format that is not read, save as JPEG or PNG"
+        )
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield f"left out: {printable(found[0])} ({what}){more}"
 
 
 def is_left_out(entry: os.DirEntry[str]) -> bool:

@@ -10,15 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 EXACT = 20  # differences, at most, whose 2^n signs are all enumerated
 DRAWS = 100_000  # of signs, where there are more differences
 CLASS_DRAWS = 10_000  # of the bootstrap over classes
 DIGITS = 12  # metrics that agree to so many decimals are equal: rounding makes no difference of theirs
+
+
+def _stats() -> Any:
+    """scipy.stats, which takes half a second to import: --help needs none of it."""
+    from scipy import stats
+
+    return stats
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class AurocDifference:
 
     def interval(self, level: float) -> tuple[float, float]:
         """(low, high) at the level, by the normal distribution."""
-        half = float(stats.norm.ppf((1 + level) / 2)) * self.error
+        half = float(_stats().norm.ppf((1 + level) / 2)) * self.error
         return self.difference - half, self.difference + half
 
     @property
@@ -44,7 +51,7 @@ class AurocDifference:
         """Of the hypothesis that the AUROCs are equal. 1 for equal AUROCs without an error, 0 for unequal ones."""
         if self.error < 10**-DIGITS:
             return float(abs(self.difference) < 10**-DIGITS)
-        return float(2 * stats.norm.sf(abs(self.difference) / self.error))
+        return float(2 * _stats().norm.sf(abs(self.difference) / self.error))
 
 
 def compare_aurocs(labels: ArrayLike, first: ArrayLike, second: ArrayLike) -> AurocDifference | None:
@@ -68,8 +75,8 @@ def _placements(anomalous: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, 
     """Labels (n,) bool, scores (k, n) -> (k, m) and (k, n - m): of each anomalous image the share of normal ones below
     it, of each normal image the share of anomalous ones above it; ties count half.
     """
-    ranks = stats.rankdata(scores, axis=1)
-    own = [ranks[:, kind] - stats.rankdata(scores[:, kind], axis=1) for kind in (anomalous, ~anomalous)]
+    ranks = _stats().rankdata(scores, axis=1)
+    own = [ranks[:, kind] - _stats().rankdata(scores[:, kind], axis=1) for kind in (anomalous, ~anomalous)]
     return own[0] / (~anomalous).sum(), 1 - own[1] / anomalous.sum()
 
 
@@ -108,7 +115,7 @@ def wilcoxon(differences: ArrayLike, seed: int = 0) -> float:
     """
     rounded = np.round(np.asarray(differences, float), DIGITS)
     rounded = rounded[rounded != 0]
-    return sign_flip(np.sign(rounded) * stats.rankdata(np.abs(rounded)), seed)
+    return sign_flip(np.sign(rounded) * _stats().rankdata(np.abs(rounded)), seed)
 
 
 def class_interval(differences: ArrayLike, level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
@@ -123,8 +130,8 @@ def class_interval(differences: ArrayLike, level: float = 0.95, seed: int = 0) -
     n = len(differences)
     if least_p(n) > 1 - level:
         return None
-    wider = float(stats.t.ppf((1 + level) / 2, n - 1)) * math.sqrt(n / (n - 1))
-    share = float(stats.norm.sf(wider))
+    wider = float(_stats().t.ppf((1 + level) / 2, n - 1)) * math.sqrt(n / (n - 1))
+    share = float(_stats().norm.sf(wider))
     picked = np.random.default_rng(seed).integers(n, size=(CLASS_DRAWS, n))
     low, high = np.quantile(differences[picked].mean(axis=1), [share, 1 - share])
     return float(low), float(high)
@@ -144,7 +151,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def mean_ranks(values: ArrayLike) -> np.ndarray:
     """Metrics (n, k) of n classes and k methods -> (k,), 1 for a method that is the best in every class; ties share."""
-    return stats.rankdata(-np.round(np.asarray(values, float), DIGITS), axis=1).mean(axis=0)
+    return _stats().rankdata(-np.round(np.asarray(values, float), DIGITS), axis=1).mean(axis=0)
 
 
 def friedman(values: ArrayLike) -> float:
@@ -155,7 +162,7 @@ def friedman(values: ArrayLike) -> float:
     rounded = np.round(np.asarray(values, float), DIGITS)
     if (rounded == rounded[:, :1]).all():
         return 1.0
-    return float(stats.friedmanchisquare(*rounded.T).pvalue)
+    return float(_stats().friedmanchisquare(*rounded.T).pvalue)
 
 
 def critical_difference(methods: int, classes: int, level: float = 0.95) -> float:
@@ -163,7 +170,7 @@ def critical_difference(methods: int, classes: int, level: float = 0.95) -> floa
 
     Source: Nemenyi (1963), as in Demsar, Statistical comparisons of classifiers over multiple data sets (JMLR 2006).
     """
-    return float(stats.studentized_range.ppf(level, methods, np.inf)) / math.sqrt(2) * _rank_error(methods, classes)
+    return float(_stats().studentized_range.ppf(level, methods, np.inf)) / math.sqrt(2) * _rank_error(methods, classes)
 
 
 def nemenyi(values: ArrayLike) -> np.ndarray:
@@ -171,7 +178,7 @@ def nemenyi(values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, float)
     ranks, error = mean_ranks(values), _rank_error(values.shape[1], len(values))
     distances = np.abs(ranks[:, None] - ranks) / error * math.sqrt(2)
-    return np.asarray(stats.studentized_range.sf(distances, values.shape[1], np.inf))
+    return np.asarray(_stats().studentized_range.sf(distances, values.shape[1], np.inf))
 
 
 def _rank_error(methods: int, classes: int) -> float:

@@ -447,7 +447,7 @@ def test_what_looks_like_an_image_and_is_left_out_is_one_line(tmp_path: Path) ->
         (tmp_path / path).write_bytes(b"x")
     (line,) = check_data(train, test)
     assert (
-        line == f"3 files or folders are left out, the first {tmp_path / 'test/cut/1.GIF'}: a format that is not read"
+        line == f"left out: {tmp_path / 'test/cut/1.GIF'} (a format that is not read, save as JPEG or PNG) and 2 more"
     )
 
 

@@ -93,7 +93,8 @@ def test_ray_on_this_machine_makes_the_same_runs(begin: Begin, undisturbed: dict
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+cluster.add_node(num_cpus=1)
 other = cluster.add_node(num_cpus=1)
 print("address", cluster.address, flush=True)
 sys.stdin.readline()
@@ -106,7 +107,7 @@ cluster.shutdown()
 
 @pytest.fixture
 def cluster(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Two nodes of Ray on this machine, which ask for the token; a line makes the second one die, the next one ends."""
+    """Two nodes of Ray beside its head, which ask for the token; a line makes the second one die, the next one ends."""
     ray_or_skip()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     command = [sys.executable, "-c", CLUSTER]
@@ -126,7 +127,9 @@ def test_a_node_that_is_lost_in_mid_run_costs_an_attempt(
     begin: Begin, undisturbed: dict[str, Any], cluster: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     process = begin(tmp_path, "-m", "scripts.ray_sweep", "--address", told(cluster, "address"))
-    first_attempt(tmp_path)
+    while len({row["pid"] for path in tmp_path.rglob(ATTEMPTS) for row in read_csv(path)}) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
     assert cluster.stdin is not None
     cluster.stdin.write("\n")
     cluster.stdin.flush()

@@ -19,7 +19,9 @@ MODULES = [
     if '__name__ == "__main__"' in path.read_text()
 ]
 COMMANDS = ("main.py", "test.py", *(f"-m {name}" for name in MODULES if name != "scripts.export"))  # that one has torch
-NEED_OPENCV = {f"-m scripts.{name}" for name in ("overlay_strip", "report", "score_maps")}  # a fraction of a second
+NEED_OPENCV = {
+    f"-m scripts.{name}" for name in ("compare", "null_rates", "overlay_strip", "report", "score_maps")
+}  # a fraction of a second
 
 
 def started(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
