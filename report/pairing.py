@@ -121,9 +121,17 @@ def in_order(benchmark: str, classes: Mapping[str, Any]) -> list[str]:
 
 
 def check_same_images(first: Path, second: Path, class_name: str) -> None:
-    """Raises ValueError, by what differs, unless two runs were scored on the same test images, labels and masks."""
+    """Raises ValueError, by what differs, unless two runs were scored on the same test images, labels and masks.
+
+    Of a run over several classes those of this class count.
+    """
     digests = [_test_digest(folder) for folder in (first, second)]
     if digests[0] == digests[1]:
+        return
+    contents = [
+        _test_contents(folder, class_name, digest) for folder, digest in zip((first, second), digests, strict=True)
+    ]
+    if contents[0] == contents[1] != []:
         return
     where = f"{printable(class_name)}: {printable(first)} and {printable(second)} have other test images"
     try:
@@ -133,6 +141,17 @@ def check_same_images(first: Path, second: Path, class_name: str) -> None:
         lines = []
     counts = " and ".join(str(digest["images"]) for digest in digests)
     raise ValueError(f"{where}, so nothing can be paired: {lines[0] if lines else f'{counts} images'}")
+
+
+def _test_contents(folder: Path, class_name: str, digest: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Label and hashes of a class's test images in order; empty where data.csv is missing or not the run's own."""
+    try:
+        record = Run(folder).data()
+    except (OSError, ValueError):
+        return []
+    rows = [row for row in record.rows if row.split == "test" and row.class_name in ("", class_name)]
+    same = record.digests().get("test") == digest
+    return [(row.defect, row.anomalous, row.sha256, row.mask_sha256) for row in rows] if same else []
 
 
 def _test_digest(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from commandline import exit_code
 from report import difference_tables
 from report.differences import Comparison, compare_sides
 from report.page import write_page
-from report.pairing import sides_below
+from report.pairing import check_same_images, sides_below
 from report.results import METRIC_TITLES, collect_runs
 from run_files import DataRecord, SavedMaps
 from run_files.csv_files import to_csv
@@ -347,3 +347,25 @@ def test_the_page_shows_the_forest_of_two_methods_and_says_why_there_is_none(tmp
     assert '<figure class="forest">' not in html and "methods are not compared: bottle: " in html
     html = write_page(collect_runs([tmp_path / "mvtec/a"]), tmp_path / "out").read_text()
     assert '<figure class="forest">' not in html and "not compared" not in html
+
+
+def test_of_a_model_over_all_classes_the_images_of_one_class_are_compared(tmp_path: Path) -> None:
+    def record(name: str, rows: Sequence[ImageRecord]) -> Path:
+        made, folder = DataRecord(rows), tmp_path / name
+        folder.mkdir()
+        (folder / "data.csv").write_text(made.to_csv())
+        (folder / "config.json").write_text(json.dumps({"config": {}, "identity": {"data": made.digests()}}))
+        return folder
+
+    def images(hashes: str, own: str = "") -> list[ImageRecord]:
+        return [ImageRecord("test", f"{own}{n}.png", "good", "0", h * 64, "", own) for n, h in enumerate(hashes)]
+
+    unified = record("unified", [*images("ab", "bottle"), *images("cd", "cable")])
+    check_same_images(unified, record("bottle", images("ab")), "bottle")
+    check_same_images(record("cable", images("cd")), unified, "cable")
+    for name, other in (("other", "ac"), ("fewer", "a"), ("turned", "ba")):
+        with pytest.raises(ValueError, match="have other test images"):
+            check_same_images(unified, record(name, images(other)), "bottle")
+    (unified / "data.csv").write_text((unified / "data.csv").read_text().replace("a" * 64, "e" * 64))
+    with pytest.raises(ValueError, match="have other test images"):
+        check_same_images(unified, record("edited", images("eb")), "bottle")
