@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -36,9 +37,20 @@ def flags(root: Path, folder: Path, *more: object) -> list[str]:
 def task(number: int, count: int, restarts: int = 0) -> dict[str, str]:
     """What Slurm sets for a task of an array from 1 to count."""
     values = {"ID": number, "MIN": 1, "MAX": count, "STEP": 1, "COUNT": count}
-    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()} | (
-        {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+    return (
+        {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+        | {"SLURM_JOB_ID": "77"}
+        | ({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {})
     )
+
+
+def stand_in(folder: Path, name: str, body: str) -> dict[str, str]:
+    """A command of this name in front of all others, as a change of the environment."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return {"PATH": os.pathsep.join((str(path.parent), os.environ["PATH"]))}
 
 
 def begin(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
@@ -48,6 +60,7 @@ def begin(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
         cwd=ROOT,
         env=ENVIRONMENT | environment,
         text=True,
+        start_new_session=True,
         **pipes,  # type: ignore[call-overload]
     )
 
@@ -95,19 +108,47 @@ def test_two_tasks_at_once_make_all_runs(root: Path, undisturbed: dict[str, Any]
 
 
 @pytest.mark.slow
-def test_a_task_that_gets_sigterm_ends_and_goes_on_when_it_is_queued_again(
-    root: Path, undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
-    """--fresh, given when the array was submitted, then discards nothing."""
-    words = flags(root, tmp_path, "--class", "bottle", "--epochs", 30, "--checkpoint_seconds", 0, "--fresh")
-    process = begin(task(1, 2), *words)
-    run = wait_for(tmp_path, CHECKPOINT).parent
-    process.terminate()
-    assert "interrupted" in end(process, code=143)
-    assert "bottle seed 1" in end(begin(task(1, 2, restarts=1), *words))
-    first, second = read_csv(run / ATTEMPTS)
-    assert (first["outcome"], second["outcome"]) == ("Terminated", "finished")
-    assert int(second["epoch"]) > 0 and first["pid"] == str(process.pid), "the shell has made way for main.py"
+def test_a_task_that_is_warned_ends_queues_itself_again_and_goes_on(root: Path, tmp_path: Path) -> None:
+    """--fresh, given when the array was submitted, then discards nothing. SIGTERM, which all processes get, ends it."""
+    words = flags(root, tmp_path, "--class", "bottle", "--epochs", 40, "--checkpoint_seconds", 0, "--fresh")
+    called = stand_in(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/called')
+    for restarts in range(3):
+        process = begin(called | task(1, 2, restarts), *words)
+        run = wait_for(tmp_path, CHECKPOINT if restarts == 0 else ATTEMPTS).parent
+        while restarts < 2 and len(read_csv(run / ATTEMPTS)) <= restarts:
+            time.sleep(0.02)
+        if restarts == 0:
+            process.send_signal(signal.SIGUSR1)
+            assert "out of time, or preempted: queued again" in end(process, code=143)
+        elif restarts == 1:
+            os.killpg(process.pid, signal.SIGTERM)
+            end(process, code=143)
+    end(process)
+    first, second, third = read_csv(run / ATTEMPTS)
+    assert [row["outcome"] for row in (first, second, third)] == ["Terminated", "Terminated", "finished"]
+    assert 0 < int(second["epoch"]) <= int(third["epoch"])
+    assert (tmp_path / "called").read_text() == "requeue 77\n", "Slurm itself queues again what it preempts"
+
+
+def test_a_task_does_not_queue_itself_again_for_ever(tmp_path: Path) -> None:
+    python = stand_in(tmp_path, "python", "exec sleep 60")
+    called = python | stand_in(tmp_path, "scontrol", f"touch {tmp_path}/called") | {"PYTHON": "python"}
+    process = begin(called | task(1, 2, restarts=20))
+    time.sleep(1)
+    process.send_signal(signal.SIGUSR1)
+    assert "error: not queued again after 20 restarts" in end(process, code=143)
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_the_exit_code_is_that_of_main(code: int, tmp_path: Path) -> None:
+    python = stand_in(tmp_path, "python", f'echo "$OMP_NUM_THREADS $@"\nexit {code}')
+    environment = python | task(2, 2) | {"PYTHON": "python", "SLURM_CPUS_PER_TASK": "3"}
+    assert end(begin(environment, "--class", "all"), code) == "1 main.py --class all --shard auto\n"
+    environment |= {"SLURM_RESTART_COUNT": "1"}
+    assert end(begin(environment, "--fresh"), code) == (
+        "1 main.py --fresh --shard auto --fresh 0 --resume 1 --wait 1\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +171,7 @@ def test_a_job_that_cannot_work_says_why_in_one_line(
 def test_slurm_starts_it() -> None:
     assert os.access(ROOT / SCRIPT, os.X_OK)
     given = [line for line in (ROOT / SCRIPT).read_text().splitlines() if line.startswith("#SBATCH")]
-    assert {"#SBATCH --requeue", "#SBATCH --open-mode=append", "#SBATCH --signal=B:TERM@60"} <= {*given}
+    assert {"#SBATCH --requeue", "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@120"} <= {*given}
 
 
 # --- a Slurm that answers ---
