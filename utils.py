@@ -137,8 +137,10 @@ def write_atomically(
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as problem:
-        # torch.save makes a RuntimeError of the error that its file raised
+        # torch.save makes a RuntimeError of the error that its file raised, and of a signal that came amid
         cause = problem if isinstance(problem, OSError) else problem.__context__
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from problem

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ import torch
 from toys import ROOT
 
 import commandline
-from commandline import Parser, exit_code
+from commandline import Parser, Terminated, exit_code
 from utils import write_atomically
 
 # Started as a program: it has this project's exit codes and nothing that is slow to import.
@@ -250,3 +250,26 @@ def test_a_disk_without_writing_is_an_error_that_names_the_file(
 def test_a_mistake_of_a_writer_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ours"):
         write_atomically(tmp_path / "a", lambda _: raising(RuntimeError("ours"))())
+
+
+@pytest.mark.parametrize("number", [1, 5, 9])
+def test_a_signal_amid_torch_save_stays_one(number: int, tmp_path: Path) -> None:
+    """torch.save closes its archive, which fails as it is not whole, with a RuntimeError."""
+
+    class Interrupted:
+        def __init__(self, file: BinaryIO) -> None:
+            self.file, self.writes = file, 0
+
+        def write(self, data: bytes) -> int:
+            self.writes += 1
+            if self.writes == number:
+                raise Terminated(signal.SIGTERM)
+            return self.file.write(data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    state = {str(n): torch.zeros(10**4) for n in range(20)}
+    with pytest.raises(Terminated):
+        write_atomically(tmp_path / "a", lambda file: torch.save(state, Interrupted(file)))
+    assert not list(tmp_path.iterdir())

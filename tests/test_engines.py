@@ -24,7 +24,7 @@ from run_files import ATTEMPTS, LOG, METRICS, Run
 from run_files.csv_files import read_csv
 from training import attempt, engines
 from training.attempt import BUSY, CRASHED, FAILED, FINISHED, OUT_OF_MEMORY, Outcome
-from training.shards import share
+from training.shards import ARRAY, share
 from training.sweep import Sweep
 from training.terminal import first_line
 from training.workers import describe_workers, list_workers
@@ -105,7 +105,7 @@ def test_processes_on_one_folder_share_the_runs(root: Path, undisturbed: Path, t
 
 @pytest.mark.slow
 def test_shards_make_the_same_runs(root: Path, undisturbed: Path, tmp_path: Path) -> None:
-    slurm = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "3"}
+    slurm = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "5"}
     slurm |= {"SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "2"}
     first = begin(root, tmp_path, "--shard", "1/2")
     ENVIRONMENT.update(slurm)
@@ -188,6 +188,19 @@ def test_every_shard_has_its_own_runs_and_none_is_left_out() -> None:
     assert share(runs, "auto", {"SLURM_PROCID": "0", "SLURM_NTASKS": "5", "RANK": "3", "WORLD_SIZE": "4"}) == (
         share(runs, "1/5")
     )
+
+
+def test_an_array_of_slurm_has_a_task_for_every_share_or_is_refused() -> None:
+    def share_of(task: int, lowest: int, highest: int, step: int, count: int) -> list[int]:
+        values = (task, lowest, highest, step, count)
+        return share(list(range(11)), "auto", {n: str(v) for n, v in zip(ARRAY, values, strict=True)})
+
+    for tasks in (range(1, 5), range(0, 9, 4), range(7, 8)):
+        steps = (tasks[0], tasks[-1], tasks.step, len(tasks))
+        assert sorted(itertools.chain(*(share_of(task, *steps) for task in tasks))) == list(range(11))
+    for task in (3, 7):  # --array=3,7, for which Slurm sets a step of 1
+        with pytest.raises(ValueError, match="--shard auto: an array of 2 from 3 to 7 has gaps"):
+            share_of(task, 3, 7, 1, 2)
 
 
 @pytest.mark.parametrize("wrong", ["0/2", "3/2", "1", "a/b", "-1/2", "1/2/3", "１/２"])

@@ -10,15 +10,16 @@ from typing import TypeVar
 from utils import printable
 
 Run = TypeVar("Run")
-# (this process's number, the lowest number, the step, the count) in the environment
-ARRAY = "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT"
+# (this process's number, the lowest one, the highest one, the step, the count) in the environment
+ARRAY = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "STEP", "COUNT"))
 TASKS = ("SLURM_PROCID", "SLURM_NTASKS"), ("RANK", "WORLD_SIZE")  # (this process's number from 0, the count)
 
 
 def share(runs: Sequence[Run], shard: str | None, environment: Mapping[str, str] = os.environ) -> list[Run]:
     """Every N-th run from the I-th for I/N, all of them for None; `auto` takes I and N from the environment.
 
-    Raises ValueError for another text, and for auto where neither Slurm nor a launcher has set its variables.
+    Raises ValueError for another text, and for auto where neither Slurm nor a launcher has set its variables or where
+    an array of Slurm has gaps.
     """
     if shard is None:
         return list(runs)
@@ -39,7 +40,12 @@ def _from_environment(environment: Mapping[str, str]) -> tuple[int, int]:
         return [int(environment[name]) for name in names] if all(name in environment for name in names) else None
 
     if array := known(ARRAY):
-        number, lowest, step, count = array
+        number, lowest, highest, step, count = array
+        if (highest - lowest) // step + 1 != count:
+            raise ValueError(
+                f"--shard auto: an array of {count} from {lowest} to {highest} has gaps, which hide a task's place: "
+                "give --array=1-N; finished runs are not run again"
+            )
         return (number - lowest) // step + 1, count
     for names in TASKS:
         if task := known(names):
