@@ -31,6 +31,8 @@ from commandline import exit_code
 from readers import cifar10, demo, elpv
 
 INSTALLS = "installs from the package registry; tests/test_docs.py sees that its file is there"
+RAY = "needs Ray; tests/test_ray.py::test_ray_on_this_machine_makes_the_same_runs runs it where Ray is installed"
+GPUS = "needs GPUs; tests/test_engines.py::test_workers_make_the_same_runs_and_tables does the same on processors"
 NOT_RUN = {
     "pip install -r requirements-extra.txt": INSTALLS,
     "pip install -r requirements-export.txt": INSTALLS,
@@ -38,6 +40,13 @@ NOT_RUN = {
     "python -m scripts.export RUN --format onnx openvino": (
         "takes half a minute; tests/test_export.py::test_sizes_and_times_are_printed_beside_pytorch runs it"
     ),
+    "pip install -r requirements-ray.txt": INSTALLS,
+    "python -m scripts.ray_sweep --data_path D --class all --seeds 0 1 2": RAY,
+    "python -m scripts.ray_sweep --address 10.0.0.5:6379 --data_path D --class all --seeds 0 1 2 --gpus_per_run 0.5": RAY,
+    "bash scripts/paper.sh sk_rd4ad --data_path D --ray 10.0.0.5:6379": RAY,
+    "python main.py --data_path D --class all --seeds 0 1 2 --devices cuda:0 cuda:1": GPUS,
+    "python main.py --data_path D --class all --seeds 0 1 2 --devices cuda:0 cuda:1 --jobs 2": GPUS,
+    "bash scripts/ablation.sh skips --data_path D --devices cuda:0 cuda:1": GPUS,
     "pip install adeval==1.1.0": "tests/test_benchmarks.py::test_a_run_writes_all_sections does without",
     "pip install anomalib==2.7.*": "tests/test_benchmarks.py::test_without_anomalib_its_section_says_how_to_install_it",
 }
@@ -72,6 +81,8 @@ QUICK = {
     r"--holdout 0.2 --false_alarm 0.05": "--class bottle --false_alarm 0.5",
     r"--checkpoint FILE": "--epochs 0 --net res18 --weights random",
     r"scripts\.controls": "--image_size 64 --workers 0",
+    r"scripts\.compare": "--replicates 20",
+    r"scripts\.null_rates": "--simulations 4",
     r"scripts\.coverage": "--count 4 --false_alarm 0.25",
     r"scripts\.generated_cases": "--count 5",
     r"benchmarks\.run": "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1 --one_process --device cpu",
@@ -118,6 +129,9 @@ PROMISES = {
     r"scripts\.summarize .*--verify": Promise(r"^2 of 2 runs verified$"),
     r"scripts\.summarize .*--compare": Promise(r"settings compared"),
     r"scripts\.summarize .*--markdown": Promise(r"^\| "),
+    r"scripts\.compare": Promise(r"what may be said"),
+    r"scripts\.compare .*--json": Promise("", "all.json forest.svg"),
+    r"scripts\.null_rates": Promise(r"DeLong"),
     r"scripts\.report RUNS$": Promise("", "RUNS/report.html RUNS/curves.csv"),
     r"scripts\.report .*--out page": Promise("", "page/report.html page/curves.csv"),
     r"scripts\.score_maps": Promise(r"0\.05"),
@@ -188,6 +202,8 @@ def lay_out(folder: Path, page: Path, ready: Path) -> None:
     shutil.copytree(ready / "demo", folder / "data/demo")
     shutil.copytree(ready / "RUNS", folder / "RUNS")
     shutil.copytree(ready / "other", folder / "other")
+    for name, run in (("A", "RUNS/mvtec/rd4ad"), ("B", "RUNS/mvtec/drd"), ("C", "RUNS/mvtec/rd4ad")):
+        shutil.copytree(ready / run, folder / f"RUNS_{name}")
     if page.name == "usage.md":
         for name in ("rd4ad", "drd"):
             shutil.copytree(ready / "RUNS/mvtec" / name, folder / "runs/mvtec" / name)
