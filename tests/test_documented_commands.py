@@ -81,7 +81,7 @@ QUICK = {
     r"--holdout 0.2 --false_alarm 0.05": "--class bottle --false_alarm 0.5",
     r"--checkpoint FILE": "--epochs 0 --net res18 --weights random",
     r"scripts\.controls": "--image_size 64 --workers 0",
-    r"scripts\.compare": "--replicates 20",
+    r"scripts\.compare": "--replicates 100",
     r"scripts\.null_rates": "--simulations 4",
     r"scripts\.coverage": "--count 4 --false_alarm 0.25",
     r"scripts\.generated_cases": "--count 5",
