@@ -42,7 +42,7 @@ NOT_RUN = {
     ),
     "pip install -r requirements-ray.txt": INSTALLS,
     "python -m scripts.ray_sweep --data_path D --class all --seeds 0 1 2": RAY,
-    "python -m scripts.ray_sweep --address 10.0.0.5:6379 --data_path D --class all --seeds 0 1 2 --gpus_per_run 0.5": RAY,
+    "python -m scripts.ray_sweep --address 10.0.0.5:6379 --data_path D --class all --gpus_per_run 0.5": RAY,
     "bash scripts/paper.sh sk_rd4ad --data_path D --ray 10.0.0.5:6379": RAY,
     "python main.py --data_path D --class all --seeds 0 1 2 --devices cuda:0 cuda:1": GPUS,
     "python main.py --data_path D --class all --seeds 0 1 2 --devices cuda:0 cuda:1 --jobs 2": GPUS,
