@@ -118,15 +118,11 @@ def ranks_differ(draw: Draw, classes: int, methods: int) -> list[bool]:
 
 @dataclass(frozen=True)
 class Case:
-    """Tests, what they are tried on, and one simulation -> whether each was wrong.
-
-    `share`: of the simulations that are asked for, fewer where they are slow.
-    """
+    """Tests, what they are tried on, and one simulation -> whether each was wrong."""
 
     tests: Sequence[str]
     setting: str
     wrong: Callable[[Draw], list[bool]]
-    share: float = 1
 
 
 def cases() -> list[Case]:
@@ -136,10 +132,10 @@ def cases() -> list[Case]:
         setting = f"{normal} + {anomalous} images, AUROC {auroc}"
         found.append(Case(["DeLong"], setting, partial(delong, normal=normal, anomalous=anomalous, shift=shift)))
         wrong = partial(bootstrap, normal=normal, anomalous=anomalous, shift=shift)
-        found.append(Case(["bootstrap, AP", "bootstrap, F1-max"], setting, wrong, 0.2))
+        found.append(Case(["bootstrap, AP", "bootstrap, F1-max"], setting, wrong))
     setting = f"10 + 20 images of {SIDE} pixels"
     wrong = partial(bootstrap_of_maps, normal=10, anomalous=20)
-    found.append(Case(["bootstrap, pixel AP", "bootstrap, AUPRO"], setting, wrong, 0.05))
+    found.append(Case(["bootstrap, pixel AP", "bootstrap, AUPRO"], setting, wrong))
     for classes in (6, 12, 15):
         setting = f"{classes} classes"
         found.append(Case(["sign-flip", "Wilcoxon"], setting, partial(over_classes, classes=classes)))
@@ -176,10 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         into_page(given.into, given.marker, "")
     rows = []
     for case in cases():
-        simulations = max(1, round(case.share * given.simulations))
-        found = rates(case, simulations)
+        found = rates(case, given.simulations)
         rows += [
-            [test, case.setting, str(simulations), f"{100 * rate:.1f}"]
+            [test, case.setting, str(given.simulations), f"{100 * rate:.1f}"]
             for test, rate in zip(case.tests, found, strict=True)
         ]
     rows.sort(key=lambda row: ORDER.index(row[0].partition(",")[0]))
