@@ -340,13 +340,13 @@ def test_scores_that_were_edited_are_not_compared(tmp_path: Path, run: Run) -> N
 def test_the_page_shows_the_forest_of_two_methods_and_says_why_there_is_none(tmp_path: Path) -> None:
     save_runs(tmp_path, {"a": 2.0, "b": 1.0}, CLASSES[:2], seeds=(0,))
     html = write_page(collect_runs([tmp_path]), tmp_path / "out").read_text()
-    assert html.count('<figure class="forest">') == 1 and "image AUROC: a less b" in html
+    assert html.count('<figure class="forest" tabindex="0">') == 1 and "image AUROC: a less b" in html
     assert "2 classes cannot give a p below 0.5" in html
     save_runs(tmp_path, {"c": 1.0}, CLASSES[:1], seeds=(0,), changed=True)
     html = write_page(collect_runs([tmp_path]), tmp_path / "out").read_text()
-    assert '<figure class="forest">' not in html and "methods are not compared: bottle: " in html
+    assert '<figure class="forest" tabindex="0">' not in html and "methods are not compared: bottle: " in html
     html = write_page(collect_runs([tmp_path / "mvtec/a"]), tmp_path / "out").read_text()
-    assert '<figure class="forest">' not in html and "not compared" not in html
+    assert '<figure class="forest" tabindex="0">' not in html and "not compared" not in html
 
 
 def test_of_a_model_over_all_classes_the_images_of_one_class_are_compared(tmp_path: Path) -> None:
