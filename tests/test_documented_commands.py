@@ -74,6 +74,7 @@ QUICK = {
     r"main\.py --(?!help)": TRAINING,
     r"scripts/(paper|ablation|demo|demo_controls)\.sh": TRAINING,
     r"--seeds 0 1 2": "--seeds 0",
+    r"--shots": "--shots 2",
     r"--seeds 1 2 3": "--seeds 1 2",
     r"--dataset demo --class all|scripts/demo": "--class gear",
     r"scripts/paper\.sh (?!sk_rd4ad visa)|scripts/ablation\.sh|--class all .*--save_path S": "--class bottle",
@@ -372,7 +373,7 @@ def test_the_commands_of_a_page_do_what_it_says(
         if shown in NOT_RUN or RUN_ONCE.get(shown, page.name) != page.name:
             continue
         for words in python_commands(documented, tmp_path):
-            monkeypatch.setattr(sys, "stdin", io.StringIO("photo.png\nfolder/000.png\n"))
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"photo.png\nfolder/000.png\n")))
             outcome = call(words, capsys)
             said += outcome.out
             broken += [f"{shown} ({' '.join(words)}): {problem}" for problem in problems(outcome)]
