@@ -6,6 +6,7 @@ and none that is n/a everywhere; the files have all.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import re
@@ -330,6 +331,18 @@ def update_tables(folder: Path, oracle: bool = False, roots: Sequence[Path] | No
         )  # raises again what has another cause
         print(f"note: no tables written in {folder}: {problem.strerror or problem}", file=sys.stderr)
         return text
+
+
+def add_page_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --into and --marker, which `check_page_flags` looks at and `into_page` takes."""
+    parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown table into this file")
+    parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
+
+
+def check_page_flags(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Ends the command with a line where one of the two flags is given alone."""
+    if (given.into is None) != (given.marker is None):
+        parser.error("--into and --marker go together: a file, and the table in it to replace")
 
 
 def insert(text: str, marker: str, table: str) -> str:

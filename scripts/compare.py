@@ -15,7 +15,7 @@ from report.difference_tables import differences_json, render_differences
 from report.differences import Comparison, compare_sides
 from report.page.forest import forest_svg
 from report.pairing import by_benchmark, sides_below
-from report.rendering import into_page
+from report.rendering import add_page_flags, check_page_flags, into_page
 from report.results import METRIC_TITLES, unfinished
 from scoring.intervals import Bootstrap
 from utils import printable, terminal_width, write_atomically
@@ -39,11 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write everything into this file, as fractions")
     parser.add_argument("--svg", metavar="FILE", type=Path, help="draw the differences by class into this file")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
-    parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown into this file")
-    parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
+    add_page_flags(parser)
     given = parser.parse_args(argv)
-    if (given.into is None) != (given.marker is None):
-        parser.error("--into and --marker go together: a file, and the table in it to replace")
+    check_page_flags(parser, given)
     if given.seed < 0:
         parser.error(f"--seed {given.seed}: must be at least 0")
     if given.into is not None:

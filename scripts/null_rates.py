@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 
 from commandline import Parser, exit_code
-from report.rendering import into_page
+from report.rendering import add_page_flags, check_page_flags, into_page
 from scoring.comparing import (
     class_interval,
     compare_aurocs,
@@ -161,15 +160,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="scripts.null_rates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulations", type=int, default=1000, metavar="N", help="of each test (1000)")
-    parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown into this file")
-    parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
+    add_page_flags(parser)
     given = parser.parse_args(argv)
-    if (given.into is None) != (given.marker is None):
-        parser.error("--into and --marker go together: a file, and the table in it to replace")
+    check_page_flags(parser, given)
     if given.simulations < 1:
         parser.error(f"--simulations {given.simulations}: must be at least 1")
     if given.into is not None:
-        into_page(given.into, given.marker, "")
+        into_page(given.into, given.marker, "")  # the markers may be missing: better said now than after the work
     rows = []
     for case in cases():
         found = rates(case, given.simulations)

@@ -15,7 +15,7 @@ from typing import Any
 import report
 from commandline import Parser, exit_code
 from report.comparison import compare, render_comparison
-from report.rendering import into_page
+from report.rendering import add_page_flags, check_page_flags, into_page
 from report.results import collect, finished_runs, unfinished
 from report.tables import SETTINGS, summarize
 from utils import printable, terminal_width, write_atomically
@@ -39,11 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="compare every run with its data; see test.py --verify")
     parser.add_argument("--data_path", type=Path, help="with --verify: where the benchmark lies now")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
-    parser.add_argument("--into", metavar="FILE", type=Path, help="write the Markdown table into this file")
-    parser.add_argument("--marker", help="between its lines <!-- table:MARKER --> and <!-- /table:MARKER -->")
+    add_page_flags(parser)
     given = parser.parse_args(argv)
-    if (given.into is None) != (given.marker is None):
-        parser.error("--into and --marker go together: a file, and the table in it to replace")
+    check_page_flags(parser, given)
     if given.compare and given.oracle:
         parser.error("--oracle goes with the tables by class, not with --compare")
     if given.swept and not given.compare:

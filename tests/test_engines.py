@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import ROOT, TINY, Command, MakeTree, make_mvtec, record_of
+from toys import ROOT, TINY, Command, MakeTree, make_mvtec, record_of, wait_for
 
 from config import Config
 from flags import parse
@@ -121,20 +121,10 @@ def test_shards_make_the_same_runs(root: Path, undisturbed: Path, tmp_path: Path
     assert table(tmp_path) == table(undisturbed)
 
 
-def of_run(folder: Path, pattern: str) -> Path:
-    """The first file below a folder, as soon as there is one."""
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit:
-        if found := next(folder.rglob(pattern), None):
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"no {pattern} below {folder}")
-
-
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_its_run_an_attempt(root: Path, undisturbed: Path, tmp_path: Path) -> None:
     process = begin(root, tmp_path, "--jobs", 2, "--checkpoint_seconds", 0)
-    run = of_run(tmp_path, "checkpoint.pt").parent
+    run = wait_for(tmp_path, "checkpoint.pt").parent
     os.kill(int(read_csv(run / ATTEMPTS)[0]["pid"]), signal.SIGKILL)
     (printed,) = end(process)
     assert "its process was killed by SIGKILL: it goes on from its last resume point" in printed
@@ -149,7 +139,7 @@ def test_a_process_that_stops_loses_its_run_and_writes_nothing_when_it_wakes(
 ) -> None:
     more = ("--lock_seconds", 2, "--checkpoint_seconds", 0)
     stopped = begin(root, tmp_path, *more)
-    run = of_run(tmp_path, "checkpoint.pt").parent
+    run = wait_for(tmp_path, "checkpoint.pt").parent
     stopped.send_signal(signal.SIGSTOP)
     end(begin(root, tmp_path, *more))
     kept = {path: path.stat().st_mtime_ns for path in run.iterdir()}
@@ -165,7 +155,7 @@ def test_a_process_that_stops_loses_its_run_and_writes_nothing_when_it_wakes(
 def test_ending_the_first_process_ends_its_workers(root: Path, tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         process = begin(root, tmp_path, "--jobs", 2, "--epochs", 500)
-        attempts = of_run(tmp_path, ATTEMPTS)
+        attempts = wait_for(tmp_path, ATTEMPTS)
         pid = int(read_csv(attempts)[0]["pid"])
         process.send_signal(number)
         end(process, code=130 if number == signal.SIGINT else -number)

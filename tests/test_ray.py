@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import ROOT, TINY, make_mvtec
+from toys import ROOT, TINY, make_mvtec, wait_for
 
 from run_files import ATTEMPTS, METRICS, Run
 from run_files.csv_files import read_csv
@@ -71,21 +71,11 @@ def undisturbed(begin: Begin, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return metrics_of(begin(folder, "main.py"), folder)
 
 
-def first_attempt(folder: Path) -> Path:
-    """The run folder of the first attempt that has reached a resume point."""
-    limit = time.monotonic() + 200
-    while time.monotonic() < limit:
-        if found := next(folder.rglob("checkpoint.pt"), None):
-            return found.parent
-        time.sleep(0.02)
-    raise AssertionError("nothing is trained")
-
-
 @pytest.mark.slow
 def test_ray_on_this_machine_makes_the_same_runs(begin: Begin, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     ray_or_skip()
     process = begin(tmp_path, "-m", "scripts.ray_sweep")
-    os.kill(int(read_csv(first_attempt(tmp_path) / ATTEMPTS)[0]["pid"]), signal.SIGKILL)
+    os.kill(int(read_csv(wait_for(tmp_path, "checkpoint.pt").parent / ATTEMPTS)[0]["pid"]), signal.SIGKILL)
     assert metrics_of(process, tmp_path) == undisturbed
     assert sum(len(read_csv(path)) for path in tmp_path.rglob(ATTEMPTS)) == RUNS + 1
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import ROOT, TINY, make_mvtec
+from toys import ROOT, TINY, make_mvtec, wait_for
 
 from report.results import collect
 from run_files import ATTEMPTS, CHECKPOINT, METRICS
@@ -78,16 +78,6 @@ def metrics(folder: Path) -> dict[str, Any]:
         path.parent.relative_to(folder).as_posix(): json.loads(path.read_text())["metrics"]
         for path in folder.rglob(METRICS)
     }
-
-
-def wait_for(folder: Path, name: str) -> Path:
-    """The first file of this name below a folder, as soon as there is one."""
-    limit = time.monotonic() + 200
-    while time.monotonic() < limit:
-        if found := next(folder.rglob(name), None):
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"no {name} below {folder}")
 
 
 @pytest.fixture(scope="module")

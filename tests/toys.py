@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +83,16 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def files_below(root: Path) -> dict[str, bytes]:
     """The content of every file below a folder, by its path there, sorted."""
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def wait_for(folder: Path, name: str, seconds: float = 200) -> Path:
+    """The first file of this name below a folder, as soon as there is one."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if found := next(folder.rglob(name), None):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"no {name} below {folder}")
 
 
 def line_beginning(text: str, *beginning: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ from training.loop import train
 from training.terminal import Lines, headline
 from utils import choose_device, keep_freed_memory, set_determinism
 
+ROOT = Path(__file__).resolve().parent.parent
 FINISHED, ALREADY, BUSY, FAILED, OUT_OF_MEMORY, CRASHED = (
     "finished",
     "finished already",
@@ -86,6 +88,18 @@ def attempt(
         if text is None:
             return Outcome(FAILED, f"{type(problem).__name__}: {problem}".split("\n")[0], mistake=True)
         return Outcome(FAILED, text)
+
+
+def perform(task: Mapping[str, Any]) -> dict[str, Any]:
+    """`attempt` in another process: a task of `Sweep.task` -> the outcome, both in plain values."""
+    config = Config(**Config.from_json(task["config"]))
+    lines = Lines(task["number"], task["titles"])
+    return asdict(attempt(config, prepare_process(config), lines, task["started"], task["checked"]))
+
+
+def import_path() -> str:
+    """The PYTHONPATH of a process that imports this project from wherever it is started."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def _attempt(experiment: Experiment, lines: Lines, checked: bool) -> Outcome:

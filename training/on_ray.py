@@ -8,17 +8,14 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from training.attempt import CRASHED, FAILED, Outcome, attempt, prepare_process
+from training.attempt import CRASHED, FAILED, Outcome, import_path, perform
 from training.sweep import Sweep
-from training.terminal import Lines
 
-ROOT = Path(__file__).resolve().parent.parent
 LOCAL = "local"
 RETRIES = 3  # of a run whose worker or host is lost, by Ray itself
 LOOKS = 1.0  # seconds between two looks at what is done
@@ -36,27 +33,22 @@ def run_on_ray(sweep: Sweep) -> None:
         gpus = config.gpus_per_run
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False)(perform)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=False)(perform_there)
         _follow(ray, task, sweep)
     finally:
         ray.shutdown()
 
 
-def perform(
-    config: dict[str, Any], number: int, titles: Sequence[str], started: float, checked: bool, folder: str
-) -> dict[str, Any]:
-    """One attempt at a run in a worker of Ray; the outcome as plain values. Paths are relative to `folder`."""
-    from config import Config
-
+def perform_there(task: dict[str, Any], folder: str) -> dict[str, Any]:
+    """`perform` in a worker of Ray. Paths are relative to `folder`."""
     try:
         os.chdir(folder)
     except OSError as problem:
         return asdict(
             Outcome(FAILED, f"{folder}: {problem.strerror} on {os.uname().nodename}; all hosts must share it")
         )
-    run = Config(**Config.from_json(config))
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        return asdict(attempt(run, prepare_process(run), Lines(number, titles), started, checked))
+        return perform(task)
 
 
 def _import_ray() -> Any:
@@ -73,9 +65,8 @@ def _import_ray() -> Any:
 
 def _connect(ray: Any, address: str) -> None:
     """Start Ray here, or join the cluster at the address. Raises ValueError where that fails."""
-    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": environment},
+        "runtime_env": {"env_vars": {"PYTHONPATH": import_path()}},
         "log_to_driver": False,
         "logging_level": "error",
     }
@@ -101,9 +92,7 @@ def _follow(ray: Any, task: Any, sweep: Sweep) -> None:
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def give(number: int) -> None:
-        run = replace(sweep.runs[number - 1], ray=None, gpus_per_run=None)
-        reference = task.remote(run.to_json(), number, sweep.titles, sweep.started, sweep.is_checked(number), folder)
-        numbers[reference] = number
+        numbers[task.remote(sweep.task(number), folder)] = number
 
     while True:
         while (number := sweep.next_run()) is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,10 +73,21 @@ class Sweep:
         """What prints the lines of a run."""
         return Lines(number, self.titles)
 
+    def task(self, number: int, **changes: Any) -> dict[str, Any]:
+        """A run as `training.attempt.perform` takes it in another process; `changes` replace fields of its Config."""
+        alone: dict[str, Any] = {"devices": None, "jobs": 1, "ray": None, "gpus_per_run": None}
+        return {
+            "number": number,
+            "titles": self.titles,
+            "config": replace(self.runs[number - 1], **(alone | changes)).to_json(),
+            "started": self.started,
+            "checked": self.is_checked(number),
+        }
+
     # --- what is next ---
 
     def next_run(self) -> int | None:
-        """The number of the next run; None where none is to be had at this moment."""
+        """The number of the next run; None where there is none right now."""
         if self._ready:
             return self._ready.popleft()
         now = time.monotonic()
@@ -115,18 +127,19 @@ class Sweep:
         for checkpoint in {run.checkpoint for run in self.runs if run.checkpoint is not None}:
             file_sha256(checkpoint)
         problems: dict[Path, Exception] = {}
-        classes: set[tuple[str, str]] = set()
+        looked_at: set[tuple[str, str]] = set()
         for number, run in enumerate(self.runs, 1):
             if is_finished(run):
                 continue
-            folder = run.run_folder.parent
+            folder, files = run.run_folder.parent, (run.dataset, run.classes[0])
             if folder not in problems and folder not in self._images:
                 try:
                     experiment = Experiment(run, device)
-                    experiment.check_split()
-                    if (key := (run.dataset, run.classes[0])) not in classes:  # once for all variants
+                    if files in looked_at:  # for another variant
+                        experiment.check_split()
+                    else:
                         experiment.check_data()
-                        classes.add(key)
+                        looked_at.add(files)
                     self._images[folder] = len(experiment.train_images), len(experiment.test_images)
                 except Exception as problem:
                     problems[folder] = problem

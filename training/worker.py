@@ -13,12 +13,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
-from config import Config
-from training.attempt import attempt, prepare_process
-from training.terminal import Lines
+from training.attempt import perform
 
 
 class Messages:
@@ -83,11 +80,7 @@ def main() -> int:
     messages = Messages()
     sys.stdout = sys.stderr = Printed(messages)
     for task in Tasks():
-        config = Config(**Config.from_json(task["config"]))
-        lines = Lines(task["number"], task["titles"])
-        device = prepare_process(config)
-        outcome = attempt(config, device, lines, task["started"], task["checked"])
-        messages.send(outcome=asdict(outcome))
+        messages.send(outcome=perform(task))
     return 0
 
 

@@ -16,8 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -25,10 +23,9 @@ from tqdm import tqdm
 
 from config import Config
 from run_files.lock import LOCK, is_void
-from training.attempt import CRASHED, Outcome
+from training.attempt import CRASHED, Outcome, import_path
 from training.sweep import Sweep
 
-ROOT = Path(__file__).resolve().parent.parent
 GRACE = 20.0  # seconds in which a worker that was asked to end does so
 LOOKS = 5.0  # seconds between two looks at runs that wait and workers that hang
 
@@ -50,8 +47,7 @@ class Worker:
     def __init__(self, device: str, messages: queue.Queue[tuple[Worker, dict[str, Any] | None]], threads: int) -> None:
         self.device = device
         self.number: int | None = None
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": import_path()}
         command = [sys.executable, "-m", "training.worker"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
@@ -145,16 +141,8 @@ class Crew:
         worker.start(number, self._task(number, worker.device))
 
     def _task(self, number: int, device: str) -> dict[str, Any]:
-        config = replace(self.sweep.runs[number - 1], device=device, devices=None, jobs=1)
-        if config.print_loss is None and sys.stderr.isatty():
-            config = replace(config, print_loss=False)
-        return {
-            "number": number,
-            "titles": self.sweep.titles,
-            "config": config.to_json(),
-            "started": self.sweep.started,
-            "checked": self.sweep.is_checked(number),
-        }
+        quiet = self.sweep.runs[number - 1].print_loss is None and sys.stderr.isatty()
+        return self.sweep.task(number, device=device, **({"print_loss": False} if quiet else {}))
 
     def _hear(self) -> None:
         """The next message of a worker, or after some seconds a look at what waits and what hangs."""

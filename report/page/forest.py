@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from report.differences import Comparison, Difference, OverClasses, Ranking, Tested
 from report.page.charts import Axis, Bar, Tick
+from report.page.templates import make_environment, read_asset
 from report.rendering import benchmark_title, count
 from report.results import METRIC_TITLES
 from report.verdicts import points, short_label
@@ -115,16 +114,8 @@ def forest_svg(comparisons: Sequence[Comparison]) -> str:
         for plot in found:
             plots.append((y, benchmark_title(comparison.benchmark), plot))
             y += plot.height + GAP
-    here = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = "".join((here / name).read_text(encoding="utf-8") for name in ("colors.css", "forest.css"))
-    return environment.get_template("forest.svg.jinja").render(plots=plots, height=math.ceil(y), style=style)
+    style = "".join(map(read_asset, ("colors.css", "forest.css")))
+    return make_environment().get_template("forest.svg.jinja").render(plots=plots, height=math.ceil(y), style=style)
 
 
 def _ends(tested: Tested | OverClasses | None) -> tuple[float, float] | None:

@@ -27,6 +27,7 @@ from report.page.forest import Forest, forest
 from report.page.gallery import Group, Thumbnail, gallery, legend
 from report.page.runs import DEFECT_METRICS, RunView, read_run
 from report.page.tables import BenchmarkTable, DefectRow, benchmark_tables, defect_rows, protocol_notes
+from report.page.templates import make_environment, read_asset
 from report.pairing import Side, sides_of
 from report.rendering import benchmark_title, count, duration, percent
 from report.results import METRIC_TITLES, Result
@@ -37,12 +38,11 @@ from run_files.csv_files import to_csv
 from scoring.curves import thinned
 from scoring.intervals import Bootstrap
 from scoring.metrics import LIMIT
-from utils import printable, sweep_partials, write_atomically
+from utils import sweep_partials, write_atomically
 
 PAGE, IMAGES, CURVES = "report.html", "report_images", "curves.csv"
 STYLES = ("colors.css", "page.css", "forest.css")
 INLINE = 200  # thumbnails inside the page; the others are files beside it
-HERE = Path(__file__).parent
 RATES = ("false positive rate", "true positive rate")
 LOSSES = ("loss", "held_out")  # columns of train.csv
 UNIT_CHARTS = {
@@ -242,17 +242,9 @@ class _Images:
 
 
 def _environment(images: _Images) -> jinja2.Environment:
-    """Templates in which every text is escaped, and shown in one line (`printable`) whatever bytes it has."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
-    )
-    *styles, script = ((HERE / name).read_text(encoding="utf-8") for name in (*STYLES, "page.js"))
-    style = "".join(styles)
+    """The templates, with the page's style, script and policy."""
+    environment = make_environment()
+    style, script = "".join(map(read_asset, STYLES)), read_asset("page.js")
     environment.globals |= {
         "style": Markup(style),
         "script": Markup(script),
