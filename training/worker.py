@@ -57,12 +57,13 @@ class Tasks:
 
     def __init__(self) -> None:
         self._lines: queue.Queue[str | None] = queue.Queue()
-        self._at_work = False
+        self._at_work = self._left_alone = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         for line in sys.stdin:
             self._lines.put(line)
+        self._left_alone = True
         self._lines.put(None)
         if self._at_work:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -70,6 +71,8 @@ class Tasks:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while (line := self._lines.get()) is not None:
             self._at_work = True
+            if self._left_alone:  # before it began
+                return
             yield json.loads(line)
             self._at_work = False
 
