@@ -66,6 +66,7 @@ class Benchmark:
     mask_threshold  a mask pixel is a defect where its stored value exceeds this
     validation      the reader knows a split of further normal images, where the folders have one
     exclusive       the normal images of one class are anomalies of the others, so no model is for all of them
+    group           what `Sample.group` is called: light, view; empty where samples have none
     """
 
     title: str
@@ -78,6 +79,7 @@ class Benchmark:
     mask_threshold: int = 0
     validation: bool = False
     exclusive: bool = False
+    group: str = ""
 
 
 MVTEC_CLASSES = (

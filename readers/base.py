@@ -34,7 +34,8 @@ class Sample:
 
     `defect` is the name of its folder, "good" for a normal image; `mask` is None where there is no mask. An `upright`
     image is rotated by its EXIF orientation; others are read as stored. `class_name` tells the classes of a run over
-    several apart, and is empty in a run of one class.
+    several apart, and is empty in a run of one class. `group` is what the benchmark tells its images apart by beside
+    the kind of defect (a light, a view), and `unit` the object that several images show; both may be empty.
     """
 
     image: Path
@@ -43,6 +44,8 @@ class Sample:
     mask: Path | None = None
     upright: bool = False
     class_name: str = ""
+    group: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
