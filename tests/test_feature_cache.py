@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,13 +199,16 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -
     assert not left.exists() and alive.exists()
 
 
-def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(tmp_path: Path) -> None:
+def test_auto_goes_to_files_where_memory_is_too_small_and_a_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gib = 2**30
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=12 * gib if folder.exists() else 0))
     assert CachePolicy("auto", 4).choose(4 * gib, gib, False) == "features"
     assert CachePolicy("auto", 4).choose(4 * gib, gib, True) == "images"
     assert CachePolicy("auto", 4, tmp_path / "not" / "yet").choose(5 * gib, gib, True) == "file"
-    assert CachePolicy("auto", 4, tmp_path).choose(2**60, gib, False) == "images"
-    assert CachePolicy("auto", 4, tmp_path).choose(2**60, 5 * gib, False) == "none"
+    assert CachePolicy("auto", 4, tmp_path).choose(13 * gib, gib, False) == "images"
+    assert CachePolicy("auto", 4, tmp_path).choose(13 * gib, 5 * gib, False) == "none"
     with pytest.raises(ValueError, match="--cache file: needs --cache_dir"):
         parse(["--cache", "file"])
 

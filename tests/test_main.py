@@ -19,10 +19,12 @@ import torch
 from PIL import Image
 from toys import ROOT, TINY, Command, MakeTree, make_mvtec, paint, published_state, record_of, score_again
 
+import detector
 from commandline import exit_code
 from dataset import BENCHMARKS
 from flags import parse
 from main import main
+from model.teacher import TEACHERS
 
 PUBLISHED = (
     "--epochs 200 --res 3 --learning_rate 0.005 --batch_size 16 --seed 111 --class all --seg 1 --print_epoch 10 "
@@ -31,20 +33,32 @@ PUBLISHED = (
 
 
 @pytest.mark.slow
-def test_the_published_command_runs_all_15_classes(mvtec_tree: MakeTree, tmp_path: Path) -> None:
-    """Word for word, then fewer epochs, smaller images, and random weights since ImageNet's are a download."""
-    classes = BENCHMARKS["mvtec"].classes
-    assert len(classes) == 15
+@pytest.mark.parametrize("count", [1, 15])
+def test_the_published_command_runs_all_classes(
+    mvtec_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, res10: str, count: int
+) -> None:
+    """Word for word, then fewer epochs, smaller images, and random weights since ImageNet's are a download.
+
+    One class is there for WideResNet-50-2 itself; all of them get a narrow teacher of its name, since their checkpoints
+    are 27 GB.
+    """
+    classes = BENCHMARKS["mvtec"].classes[:count]
+    assert len(classes) == count
+    if count > 1:
+        monkeypatch.setitem(TEACHERS, "wide_res50", TEACHERS[res10])
+        # what is cached under this name may be the wide one
+        monkeypatch.setattr("detector._frozen_teacher", detector._frozen_teacher.__wrapped__)
     root = mvtec_tree(classes=classes, train=2, good=1, bad=1)
     command = PUBLISHED.format(D=root, S=tmp_path / "runs").split()
-    assert main([*command, *["--epochs", "1", "--image_size", "32", "--weights", "random", "--workers", "0"]]) == 0
+    small = ["--epochs", "1", "--image_size", "32", "--weights", "random", "--workers", "0", "--keep_optimizer", "0"]
+    assert main([*command, *small]) == 0
     for name in classes:
         record = record_of(tmp_path / f"runs/mvtec/sk_rd4ad/{name}/seed111")
         assert record["net"] == "wide_res50"
         assert (record["n_train"], record["n_test"], record["n_anomalous"]) == (2, 2, 1)
         assert all(value is not None for value in record["metrics"].values())
     table = (tmp_path / "runs/mvtec/sk_rd4ad/summary.md").read_text()
-    assert all(name in table for name in (*classes, "mean"))
+    assert all(name in table for name in (*classes, *(["mean"] if count > 1 else [])))
 
 
 def visa_raw(root: Path) -> Path:
