@@ -34,13 +34,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from commandline import one_line_of
 from config import Config
 from dataset import Sample
 from methods import Training
 from run_files import checks
 from run_files.csv_files import read_csv, to_csv
 from run_files.data import DataRecord
-from run_files.lock import EXPIRES, LOCK, FolderLock
+from run_files.lock import EXPIRES, LOCK, Busy, FolderLock
 from run_files.maps import MAPS
 from run_files.progress import Progress, oracle_rule
 from scoring.normalization import Normalizer
@@ -101,16 +102,29 @@ class Run:
         self.check()  # a folder that was removed is made and locked again, before it is written to
         write_atomically(self.folder / name, content, self.check)
 
-    def begin_attempt(self, device: str, epoch: int) -> None:
-        """Add a line to attempts.csv: this process goes on after so many epochs. Call it in the run's `lock`."""
-        attempt = {"started": _now(), "ended": "", "host": socket.gethostname(), "pid": os.getpid()}
-        self._attempts = [*self.attempts(), {**attempt, "device": device, "epoch": epoch, "outcome": ""}]
-        self.write_csv(ATTEMPTS, self._attempts)
+    @contextlib.contextmanager
+    def attempt(self, device: str, epoch: int) -> Iterator[None]:
+        """A context that has a line in attempts.csv: this process goes on after so many epochs, and how that ended.
 
-    def end_attempt(self, outcome: str) -> None:
-        """Complete this process's line in attempts.csv; a process that is killed leaves it without an end."""
-        self._attempts[-1] |= {"ended": _now(), "outcome": outcome}
-        self.write_csv(ATTEMPTS, self._attempts)
+        Enter it in the run's `lock`. A process that is killed, or loses the folder, leaves the line without an end.
+        """
+        own = {"started": _now(), "ended": "", "host": socket.gethostname(), "pid": os.getpid()}
+        rows = [*self.attempts(), {**own, "device": device, "epoch": epoch, "outcome": ""}]
+
+        def end(outcome: str) -> None:
+            rows[-1] |= {"ended": _now(), "outcome": outcome}
+            self.write_csv(ATTEMPTS, rows)
+
+        try:
+            self.write_csv(ATTEMPTS, rows)  # in here: a signal may come while it is written
+            yield
+        except Busy:
+            raise
+        except BaseException as problem:
+            with contextlib.suppress(OSError):
+                end(one_line_of(problem) or type(problem).__name__)
+            raise
+        end("finished")
 
     def attempts(self) -> list[dict[str, Any]]:
         """The lines of attempts.csv, the first attempt first."""

@@ -129,18 +129,11 @@ def _train_and_score(experiment: Experiment, folder: Run, lines: Lines) -> range
     """The epochs of this attempt, counted from 0; how it began and ended is in attempts.csv."""
     progress = folder.restore(experiment.distiller, experiment.optimizer, experiment.config.training)
     begun = progress.epoch
-    folder.begin_attempt(str(experiment.device), begun)
-    if begun:
-        lines.say(f"resumed after epoch {begun}")
-    try:
+    with folder.attempt(str(experiment.device), begun):
+        if begun:
+            lines.say(f"resumed after epoch {begun}")
         train(experiment, folder, progress, lines)
         score(experiment, folder, progress)
-    except BaseException as problem:
-        if not isinstance(problem, Busy):
-            with contextlib.suppress(OSError):
-                folder.end_attempt(one_line_of(problem) or type(problem).__name__)
-        raise
-    folder.end_attempt("finished")
     return range(begun, progress.epoch)
 
 
