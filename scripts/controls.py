@@ -28,7 +28,7 @@ from config import Config
 from dataset import BENCHMARKS, UNIFIED, ImageSet, image_batches
 from flags import parse_some
 from report.escaping import shown, shown_cell
-from report.rendering import count, into_page
+from report.rendering import add_page_flags, check_page_flags, count, into_page
 from report.results import METRIC_TITLES, Result, collect
 from report.tables import summarize
 from utils import code_revision, environment_info, format_table, prefetch_map, write_atomically
@@ -138,16 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a row per class and control, and their means; on request into a page."""
     parser = Parser(prog="python -m scripts.controls", add_help=False)
     parser.add_argument("--beside", metavar="RUNS", nargs="+", type=Path, default=[])
-    parser.add_argument("--into", metavar="FILE", type=Path)
-    parser.add_argument("--marker")
+    add_page_flags(parser)
     given, others = parser.parse_known_args(argv)
     flags = ("dataset", "classes", "data_path", "net", "weights", "image_size", "workers")
     config = parse_some("python -m scripts.controls", __doc__, flags, others)
     if UNIFIED in config.classes:
         raise ValueError(f"--class {UNIFIED}: the controls train no model; give classes")
     page, marker = given.into, given.marker
-    if (page is None) != (marker is None):
-        parser.error("--into and --marker go together: a file, and which of its tables to replace")
+    check_page_flags(parser, given)
     if page is not None:
         into_page(page, marker, "")  # the markers may be missing: better said now than after the work
     results = collect(given.beside)
