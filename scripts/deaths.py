@@ -47,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="scripts.deaths", description="Commands die before every file operation and start again")
     parser.add_argument("--every", type=int, default=1, help="only every K-th operation (default: 1)")
     every = parser.parse_args(argv).every
-    from training import engines  # noqa: F401 - with torch: once, after the flags, and not in each of the processes
+    from model import build_teacher  # with torch: once, after the flags, and not in each of the processes
+    from training import engines  # noqa: F401
+
+    build_teacher("efficientnet_lite0", "random")  # for what it imports
 
     wrong = 0
     with tempfile.TemporaryDirectory() as folder:

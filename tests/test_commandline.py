@@ -36,14 +36,9 @@ def program(body: str, options: str = "") -> list[str]:
     return [sys.executable, "-c", PROGRAM.format(body, f"sys.exit(exit_code(command{options}))")]
 
 
-def heed_ctrl_c() -> None:
-    """In a child: Ctrl-C as from a terminal, also where the tests are a background job, for which it is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def started(command: list[str], **options: Any) -> subprocess.Popen[str]:
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=heed_ctrl_c, **streams)
+    return subprocess.Popen(command, cwd=ROOT, text=True, **streams)
 
 
 @pytest.mark.parametrize("number", sorted(commandline.REMEDIES))
@@ -159,7 +154,7 @@ def test_ctrl_c_during_the_imports_is_a_line(command: str, tmp_path: Path) -> No
 def test_importing_the_project_from_elsewhere_leaves_signals_alone() -> None:
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import commandline, signal; print(signal.getsignal(2))"
     command = [sys.executable, "-c", code]
-    output = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, preexec_fn=heed_ctrl_c).stdout
+    output = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True).stdout
     assert "default_int_handler" in output
 
 

@@ -182,6 +182,11 @@ def test_determinism_sets_every_switch_that_torch_has_for_it(wanted: bool) -> No
     assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
 
 
+def test_without_determinism_nothing_of_the_compiler_is_imported() -> None:
+    code = "import sys, utils; utils.set_determinism(False); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.usefixtures("torch_settings")
 def test_determinism_keeps_a_workspace_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
