@@ -31,6 +31,7 @@ from commandline import exit_code
 from readers import cifar10, demo, elpv
 
 INSTALLS = "installs from the package registry; tests/test_docs.py sees that its file is there"
+SECTION = "takes long; tests/test_benchmarks.py::test_a_run_writes_all_sections runs every section"
 RAY = "needs Ray; tests/test_ray.py::test_ray_on_this_machine_makes_the_same_runs runs it where Ray is installed"
 GPUS = "needs GPUs; tests/test_engines.py::test_workers_make_the_same_runs_and_tables does the same on processors"
 NOT_RUN = {
@@ -47,6 +48,12 @@ NOT_RUN = {
     "python main.py --data_path D --class all --seeds 0 1 2 --devices cuda:0 cuda:1": GPUS,
     "python main.py --data_path D --class all --seeds 0 1 2 --devices cuda:0 cuda:1 --jobs 2": GPUS,
     "bash scripts/ablation.sh skips --data_path D --devices cuda:0 cuda:1": GPUS,
+    "python -m benchmarks.run --sections epoch --images 64 --repeats 1 --out docs/speed/epoch.json": SECTION,
+    "python -m benchmarks.run --sections evaluation --images 100 --repeats 2 --out docs/speed/evaluation.json": SECTION,
+    "python -m benchmarks.run --sections metrics --repeats 3 --out docs/speed/metrics.json": SECTION,
+    "python -m benchmarks.run --sections inference --repeats 7 --out docs/speed/inference.json": SECTION,
+    "python -m benchmarks.run --sections growth --out docs/speed/growth.json": SECTION,
+    "python -m benchmarks.run --sections tricks --repeats 2 --out docs/speed/tricks.json": SECTION,
     "pip install adeval==1.1.0": "tests/test_benchmarks.py::test_a_run_writes_all_sections does without",
     "pip install anomalib==2.7.*": "tests/test_benchmarks.py::test_without_anomalib_its_section_says_how_to_install_it",
 }
@@ -88,7 +95,6 @@ QUICK = {
     r"scripts\.generated_cases": "--count 5",
     r"benchmarks\.run": "--net res18 --image_size 64 --batch_size 2 --images 2 --repeats 1 --one_process --device cpu",
     r"benchmarks\.run.* (--out speed\.json|--device cuda)": "--sections step",
-    r"--sections growth": "--images 8",
     r"benchmarks\.sweep": "--net res18 --image_size 64 --batch_size 2 --epochs 1 --scale 0.01 --device cpu",
 }
 
@@ -144,7 +150,7 @@ PROMISES = {
     r"scripts\.sweep": Promise(r"^tables and runs: ", "ablation_*.md"),
     r"scripts\.check_variant": Promise(r"^rd4ad around res18: 0 of \d+ laws broken$"),
     r"scripts\.generated_cases": Promise(r"^masks +\d+ +\d+ +0$"),
-    r"benchmarks\.run(?!.*anomalib)": Promise(r"(step|epoch|evaluation|metrics|inference|growth|tricks|memory): "),
+    r"benchmarks\.run(?!.*anomalib)": Promise(r"(step|tricks|memory): "),
     r"benchmarks\.run.*anomalib": Promise(r"anomalib"),
     r"benchmarks\.run.* --out": Promise("", "*.json"),
     r"benchmarks\.sweep": Promise(r"15 classes, 1 epochs"),
