@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from commandline import did_you_mean
 from dataset import BENCHMARKS, UNIFIED, Source, find_classes, locate
-from methods import CONSISTENCY_WEIGHT, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
+from methods import CONSISTENCY_WEIGHT, SCHEDULES, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
 from model import TEACHERS, is_resnet
 from model.specs import PRECISIONS
 from readers.base import name_problem
@@ -44,6 +44,7 @@ DISTILLATION_LOSSES = {
     "cosine": (("cosine", 1.0),),
     "cosine_pixel": (("cosine_pixel", 1.0),),
     "cosine_channel": (("cosine_channel", 1.0),),
+    "cosine_hard": (("cosine_hard", 1.0),),
     "mse": (("mse", 1.0),),
     "mse+cosine": (("mse", 0.5), ("cosine", 0.5)),
 }
@@ -81,10 +82,13 @@ RANGES = {
     "student_blocks": Range(1, 1000),
     "rate": NOT_NEGATIVE,
     "mask_rate": Range(0, 1, open_high=True),
+    "dropout": Range(0, 1, open_high=True),
     "epochs": COUNT,
     "batch_size": POSITIVE,
     "learning_rate": Range(0, open_low=True),
     "weight_decay": NOT_NEGATIVE,
+    "final_rate": Range(0, 1),
+    "average": Range(0, 1, open_high=True),
     "patience": COUNT,
     "patience_holdout": Range(0, 1, open_low=True, open_high=True),
     "holdout": Range(0, 1, open_high=True),
@@ -184,6 +188,11 @@ class Config:
         None, METHOD, "hide a share of the features and generate them anew (default: the variant's)"
     )
     mask_rate: float | None = field(None, METHOD, "share of the cells that --fmm hides (default: 0.2)")
+    dropout: float | None = field(
+        None,
+        METHOD,
+        "share of the values in the bottleneck that are set to 0 while training, as 0.2 (default: the variant's, 0)",
+    )
     checkpoint: Path | None = runtime_field(
         None, METHOD, "start from a published checkpoint {'bn', 'decoder'}; --epochs 0 scores it without training"
     )
@@ -199,6 +208,21 @@ class Config:
         None, TRAINING, "Adam's step size (default: the variant's; masked 0.001, others 0.005)", names=("lr",)
     )
     weight_decay: float | None = field(None, TRAINING, "L2 penalty added to the gradient (default: the variant's)")
+    schedule: str | None = field(
+        None,
+        TRAINING,
+        "step sizes over the training; cosine: falling as half a cosine (default: the variant's, constant)",
+        choices=SCHEDULES,
+    )
+    final_rate: float | None = field(
+        None, TRAINING, "--schedule cosine: what the step sizes end at, as a share of their start (default: 0.01)"
+    )
+    average: float | None = field(
+        None,
+        TRAINING,
+        "the result has the moving average of the weights, of which so much is kept in each step, as 0.999; 0: the "
+        "last weights (default: the variant's, 0)",
+    )
     patience: int | None = field(
         None,
         TRAINING,
@@ -406,6 +430,8 @@ class Config:
             problems.append("--rate: weighs the consistency loss, which is off here; add --layerloss 1")
         if not problems:
             recipe = self.recipe  # raises what cannot be
+            if self.final_rate is not None and recipe.training.schedule == "constant":
+                problems.append("--final_rate: the step sizes stay as they are here; add --schedule cosine")
             if self.mask_rate is not None and not recipe.fmm:
                 problems.append("--mask_rate: no features are hidden here; add --fmm 1")
         if problems:
@@ -457,7 +483,7 @@ class Config:
         changes: dict[str, Any] = {"losses": self._losses(recipe), "train_levels": self.train_levels}
         if self.skips is not None:
             changes["skips"] = SKIPS[self.skips]
-        changes |= self._given("student_width", "student_blocks", "scconv", "simam", "fmm", "mask_rate")
+        changes |= self._given("student_width", "student_blocks", "scconv", "simam", "fmm", "mask_rate", "dropout")
         return replace(recipe, training=self.training, scoring=self.scoring, **changes)
 
     def _losses(self, recipe: Recipe) -> tuple[Term, ...]:
@@ -479,6 +505,7 @@ class Config:
         training = VARIANTS[self.variant].training
         own = training.epochs_of.get(self.classes[0], training.epochs) if len(self.classes) == 1 else training.epochs
         changes = self._given("epochs", "batch_size", "learning_rate", "weight_decay", "patience")
+        changes |= self._given("schedule", "final_rate", "average")
         return replace(training, **{"epochs": own, "epochs_of": {}, **changes})
 
     @property

@@ -29,6 +29,7 @@ from feature_cache import CachePolicy, FeatureCache
 from methods import build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
+from model.averaging import WeightAverage
 from readers.base import VALIDATION
 from readers.checks import check_data
 from readers.headers import read_headers, summarize
@@ -36,6 +37,7 @@ from readers.image_io import limit_pixels
 from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
 from run_files import CHECKPOINT, DataRecord, Progress, Run, SavedMaps
+from run_files.checkpoints import training_state
 from scoring.normalization import Normalizer, f1_metrics
 from scoring.predictions import Rule
 from scoring.thresholds import Threshold, choose_k
@@ -102,6 +104,17 @@ class Experiment:
         return torch.optim.Adam(
             groups, lr=training.learning_rate, betas=training.betas, weight_decay=training.weight_decay, fused=fused
         )
+
+    @cached_property
+    def average(self) -> WeightAverage | None:
+        """The average of the weights with --average; it begins with those of now."""
+        decay = self.config.training.average
+        return WeightAverage(self.distiller, decay) if decay else None
+
+    @property
+    def scored_distiller(self) -> Distiller:
+        """The network that is the result: with --average that of the averaged weights."""
+        return self.distiller if self.average is None else self.average.distiller
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -212,8 +225,8 @@ class Experiment:
         return FeatureCache(self.teacher, images, policy, batch_size, workers, self.corruption)
 
     def detector(self) -> Detector:
-        """The distiller in its present state, with what scoring needs to know of the training images."""
-        detector = Detector(self.config, self.distiller)
+        """The network in its present state, with what scoring needs to know of the training images."""
+        detector = Detector(self.config, self.scored_distiller)
         detector.fit_map_statistics(self.train_images)
         return detector
 
@@ -396,7 +409,7 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     folder.write_progress(progress)
     state = {**detector.state(), "progress": asdict(progress)}
     if config.keep_optimizer and (experiment.optimizer.state or not progress.epoch):
-        state["optimizer"] = experiment.optimizer.state_dict()
+        state |= training_state(experiment.distiller, experiment.optimizer, experiment.average)
     folder.save_checkpoint(state)
     if config.save_maps:
         save_maps(folder, detector, evaluation)

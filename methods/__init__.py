@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from methods.recipe import Recipe, Scoring, Term, Training
+from methods.recipe import SCHEDULES, Recipe, Scoring, Term, Training
 from methods.variants import CONSISTENCY_WEIGHT, SKIPS, VARIANTS
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ LAZY = {
 
 __all__ = [
     "CONSISTENCY_WEIGHT",
+    "SCHEDULES",
     "SKIPS",
     "VARIANTS",
     "Recipe",

@@ -45,7 +45,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
 
     fusion = FUSIONS[recipe.fusion](channels, widths)
     attention = _attention(recipe, fusion.out_channels)
-    bottleneck = OCBE(fusion, 2 * widths[2], attention, block=block, blocks=depth, base_width=inner)
+    bottleneck = OCBE(fusion, 2 * widths[2], attention, block, depth, base_width=inner, dropout=recipe.dropout)
     student = Student(
         channels,
         bottleneck.out_channels,

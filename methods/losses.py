@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.anomaly_map import Pair, at_least_fp32, cosine, sum_of, upsampling
+from scoring.anomaly_map import Pair, at_least_fp32, cosine, cosine_distance, sum_of, upsampling
+
+EASY_SHARE, EASY_GRADIENT, MINING_STEPS = 0.9, 0.1, 1000  # of `cosine_hard_loss`, by Dinomaly's published code
 
 
 def cosine_loss(pairs: Sequence[Pair]) -> Tensor:
@@ -75,7 +77,24 @@ def contrast_loss(pairs: Sequence[Pair], margin: float = 0.5) -> Tensor:
     return sum_of([(c - margin).clamp(min=0).mean() for c in cosines])
 
 
-LOSSES: dict[str, Callable[[Sequence[Pair]], Tensor]] = {
+def cosine_hard_loss(pairs: Sequence[Pair], step: int | None = None) -> Tensor:
+    """`cosine_loss`, whose gradient at the easy places of a level counts EASY_GRADIENT times.
+
+    Easy are the places of the batch whose cosine distance over the channels is lowest. Their share rises with the
+    optimizer's `step`, counted from 0, to EASY_SHARE in MINING_STEPS steps; without a step none is easy. Source:
+    Dinomaly's published code, less its mean over levels, for which `cosine_loss` has the sum.
+    """
+    if not (share := easy_share(step)):
+        return cosine_loss(pairs)
+    return cosine_loss([(teacher, _with_easy_places(teacher, student, share)) for teacher, student in pairs])
+
+
+def easy_share(step: int | None) -> float:
+    """The share of the places that are easy in a step, counted from 0; none without a step."""
+    return 0.0 if step is None else EASY_SHARE * min(step / MINING_STEPS, 1.0)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "cosine": cosine_loss,
     "cosine_pixel": cosine_pixel_loss,
     "cosine_channel": cosine_channel_loss,
@@ -83,13 +102,40 @@ LOSSES: dict[str, Callable[[Sequence[Pair]], Tensor]] = {
     "consistency": consistency_loss,
     "absolute": absolute_loss,
     "contrast": contrast_loss,
+    "cosine_hard": cosine_hard_loss,
 }
+STEPPED = {"cosine_hard"}  # the losses that depend on the step: they take its number after the pairs
 
 
 def _cosine_over(pairs: Sequence[Pair], dims: tuple[int, ...]) -> Tensor:
     return sum_of(
         [(1 - cosine(at_least_fp32(teacher), at_least_fp32(student), dims)).mean() for teacher, student in pairs]
     )
+
+
+def _with_easy_places(teacher: Tensor, student: Tensor, share: float) -> Tensor:
+    """The student's features, with a smaller gradient at the easy places."""
+    with torch.no_grad():
+        distances = cosine_distance(teacher, student)  # (B, H, W)
+        hard = max(1, int(distances.numel() * (1 - share)))
+        least = distances.flatten().kthvalue(distances.numel() - hard + 1).values  # of the hard ones
+        weights = torch.where(distances < least, EASY_GRADIENT, 1.0).to(student.dtype)
+    return _WeighGradient.apply(student, weights[:, None])
+
+
+class _WeighGradient(torch.autograd.Function):
+    """The same values, whose gradient is multiplied by weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        return gradient * weights, None
 
 
 def _difference(pair: Pair) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from model.specs import Skip
+
+SCHEDULES = ("constant", "cosine")
 
 
 class Term(NamedTuple):
@@ -31,6 +34,10 @@ class Training:
     betas            decay rates of Adam's two running means
     weight_decay     L2 penalty, added to the gradient as Adam does
     accumulate       batches whose gradients are summed before a step
+    schedule         of both step sizes, one of `SCHEDULES`; cosine: half a cosine, from 1 to `final_rate` times their
+                     value, over all steps of the training, as Dinomaly's published code does it (to 0.1)
+    average          decay, in [0, 1), of the moving average of the weights over the steps, which is then the result:
+                     see `model.averaging.WeightAverage`; 0: the last weights are
     patience         stop after so many epochs without a lower loss on held-out normal images; 0: never
     """
 
@@ -42,7 +49,20 @@ class Training:
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.0
     accumulate: int = 1
+    schedule: str = "constant"
+    final_rate: float = 0.01
+    average: float = 0.0
     patience: int = 0
+
+    def steps_per_epoch(self, images: int) -> int:
+        """The optimizer's steps in an epoch over so many images."""
+        return math.ceil(math.ceil(images / self.batch_size) / self.accumulate)
+
+    def rate_factor(self, step: int, total: int) -> float:
+        """What the step sizes are multiplied by in a step, counted from 0, of `total` ones: in [0, 1]."""
+        if self.schedule == "constant":
+            return 1.0
+        return self.final_rate + (1 - self.final_rate) * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,7 @@ class Recipe:
     train_levels    levels that the losses compare; 0 is the finest
     fusion          how the bottleneck joins the teacher's levels, one of `model.bottleneck.FUSIONS`
     scconv, simam   attention between fusion and embedding
+    dropout         share of the fused features' values that are set to 0 while training, see `model.bottleneck.OCBE`
     fmm             the student's features are partly hidden and generated anew before they are compared
     mask_rate       share of the cells that `fmm` hides; `mask_in_scoring`: not only while training
     projection      a trained projection between the teacher and the bottleneck
@@ -93,6 +114,7 @@ class Recipe:
     fusion: str = "mff"
     scconv: bool = False
     simam: bool = False
+    dropout: float = 0.0
     fmm: bool = False
     mask_rate: float = 0.2
     mask_in_scoring: bool = False

@@ -80,7 +80,10 @@ class OCBE(nn.Module):
     """E1, E2, E3 -> phi (B, out_channels, S/32, S/32), the one-class bottleneck embedding.
 
     `fusion` joins the levels, `attention` modules (of as many channels) follow it, `blocks` residual blocks squeeze.
-    Source: RD4AD, section 3.3; the attention is ICCK's SCSAtt.
+    While training, `dropout` is the share of the values that is set to 0 before the blocks.
+    Source: RD4AD, section 3.3; the attention is ICCK's SCSAtt. The dropout is Dinomaly's noisy bottleneck: the network
+    learns to restore normal features from a code in which something is wrong. As there, each value is dropped by
+    itself, not a whole channel: an anomaly is local, too. The place is our choice, Dinomaly's bottleneck being an MLP.
     """
 
     def __init__(
@@ -91,16 +94,18 @@ class OCBE(nn.Module):
         block: Block = BasicBlock,
         blocks: int = 1,
         base_width: int = 64,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.fusion = fusion
         self.attention = nn.Sequential(*attention)
+        self.dropout = nn.Dropout(dropout)  # the identity at 0, and in evaluation
         self.out_channels = out_channels
         self.embed = down_stage(block, fusion.out_channels, out_channels, blocks, base_width=base_width)
         initialize(self)
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        return self.embed(self.attention(self.fusion(levels)))  # phi
+        return self.embed(self.dropout(self.attention(self.fusion(levels))))  # phi
 
 
 def _convolved(inputs: int, outputs: int, stride: int = 2) -> list[nn.Module]:

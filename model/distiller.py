@@ -59,11 +59,16 @@ class Distiller(nn.Module):
 
     def to_inference(self, channels_last: bool = True) -> Distiller:
         """A copy for inference alone, its batch norms folded, equal up to rounding; it shares the teacher."""
-        frozen = {name: copy.deepcopy(part).eval().requires_grad_(False) for name, part in self._trained_parts()}
-        for part in frozen.values():
+        frozen = self.frozen_copy()
+        for _, part in frozen._trained_parts():
             fold_batch_norms(part)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        return Distiller(self.teacher, **frozen).to(memory_format=layout).eval()
+        return frozen.to(memory_format=layout).eval()
+
+    def frozen_copy(self) -> Distiller:
+        """A copy in evaluation mode, without gradients; it shares the teacher."""
+        frozen = {name: copy.deepcopy(part).requires_grad_(False) for name, part in self._trained_parts()}
+        return Distiller(self.teacher, **frozen).eval()
 
     def trainable(self) -> list[nn.Parameter]:
         """Every parameter that an optimizer should see."""

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from config import Config
+from model.averaging import WeightAverage
 from model.checkpoints import check_integrity, misfits_of
+from model.distiller import Distiller
 from run_files.checks import REMEDY, named
 from run_files.kinds import COUNT, FRACTION, SECONDS, Kind, check, is_number, is_table, is_whole, short, table
 from run_files.progress import Progress
@@ -44,17 +46,18 @@ def load_checkpoint(path: Path, scored: bool = False) -> dict[str, Any]:
         for name in wanted:
             if name not in state:
                 raise ValueError(f"{name} is missing; the file must hold {', '.join(wanted)}")
-        _check_trained(state["trained"])
+        for name in ("trained", "raw"):
+            _check_trained(state.get(name, {}), name)
         _check_progress(state["progress"])
         _check_map_statistics(state.get("map_statistics"))
         _check_color_scale(state.get("color_scale"))
     return state
 
 
-def _check_trained(trained: Any) -> None:
-    for part, tensors in table(trained, "trained").items():
+def _check_trained(trained: Any, name: str) -> None:
+    for part, tensors in table(trained, name).items():
         if not is_table(tensors, lambda value: isinstance(value, Tensor)):
-            raise ValueError(f"trained.{part} must be a table of tensors by name, found {short(tensors)}")
+            raise ValueError(f"{name}.{part} must be a table of tensors by name, found {short(tensors)}")
 
 
 def _check_progress(progress: Any) -> None:
@@ -108,6 +111,34 @@ def check_for_config(state: Mapping[str, Any], config: Config) -> None:
     shape = (len(config.scoring.levels), config.image_size, config.image_size)
     if found is not None and tuple(found["mean"].shape) != shape:
         raise ValueError(f"map_statistics must be {shape}, found {tuple(found['mean'].shape)}")
+
+
+def training_state(
+    distiller: Distiller, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> dict[str, Any]:
+    """What a training goes on from: `trained`, the result so far, and `optimizer`.
+
+    With an average of the weights the result is that, and `raw` has the weights themselves.
+    """
+    raw = distiller.trained_state()
+    trained = {"trained": raw} if average is None else {"trained": average.distiller.trained_state(), "raw": raw}
+    return {**trained, "optimizer": optimizer.state_dict()}
+
+
+def load_training_state(
+    state: Mapping[str, Any],
+    distiller: Distiller,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+) -> None:
+    """Load what `training_state` gave, or of a finished run at least `trained`. Raises ValueError for what misfits."""
+    if average is not None:
+        average.distiller.load_trained_state(state["trained"])
+    if "optimizer" in state:
+        load_optimizer(optimizer, state["optimizer"])
+        if average is not None and "raw" not in state:
+            raise ValueError("raw is missing: with --average the file must hold the weights before averaging, too")
+    distiller.load_trained_state(state["trained" if average is None else "raw" if "raw" in state else "trained"])
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:

@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used: tables and c
     import torch
 
     from model import Distiller
+    from model.averaging import WeightAverage
     from scoring.metrics import Report
 
 DATA, CONFIG, TRAIN, EVALUATIONS = "data.csv", "config.json", "train.csv", "evaluations.csv"
@@ -213,7 +214,12 @@ class Run:
 
     @staticmethod
     def _is_shorter(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-        """Whether the two differ in their epochs alone, and more are wanted: every epoch is as it would have been."""
+        """Whether the two differ in their epochs alone, and more are wanted: every epoch is as it would have been.
+
+        With a schedule none is: its step sizes depend on the number of all steps.
+        """
+        if found.get("schedule", Training().schedule) != "constant":
+            return False
         before, now = (identity.get("epochs", Training().epochs) for identity in (found, plain(wanted)))
         return {**found, "epochs": 0} == {**plain(wanted), "epochs": 0} and before < now
 
@@ -351,20 +357,24 @@ class Run:
             return None
         return threshold
 
-    def restore(self, distiller: Distiller, optimizer: torch.optim.Optimizer, training: Training) -> Progress:
-        """Load the last resume point into distiller and optimizer; a new Progress where there is none.
+    def restore(
+        self,
+        distiller: Distiller,
+        optimizer: torch.optim.Optimizer,
+        training: Training,
+        average: WeightAverage | None = None,
+    ) -> Progress:
+        """Load the last resume point into distiller, optimizer and average; a new Progress where there is none.
 
         Raises ValueError where training is to go on and the optimizer's state was not kept.
         """
-        from run_files.checkpoints import load_optimizer
+        from run_files.checkpoints import load_training_state
 
         state = self.load_checkpoint()
         if state is None:
             return Progress()
         with checks.named(self.folder / CHECKPOINT):
-            distiller.load_trained_state(state["trained"])
-            if "optimizer" in state:
-                load_optimizer(optimizer, state["optimizer"])
+            load_training_state(state, distiller, optimizer, average)
         progress = Progress(**state["progress"])
         if "optimizer" not in state and not progress.is_complete(training):
             raise ValueError(
@@ -374,15 +384,21 @@ class Run:
         return progress
 
     def record(
-        self, progress: Progress, distiller: Distiller, optimizer: torch.optim.Optimizer, interval: float
+        self,
+        progress: Progress,
+        distiller: Distiller,
+        optimizer: torch.optim.Optimizer,
+        interval: float,
+        average: WeightAverage | None = None,
     ) -> None:
         """Write the tables of progress, and a resume point unless the last one is less than `interval` seconds old."""
         if not (self.folder / CONFIG).exists():  # somebody removed the folder meanwhile: what is trained is not lost
             self._write_record()
         self.write_progress(progress)
         if time.monotonic() - self._saved >= interval:
-            state = {"trained": distiller.trained_state(), "optimizer": optimizer.state_dict()}
-            self.save_checkpoint({**state, "progress": asdict(progress)})
+            from run_files.checkpoints import training_state
+
+            self.save_checkpoint({**training_state(distiller, optimizer, average), "progress": asdict(progress)})
             self._saved = time.monotonic()
 
     def write_progress(self, progress: Progress) -> None:

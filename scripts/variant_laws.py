@@ -22,6 +22,7 @@ from experiment import Experiment
 from methods import TeacherFeatures
 from model.precision import resolve_precision
 from run_files import Progress, Run
+from run_files.checkpoints import load_training_state, training_state
 from scoring.anomaly_map import level_maps
 from training.loop import train_epoch
 from utils import seed_everything
@@ -188,12 +189,11 @@ def check_resume(trial: Trial) -> None:
     """A training that stops after an epoch, is saved, loaded elsewhere and goes on ends bit-equal."""
     first, second, run = trial.experiment(), trial.experiment(), Run(trial.folder / "run")
     train_epochs(first, range(1, EPOCHS))
-    state = {"trained": first.distiller.trained_state(), "optimizer": first.optimizer.state_dict()}
+    state = training_state(first.distiller, first.optimizer, first.average)
     run.save_checkpoint({**state, "progress": asdict(Progress())})
     loaded = run.load_checkpoint()
     assert loaded is not None
-    second.distiller.load_trained_state(loaded["trained"])
-    second.optimizer.load_state_dict(loaded["optimizer"])
+    load_training_state(loaded, second.distiller, second.optimizer, second.average)
     if lost := _different(_tensors(first.distiller), _tensors(second.distiller)):
         raise LawBroken(f"after loading, other values in {_first(lost)}")
     train_epochs(second, range(EPOCHS, EPOCHS + 1))

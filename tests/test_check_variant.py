@@ -17,12 +17,12 @@ import experiment
 from commandline import exit_code
 from methods import VARIANTS, Recipe
 from methods.losses import LOSSES, cosine_loss
-from model import TEACHERS, Distiller, Teacher
+from model import TEACHERS, Distiller, Teacher, is_resnet
 from scripts import check_variant, variant_laws
 from scripts.variant_laws import LAWS, Trial, verdict
 
 NARROW = "efficientnet_lite0"
-RESNETS = [net for net in TEACHERS if net != NARROW]
+RESNETS = [*filter(is_resnet, TEACHERS)]
 
 Levels = list[Tensor]
 Break = Callable[[Callable[[Distiller], object]], None]

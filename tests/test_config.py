@@ -247,11 +247,14 @@ BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just be
     "student_blocks": ((0, 1001), (1, 1000)),
     "rate": ((-0.1,), (0.0, 1e9)),
     "mask_rate": ((-0.1, 1.0), (0.0, 0.99)),
+    "dropout": ((-0.1, 1.0), (0.0, 0.99)),
     "train_levels": (((), (3,), (1, 0), (-1, 0), (0, 0)), ((0, 2), (0, 1, 2))),
     "epochs": ((-1, 2**31), (0, 2**31 - 1)),
     "batch_size": ((0, 2**31), (1, 2**31 - 1)),
     "learning_rate": ((0.0, -1.0), (1e-9, 10.0)),
     "weight_decay": ((-1e-9,), (0.0, 1.0)),
+    "final_rate": ((-0.1, 1.1), (0.0, 1.0)),
+    "average": ((-0.1, 1.0), (0.0, 0.999)),
     "patience": ((-1, 2**31), (0, 20)),
     "patience_holdout": ((0.0, 1.0), (0.01, 0.99)),
     "holdout": ((-0.1, 1.0), (0.0, 0.99)),
@@ -272,6 +275,7 @@ BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just be
 def fields(name: str, value: object) -> dict[str, Any]:
     """The fields of a Config in which this one has a part to play."""
     beside: dict[str, dict[str, Any]] = {"mask_rate": {"fmm": True}, "rate": {"layerloss": True}}
+    beside["final_rate"] = {"schedule": "cosine"}
     return beside.get(name, {}) | {name: value}
 
 

@@ -25,7 +25,7 @@ def written_out(name, pairs):
             total = total + (F.mse_loss(t_up, s_up) - F.mse_loss(t_fine, s_fine)).abs()
         return total
     for teacher, student in pairs:
-        if name == "cosine":
+        if name in ("cosine", "cosine_hard"):
             total = total + (1 - cosine(teacher.flatten(1), student.flatten(1))).mean()
         elif name == "cosine_pixel":
             total = total + (1 - cosine(teacher, student)).mean()

@@ -186,7 +186,7 @@ def test_the_sweeps_hold_what_they_are_for() -> None:
     labels = {name: [setting.label for setting in ablation.settings] for name, ablation in ABLATIONS.items()}
     assert labels["skips"] == ["none", "E3", "E2", "both"]
     assert labels["levels"] == ["0", "1", "2", "0+1", "0+2", "1+2", "0+1+2"]
-    assert len(labels["losses"]) == 10 and {"cosine", "mse+cosine+consistency"} <= set(labels["losses"])
+    assert len(labels["losses"]) == 12 and {"cosine", "mse+cosine+consistency"} <= set(labels["losses"])
     assert len(labels["masked"]) == 8 and {"none", "fmm", "scconv+simam", "scconv+simam+fmm"} <= set(labels["masked"])
     assert {"res18", "res34", "res50", "wide_res50", "efficientnet_lite0"} == set(labels["backbones"])
 

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from engine import held_out_loss, train_one_epoch
+from engine import Steps, held_out_loss, train_one_epoch
 from experiment import Experiment
 from report import one_line
 from run_files import Progress, Run
@@ -50,7 +50,7 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
                 progress.evaluated(epoch, metrics)
                 lines.say(f"epoch {epoch}: {one_line(metrics)}")
             interval = 0 if progress.is_complete(training) else config.checkpoint_seconds
-            folder.record(progress, experiment.distiller, experiment.optimizer, interval)
+            folder.record(progress, experiment.distiller, experiment.optimizer, interval, experiment.average)
             epochs.set_postfix(loss=f"{losses['loss']:.4f}")
             if prints_loss:
                 text = (
@@ -72,10 +72,13 @@ def train_epoch(experiment: Experiment, epoch: int) -> dict[str, float]:
     seed_everything(config.seed_key, epoch)
     order = torch.randperm(len(experiment.train_images)).tolist()
     batches = experiment.features.batches(order, training.batch_size)
-    losses = train_one_epoch(experiment.distiller, batches, experiment.optimizer, recipe, training.accumulate)
+    per_epoch = training.steps_per_epoch(len(experiment.train_images))
+    steps = Steps((epoch - 1) * per_epoch, training.epochs * per_epoch)
+    network, optimizer, average = experiment.distiller, experiment.optimizer, experiment.average
+    losses = train_one_epoch(network, batches, optimizer, recipe, training.accumulate, steps, average)
     if experiment.held_out_features is not None:
         seed_everything(config.seed_key, "held out")  # the same corruption and noise in every epoch
         everything = range(len(experiment.held_out_features.images))
         batches = experiment.held_out_features.batches(everything, training.batch_size)
-        losses["held_out"] = held_out_loss(experiment.distiller, batches, recipe)
+        losses["held_out"] = held_out_loss(experiment.scored_distiller, batches, recipe)
     return losses
