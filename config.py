@@ -84,6 +84,7 @@ RANGES = {
     "mask_rate": Range(0, 1, open_high=True),
     "dropout": Range(0, 1, open_high=True),
     "epochs": COUNT,
+    "steps": POSITIVE,
     "batch_size": POSITIVE,
     "learning_rate": Range(0, open_low=True),
     "weight_decay": NOT_NEGATIVE,
@@ -202,6 +203,11 @@ class Config:
         TRAINING,
         "passes over the training images; the last is the result (default: the variant's, often 200)",
         common=True,
+    )
+    steps: int | None = field(
+        None,
+        TRAINING,
+        "train for so many steps of the optimizer, rounded up to whole epochs; in place of --epochs",
     )
     batch_size: int | None = field(None, TRAINING, "images per step (default: the variant's; drd 4, others 16)")
     learning_rate: float | None = field(
@@ -418,6 +424,8 @@ class Config:
                 problems.append(f"--{flag}: belongs to --dataset folder, found --dataset {self.dataset}")
         if self.dataset == "folder" and self.train_dir is None and self.data_path is None:
             problems.append("--dataset folder: needs --train_dir, a folder of normal images (or --data_path)")
+        if self.epochs is not None and self.steps is not None:
+            problems.append("--epochs and --steps: each says how long to train; leave one out")
         if self.cache == "file" and self.cache_dir is None:
             problems.append("--cache file: needs --cache_dir, the folder for the teacher's features")
         folders = [("class", name) for name in self.classes] + ([] if self.name is None else [("name", self.name)])
@@ -501,11 +509,16 @@ class Config:
 
     @property
     def training(self) -> Training:
-        """How this run is trained: the variant's settings, those of its one class included, with this run's changes."""
+        """How this run is trained: the variant's settings, those of its one class included, with this run's changes.
+
+        With --steps its epochs depend on the images: `Experiment.training` has them.
+        """
         training = VARIANTS[self.variant].training
         own = training.epochs_of.get(self.classes[0], training.epochs) if len(self.classes) == 1 else training.epochs
         changes = self._given("epochs", "batch_size", "learning_rate", "weight_decay", "patience")
-        changes |= self._given("schedule", "final_rate", "average")
+        changes |= self._given("steps", "schedule", "final_rate", "average")
+        if self.epochs is not None:
+            changes["steps"] = 0
         return replace(training, **{"epochs": own, "epochs_of": {}, **changes})
 
     @property

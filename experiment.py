@@ -26,7 +26,7 @@ from config import Config
 from dataset import BENCHMARKS, ImageSet, MeasuredImages, Sample, find_classes, locate
 from detector import Detector, Evaluation, frozen_teacher
 from feature_cache import CachePolicy, FeatureCache
-from methods import build_distiller
+from methods import Training, build_distiller
 from methods.synthetic_anomalies import Corruption, build_corruption
 from model import Distiller, Teacher, load_published
 from model.averaging import WeightAverage
@@ -115,6 +115,12 @@ class Experiment:
     def scored_distiller(self) -> Distiller:
         """The network that is the result: with --average that of the averaged weights."""
         return self.distiller if self.average is None else self.average.distiller
+
+    @property
+    def training(self) -> Training:
+        """How the run is trained, with the epochs that its images give it."""
+        training = self.config.training
+        return replace(training, epochs=training.epochs_for(len(self.train_images)))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -278,8 +284,8 @@ class Experiment:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images there are of each kind, and the --shots if they were asked for."""
-        shots = self.config.shots
+        """How many images there are of each kind; --shots, and --steps with their epochs, if they were asked for."""
+        shots, training = self.config.shots, self.training
         return {
             "n_train": len(self.train_images),
             "n_held_out": len(self.held_out_images or ()),
@@ -287,6 +293,7 @@ class Experiment:
             "n_test": len(self.test_images),
             "n_anomalous": int(self.test_images.labels.sum()),
             **({} if shots is None else {"shots": shots}),
+            **({"steps": training.steps, "epochs": training.epochs} if training.steps else {}),
         }
 
     def counts_of(self, class_name: str) -> dict[str, int]:

@@ -30,6 +30,7 @@ class Training:
     """How a variant is trained where the user does not say otherwise; the defaults are RD4AD's.
 
     epochs           passes over the training images; `epochs_of` has classes of the paper that differ
+    steps            the least number of the optimizer's steps, which decides the epochs in their place; 0: `epochs` do
     learning_rate    Adam's step size; `projection_rate` that of the projection, where there is one
     betas            decay rates of Adam's two running means
     weight_decay     L2 penalty, added to the gradient as Adam does
@@ -43,6 +44,7 @@ class Training:
 
     epochs: int = 200
     epochs_of: Mapping[str, int] = field(default_factory=dict)
+    steps: int = 0
     batch_size: int = 16
     learning_rate: float = 0.005
     projection_rate: float = 0.001
@@ -57,6 +59,12 @@ class Training:
     def steps_per_epoch(self, images: int) -> int:
         """The optimizer's steps in an epoch over so many images."""
         return math.ceil(math.ceil(images / self.batch_size) / self.accumulate)
+
+    def epochs_for(self, images: int) -> int:
+        """The epochs of a training on so many images: with `steps` whole ones, as few as have them; 0 for no image."""
+        if not self.steps:
+            return self.epochs
+        return math.ceil(self.steps / self.steps_per_epoch(images)) if images else 0
 
     def rate_factor(self, step: int, total: int) -> float:
         """What the step sizes are multiplied by in a step, counted from 0, of `total` ones: in [0, 1]."""

@@ -138,7 +138,7 @@ def collect_facts(runs: Sequence[Result]) -> dict[str, Any]:
     """The SETTINGS, hardware, versions, oracle_rules and seeds that occur, each as a sorted list.
 
     Also the number of `runs`, of which one model over all classes is one, whether some are such (`unified`), the total
-    seconds, and whether all have the epochs of their class (`own_epochs`).
+    seconds, and whether all have the epochs of their class, or of the same steps (`own_epochs`).
     """
     facts: dict[str, Any] = {key: _distinct(run.get(key) for run in runs) for key in (*SETTINGS, "hardware")}
     facts["shots"] = _distinct(str(run.get("shots", ALL)) for run in runs)
@@ -150,14 +150,15 @@ def collect_facts(runs: Sequence[Result]) -> dict[str, Any]:
     models = {(run_name(run), run.get("unified") or run["class_name"], run["seed"]) for run in runs}
     facts |= {"seeds": _distinct(run["seed"] for run in runs), "runs": len(models)}
     facts["unified"] = any(run.get("unified") for run in runs)
-    facts["own_epochs"] = all(run.get("epochs") == _epochs_of_class(run) for run in runs)
+    by_steps = len({run.get("steps") for run in runs}) == 1 and "steps" in runs[0]
+    facts["own_epochs"] = by_steps or all(run.get("epochs") == _epochs_of_class(run) for run in runs)
     return facts | {key: sum(run.get(key) or 0 for run in runs) for key in ("train_seconds", "score_seconds")}
 
 
 def differing_settings(facts: Mapping[str, Any], what: str, aside: Iterable[str] = ()) -> list[str]:
     """A warning for each of SETTINGS, except those in `aside`, that has more than one value among the runs.
 
-    Epochs may differ where the variant defines them by class and every run has those of its class.
+    Epochs may differ where the variant, or --steps, defines them by class and every run has those of its class.
     """
     left_out = {*aside, *(["epochs"] if facts["own_epochs"] else [])}
     keys = [key for key in SETTINGS if key not in left_out and len(facts[key]) > 1]

@@ -49,6 +49,7 @@ FURTHER_FIELDS = {
     "batch_size": POSITIVE,
     "epochs": COUNT,
     "epochs_trained": COUNT,
+    "steps": POSITIVE,
     "reasons": TEXTS,
     "train_seconds": SECONDS,
     "score_seconds": SECONDS,

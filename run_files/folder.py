@@ -214,14 +214,15 @@ class Run:
 
     @staticmethod
     def _is_shorter(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-        """Whether the two differ in their epochs alone, and more are wanted: every epoch is as it would have been.
+        """Whether the two differ in epochs alone, or steps, and more are wanted: every epoch is as it would have been.
 
         With a schedule none is: its step sizes depend on the number of all steps.
         """
         if found.get("schedule", Training().schedule) != "constant":
             return False
-        before, now = (identity.get("epochs", Training().epochs) for identity in (found, plain(wanted)))
-        return {**found, "epochs": 0} == {**plain(wanted), "epochs": 0} and before < now
+        length = "steps" if "steps" in found else "epochs"
+        before, now = (identity.get(length, getattr(Training(), length)) for identity in (found, plain(wanted)))
+        return {**found, length: 0} == {**plain(wanted), length: 0} and before < now
 
     def _differences(self, found: Mapping[str, Any], identity: Mapping[str, Any], data: DataRecord) -> list[str]:
         """What differs between the run in this folder and another one, in words.

@@ -25,6 +25,7 @@ from dataset import Sample
 from flags import parse
 from methods import Training
 from model import Distiller
+from model.averaging import WeightAverage
 from readers.checks import check_masks
 from readers.image_io import read_mask
 from report.results import METRIC_TITLES, collect
@@ -83,7 +84,7 @@ def small_network() -> tuple[Distiller, torch.optim.Optimizer]:
 
 
 def checkpoint_state() -> dict[str, Any]:
-    """What checkpoint.pt holds, of a resume point and of a finished run at once."""
+    """What checkpoint.pt holds, of a resume point, of a finished run and of averaged weights at once."""
     distiller, optimizer = small_network()
     progress = Progress()
     for epoch in (1, 2):
@@ -91,6 +92,7 @@ def checkpoint_state() -> dict[str, Any]:
         progress.evaluated(epoch, {"image_auroc": 0.75, "aupro": float("nan")})
     statistics = {"mean": torch.rand(3, 4, 4), "spread": torch.rand(3, 4, 4)}
     state = {"trained": distiller.trained_state(), "optimizer": optimizer.state_dict(), "map_statistics": statistics}
+    state["raw"] = distiller.trained_state()
     return state | {"color_scale": (0.25, 0.75), "progress": dataclasses.asdict(progress)}
 
 
@@ -238,7 +240,7 @@ def flipped_case(folder: Path, rng: random.Random) -> str:
 def use_checkpoint(folder: Path) -> None:
     """As main.py goes on with it, and as test.py takes it."""
     distiller, optimizer = small_network()
-    progress = Run(folder).restore(distiller, optimizer, Training(epochs=3))
+    progress = Run(folder).restore(distiller, optimizer, Training(epochs=3), WeightAverage(distiller, 0.9))
     progress.should_stop(3)
     progress.oracle(["image_auroc", "aupro"])
     load_checkpoint(folder / CHECKPOINT, scored=True)

@@ -148,6 +148,8 @@ WEIGHT, MOMENT = ("trained", "student", "0.weight"), ("optimizer", "state", 0, "
         (WEIGHT, lambda t: t.to("meta"), "0.weight without values"),
         (WEIGHT, lambda t: t.tolist(), "trained.student must be a table of tensors by name"),
         (WEIGHT, None, "it lacks 0.weight"),
+        (("raw", *WEIGHT[1:]), lambda t: t.tolist(), "raw.student must be a table of tensors by name"),
+        (("raw",), lambda _: 5, "raw must be a table"),
         (("trained", "student", "1.running_var"), lambda t: -t, "1.running_var with negative values"),
         (("trained", "student"), None, "the checkpoint holds ['bottleneck'], but this model has"),
         (("trained",), None, "trained is missing"),

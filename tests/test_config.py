@@ -250,6 +250,7 @@ BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just be
     "dropout": ((-0.1, 1.0), (0.0, 0.99)),
     "train_levels": (((), (3,), (1, 0), (-1, 0), (0, 0)), ((0, 2), (0, 1, 2))),
     "epochs": ((-1, 2**31), (0, 2**31 - 1)),
+    "steps": ((0, 2**31), (1, 2**31 - 1)),
     "batch_size": ((0, 2**31), (1, 2**31 - 1)),
     "learning_rate": ((0.0, -1.0), (1e-9, 10.0)),
     "weight_decay": ((-1e-9,), (0.0, 1.0)),

@@ -24,6 +24,7 @@ from model import Distiller
 from model.averaging import WeightAverage
 from training import loop
 from training.loop import train_epoch
+from verification import verify
 
 OPTIONS = {
     "cosine": "--schedule cosine --final_rate 0.1",
@@ -31,6 +32,7 @@ OPTIONS = {
     "dropout": "--dropout 0.2",
     "hard": "--loss cosine_hard",
     "projection": "--variant rdpp --schedule cosine --average 0.9",  # two step sizes, a step for two batches
+    "steps": "--steps 7 --schedule cosine",  # two an epoch
     "patience": "--schedule cosine --average 0.9 --patience 9",
 }
 
@@ -62,7 +64,7 @@ def run_below(folder: Path) -> Path:
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     options: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = flags_of(mvtec_tree(), options, "--epochs", 4)
+    common = flags_of(mvtec_tree(), options, *(() if "--steps" in options else ("--epochs", 4)))
     assert train_command(*common, "--save_path", tmp_path / "whole") == 0
     trains, epochs = loop.train_one_epoch, []
 
@@ -296,3 +298,66 @@ def test_the_loss_of_hard_places_gets_the_step_s_number(experiment: Any, monkeyp
         losses = train_epoch(one, epoch)
         assert {"loss", "cosine_hard", "held_out"} == set(losses)
     assert steps == [0, 1, 2, None, 3, 4, 5, None]
+
+
+# --- steps in place of epochs ---
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "accumulate", "steps", "epochs"),
+    [(8, 4, 1, 5, 3), (8, 4, 1, 4, 2), (7, 4, 1, 4, 2), (9, 4, 2, 4, 2), (1000, 4, 1, 5, 1), (0, 4, 1, 5, 0)],
+)
+def test_steps_are_rounded_up_to_whole_epochs(
+    images: int, batch_size: int, accumulate: int, steps: int, epochs: int
+) -> None:
+    training = Training(batch_size=batch_size, accumulate=accumulate, steps=steps)
+    assert training.epochs_for(images) == epochs
+    assert Training(epochs=12).epochs_for(images) == 12
+
+
+def test_epochs_and_steps_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="--epochs and --steps: each says how long to train; leave one out"):
+        parse("--epochs 3 --steps 10".split())
+
+
+@pytest.mark.slow
+def test_a_run_by_steps_is_one_of_as_many_epochs_and_is_known_again(
+    mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = mvtec_tree(train=7)
+    mvtec_tree(classes=("cable",), train=9, root="more")
+    (tmp_path / "more/cable").rename(tree / "cable")
+    options = "--schedule cosine --average 0.9 --loss cosine_hard"
+    by_steps = flags_of(tree, options, "--save_path", tmp_path / "steps", "--class", "bottle", "cable", "--steps")
+    assert train_command(*by_steps, 5) == 0
+    assert train_command(*flags_of(tree, options, "--save_path", tmp_path / "epochs", "--epochs", 3)) == 0
+    bottle, epochs = tmp_path / "steps/mvtec/rd4ad/bottle/seed111", run_below(tmp_path / "epochs")
+    cable = tmp_path / "steps/mvtec/rd4ad/cable/seed111"
+    assert [record_of(run)["epochs"] for run in (bottle, cable)] == [3, 2], "two and three steps an epoch"
+    assert [record_of(run)["steps"] for run in (bottle, cable)] == [5, 5] and "steps" not in record_of(epochs)
+    assert (bottle / "predictions.csv").read_text() == (epochs / "predictions.csv").read_text()
+    printed = capsys.readouterr().out
+    assert "differ in epochs" not in printed and "epoch 3/3" in printed
+    assert train_command(*by_steps, 5) == 0
+    assert "2 runs, 2 finished" in capsys.readouterr().out
+    assert all(check.ok is not False for check in verify(bottle, device="cpu", workers=0))
+    assert train_command(*by_steps, 7) == 1
+    assert "steps is 5 there, 7 here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_more_steps_go_on(
+    mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = mvtec_tree()
+    for place, counts in (("later", (2, 5)), ("once", (5,))):
+        for steps in counts:
+            assert (
+                train_command(*flags_of(tree, "--average 0.5", "--save_path", tmp_path / place, "--steps", steps)) == 0
+            )
+    assert "resumed after epoch 1" in capsys.readouterr().out
+    later, once = (run_below(tmp_path / name) for name in ("later", "once"))
+    assert (later / "predictions.csv").read_text() == (once / "predictions.csv").read_text()
+    assert record_of(later)["epochs"] == record_of(once)["epochs_trained"] == 3
+    assert train_command(*flags_of(tree, "--average 0.5", "--save_path", tmp_path / "later", "--epochs", 9)) == 2
+    assert "steps is 5 there, the default here" in capsys.readouterr().err

@@ -127,8 +127,7 @@ def _attempt(experiment: Experiment, lines: Lines, checked: bool) -> Outcome:
 
 def _train_and_score(experiment: Experiment, folder: Run, lines: Lines) -> range:
     """The epochs of this attempt, counted from 0; how it began and ended is in attempts.csv."""
-    training = experiment.config.training
-    progress = folder.restore(experiment.distiller, experiment.optimizer, training, experiment.average)
+    progress = folder.restore(experiment.distiller, experiment.optimizer, experiment.training, experiment.average)
     begun = progress.epoch
     with folder.attempt(str(experiment.device), begun):
         if begun:

@@ -24,7 +24,7 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
     ends early once their loss has not fallen for --patience epochs. Raises ValueError when the loss stops being finite;
     the last resume point stays.
     """
-    config, training = experiment.config, experiment.config.training
+    config, training = experiment.config, experiment.training
     images, held_out = experiment.train_images, experiment.held_out_images
     if progress.is_complete(training):
         return
@@ -68,7 +68,7 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
 
 def train_epoch(experiment: Experiment, epoch: int) -> dict[str, float]:
     """One seeded epoch: the mean losses by name, `held_out` among them where images are held out."""
-    config, training, recipe = experiment.config, experiment.config.training, experiment.config.recipe
+    config, training, recipe = experiment.config, experiment.training, experiment.config.recipe
     seed_everything(config.seed_key, epoch)
     order = torch.randperm(len(experiment.train_images)).tolist()
     batches = experiment.features.batches(order, training.batch_size)

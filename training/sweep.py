@@ -232,4 +232,4 @@ class Sweep:
     def _work(self, run: Config) -> int:
         """Passes of an image that a run still takes: those of training, and a test; 0 where that is not known."""
         train_images, test_images = self._images.get(run.run_folder.parent, (0, 0))
-        return max(0, run.training.epochs - epochs_done(run)) * train_images + test_images
+        return max(0, run.training.epochs_for(train_images) - epochs_done(run)) * train_images + test_images

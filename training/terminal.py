@@ -53,7 +53,8 @@ def is_finished(run: Config) -> bool:
     """Whether the run's folder has metrics of all epochs, by a look at one file; `Run.holds` decides."""
     folder = Run(run.run_folder)
     try:
-        return not run.fresh and folder.finished and folder.read(METRICS).get("epochs") == run.training.epochs
+        length = "steps" if run.training.steps else "epochs"
+        return not run.fresh and folder.finished and folder.read(METRICS).get(length) == getattr(run.training, length)
     except (OSError, ValueError):
         return False
 
