@@ -194,6 +194,11 @@ class Config:
         METHOD,
         "share of the values in the bottleneck that are set to 0 while training, as 0.2 (default: the variant's, 0)",
     )
+    recenter: bool | None = field(
+        None,
+        METHOD,
+        "compare features less their means over the positions, in training and in scoring (default: the variant's, 0)",
+    )
     checkpoint: Path | None = runtime_field(
         None, METHOD, "start from a published checkpoint {'bn', 'decoder'}; --epochs 0 scores it without training"
     )
@@ -491,7 +496,9 @@ class Config:
         changes: dict[str, Any] = {"losses": self._losses(recipe), "train_levels": self.train_levels}
         if self.skips is not None:
             changes["skips"] = SKIPS[self.skips]
-        changes |= self._given("student_width", "student_blocks", "scconv", "simam", "fmm", "mask_rate", "dropout")
+        changes |= self._given(
+            "student_width", "student_blocks", "scconv", "simam", "fmm", "mask_rate", "dropout", "recenter"
+        )
         return replace(recipe, training=self.training, scoring=self.scoring, **changes)
 
     def _losses(self, recipe: Recipe) -> tuple[Term, ...]:

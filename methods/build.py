@@ -58,7 +58,7 @@ def build_distiller(recipe: Recipe, teacher: Teacher) -> Distiller:
         generation=_generation(recipe, channels),
     )
     projection = Projection(channels) if recipe.projection else None
-    return Distiller(teacher, bottleneck, student, projection)
+    return Distiller(teacher, bottleneck, student, projection, recenter=recipe.recenter)
 
 
 def check_parts(recipe: Recipe) -> None:

@@ -73,8 +73,8 @@ class StepFeatures:
         return self.distiller.project(self.corrupted)
 
     def pair(self, targets: list[Tensor], features: list[Tensor]) -> list[Pair]:
-        """Two lists of all levels -> pairs of the levels that are compared."""
-        return [(targets[level], features[level]) for level in self.levels]
+        """Two lists of all levels -> pairs of the levels that are compared, as `Distiller.pair` makes them."""
+        return [self.distiller.pair(targets[level], features[level]) for level in self.levels]
 
 
 def reconstruction_pairs(step: StepFeatures) -> list[Pair]:

@@ -104,6 +104,7 @@ class Recipe:
     fmm             the student's features are partly hidden and generated anew before they are compared
     mask_rate       share of the cells that `fmm` hides; `mask_in_scoring`: not only while training
     projection      a trained projection between the teacher and the bottleneck
+    recenter        features are compared less their means over the positions, see `model.Distiller`
     corruption      synthetic anomalies on a second copy of the images, one of
                     `methods.synthetic_anomalies.CORRUPTIONS`, or None
     feature_noise   standard deviation of Gaussian noise on the corrupted images' features
@@ -127,6 +128,7 @@ class Recipe:
     mask_rate: float = 0.2
     mask_in_scoring: bool = False
     projection: bool = False
+    recenter: bool = False
     corruption: str | None = None
     feature_noise: float = 0.0
     anomalib: bool = False

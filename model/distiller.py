@@ -19,20 +19,36 @@ class Distiller(nn.Module):
 
     The parts arrive built. Bottleneck, student and, where there is one, projection train; the teacher is frozen by
     construction. All compute with the teacher's precision.
+
+    With `recenter` pairs are compared without their means over the positions: what all of an image has in common, such
+    as its light, is no anomaly. Source: Dinomaly2's context-aware recentering, with the mean where it has the class
+    token of a transformer.
     """
 
     def __init__(
-        self, teacher: Teacher, bottleneck: nn.Module, student: nn.Module, projection: nn.Module | None = None
+        self,
+        teacher: Teacher,
+        bottleneck: nn.Module,
+        student: nn.Module,
+        projection: nn.Module | None = None,
+        *,
+        recenter: bool = False,
     ) -> None:
         super().__init__()
         self.teacher = teacher
         self.bottleneck = bottleneck
         self.student = student
         self.projection = projection
+        self.recenter = recenter
 
     def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         features = self.teacher(images)  # E1, E2, E3
-        return list(zip(features, self.student_features(features), strict=True))  # (E1, D1), (E2, D2), (E3, D3)
+        student = self.student_features(features)
+        return [self.pair(*levels) for levels in zip(features, student, strict=True)]  # (E1, D1), (E2, D2), (E3, D3)
+
+    def pair(self, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, H, W) of one level as they are compared: as they are, or less their means."""
+        return (_recentered(teacher), _recentered(student)) if self.recenter else (teacher, student)
 
     def student_features(self, features: list[Tensor], projected: list[Tensor] | None = None) -> list[Tensor]:
         """E1, E2, E3, just computed or cached -> D1, D2, D3: the half that trains.
@@ -68,7 +84,7 @@ class Distiller(nn.Module):
     def frozen_copy(self) -> Distiller:
         """A copy in evaluation mode, without gradients; it shares the teacher."""
         frozen = {name: copy.deepcopy(part).requires_grad_(False) for name, part in self._trained_parts()}
-        return Distiller(self.teacher, **frozen).eval()
+        return Distiller(self.teacher, **frozen, recenter=self.recenter).eval()
 
     def trainable(self) -> list[nn.Parameter]:
         """Every parameter that an optimizer should see."""
@@ -88,3 +104,9 @@ class Distiller(nn.Module):
 
     def _trained_parts(self) -> list[tuple[str, nn.Module]]:
         return [(name, part) for name, part in self.named_children() if part is not self.teacher]
+
+
+def _recentered(features: Tensor) -> Tensor:
+    """Features (B, C, H, W), in fp32 at least, less the mean of each channel over the positions."""
+    at_least_fp32 = torch.promote_types(features.dtype, torch.float32)
+    return features - features.mean(dim=(2, 3), keepdim=True, dtype=at_least_fp32)

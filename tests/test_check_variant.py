@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import detector
 import experiment
 from commandline import exit_code
-from methods import VARIANTS, Recipe
+from methods import VARIANTS, Recipe, Term, Training, losses
 from methods.losses import LOSSES, cosine_loss
 from model import TEACHERS, Distiller, Teacher, is_resnet
 from scripts import check_variant, variant_laws
@@ -275,3 +276,13 @@ def test_a_wrong_name_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert exit_code(partial(check_variant.main, arguments.split())) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_variant_with_every_training_option_keeps_every_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(steps=20, schedule="cosine", average=0.9)
+    row = replace(VARIANTS["rdpp"], dropout=0.2, recenter=True, training=training)
+    row = replace(row, losses=(Term("cosine_hard"), *row.losses[1:]))
+    monkeypatch.setitem(VARIANTS, "rdpp", row)
+    monkeypatch.setattr(losses, "MINING_STEPS", 2)
+    assert broken(Trial("rdpp", NARROW, tmp_path)) == {}

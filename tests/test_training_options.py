@@ -7,21 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from toys import CPU, SQUARE, TINY, Command, MakeTree, make_pairs, record_of, rows_of, score_again
+from toys import CPU, SQUARE, TINY, Command, MakeTree, make_pairs, random_images, record_of, rows_of, score_again
 
 import main as main_command
 from config import Config
 from detector import Detector
-from engine import Steps, train_one_epoch
+from engine import Steps, compute_losses, train_one_epoch
 from experiment import Experiment
+from export import build_graph
 from feature_cache import FeatureCache
 from flags import parse
-from methods import Recipe, Training
+from methods import Recipe, StepFeatures, Training
 from methods.losses import LOSSES, cosine_hard_loss, cosine_loss, easy_share
 from model import Distiller
 from model.averaging import WeightAverage
+from scoring.anomaly_map import anomaly_map
 from training import loop
 from training.loop import train_epoch
 from verification import verify
@@ -31,6 +34,7 @@ OPTIONS = {
     "average": "--average 0.9",
     "dropout": "--dropout 0.2",
     "hard": "--loss cosine_hard",
+    "recenter": "--recenter",
     "projection": "--variant rdpp --schedule cosine --average 0.9",  # two step sizes, a step for two batches
     "steps": "--steps 7 --schedule cosine",  # two an epoch
     "patience": "--schedule cosine --average 0.9 --patience 9",
@@ -88,7 +92,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
 
 
 def test_options_that_are_off_are_no_part_of_a_run_s_identity() -> None:
-    flags = "--schedule constant --average 0 --dropout 0"
+    flags = "--schedule constant --average 0 --dropout 0 --recenter 0"
     assert parse(flags.split()).identity() == Config().identity()
 
 
@@ -361,3 +365,39 @@ def test_more_steps_go_on(
     assert record_of(later)["epochs"] == record_of(once)["epochs_trained"] == 3
     assert train_command(*flags_of(tree, "--average 0.5", "--save_path", tmp_path / "later", "--epochs", 9)) == 2
     assert "steps is 5 there, the default here" in capsys.readouterr().err
+
+
+# --- features less their means ---
+
+
+@pytest.mark.parametrize("variant", ["rd4ad", "drd", "rdpp"])
+def test_what_all_positions_have_in_common_is_not_compared(variant: str, experiment: Any) -> None:
+    one = experiment(f"--variant {variant} --recenter")
+    recipe, network = one.config.recipe, one.distiller
+    for teacher, student in network.eval()(random_images()):
+        assert max(levels.mean(dim=(2, 3)).abs().max() for levels in (teacher, student)) < 1e-5
+    features = next(one.features.batches(range(7), 7))
+    plain, names = [], [term.label for term in recipe.losses]
+    step = StepFeatures(network, features, recipe.train_levels)
+    for target, found in step.pair(features.clean, step.student):
+        assert found.mean(dim=(2, 3)).abs().max() < 1e-5
+        shifted = network.pair(target + 3, found - 5)
+        torch.testing.assert_close(shifted, (target, found), rtol=0, atol=1e-5)
+        plain.append((target, found))
+    losses = compute_losses(network, features, recipe)
+    assert names == [name for name in losses if name != "loss"]
+    torch.testing.assert_close(losses[names[0]], LOSSES[recipe.losses[0].name](plain))
+
+
+def test_the_map_and_the_exported_graph_compare_features_less_their_means(experiment: Any) -> None:
+    one, plain = experiment("--recenter --anomaly_map add"), experiment("--anomaly_map add")
+    detector, images = one.detector(), one.test_images
+    ((scores, maps),) = detector.score_batches(images)
+    ((others, _),) = plain.detector().score_batches(images)
+    assert (scores != others).all()
+    pixels = torch.from_numpy(np.stack([images.image(i) for i in range(len(images))]))
+    found = build_graph(detector)(pixels)
+    np.testing.assert_allclose(found[0].numpy(), scores, rtol=1e-4)
+    np.testing.assert_allclose(found[1].numpy(), maps, atol=1e-4)
+    pairs = [(t - t.mean((2, 3), True), s - s.mean((2, 3), True)) for t, s in plain.distiller.eval()(pixels)]
+    np.testing.assert_allclose(anomaly_map(pairs, 64).detach().numpy(), maps, atol=1e-4)
