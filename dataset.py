@@ -26,6 +26,7 @@ from readers.base import (
     list_folders,
 )
 from readers.cifar10 import CIFAR10_CLASSES, prepare_cifar10, read_cifar10
+from readers.csv_table import find_csv, find_csv_classes, read_csv_table
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import ELPV_CLASSES, default_root, read_elpv
 from readers.folder import name_class, read_folder
@@ -62,11 +63,14 @@ class Benchmark:
     find            lists the classes that are under a root; None: always all classes
     class_folder    the folder of a class; None where classes have no folders of their own
     default_root    the root where --data_path is not given
+    find_root       the root that a --data_path means, which may be a file; None: the folder itself
     prepare         makes the data under the root on first use
     mask_threshold  a mask pixel is a defect where its stored value exceeds this
     validation      the reader knows a split of further normal images, where the folders have one
     exclusive       the normal images of one class are anomalies of the others, so no model is for all of them
     group           what `Sample.group` is called: light, view; empty where samples have none
+    listed          a file lists the images, so what lies beside them is none of the benchmark's
+    own_folders     the images may also be given as --train_dir, --test_dir, --bad and --mask_dir
     """
 
     title: str
@@ -75,11 +79,14 @@ class Benchmark:
     find: Callable[[Path], tuple[str, ...]] | None = discover_classes
     class_folder: Callable[[Path, str], Path] | None = find_class_folder
     default_root: Callable[[], Path] | None = None
+    find_root: Callable[[Path], Path] | None = None
     prepare: Callable[[Path], None] | None = None
     mask_threshold: int = 0
     validation: bool = False
     exclusive: bool = False
     group: str = ""
+    listed: bool = False
+    own_folders: bool = False
 
 
 MVTEC_CLASSES = (
@@ -111,7 +118,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         prepare=prepare_cifar10,
         exclusive=True,
     ),
-    "folder": Benchmark("own images", (), read_folder, validation=True),
+    "folder": Benchmark("own images", (), read_folder, validation=True, own_folders=True),
+    "csv": Benchmark(
+        "images listed in a CSV file",
+        (),
+        read_csv_table,
+        find=find_csv_classes,
+        class_folder=None,
+        find_root=find_csv,
+        validation=True,
+        group="group",
+        listed=True,
+    ),
     "demo": Benchmark(
         "embedded demonstration, made on first use",
         DEMO_CLASSES,
@@ -128,7 +146,7 @@ def locate(benchmark: Benchmark, source: Source) -> Source:
     Raises ValueError or FileNotFoundError, naming --data_path or --train_dir, where there is nothing to read.
     """
     if any(folder is not None for folder in (source.train_dir, source.test_dir, source.bad)):
-        if benchmark.classes:
+        if not benchmark.own_folders:
             raise ValueError(
                 "--train_dir, --test_dir and --bad are for --dataset folder; other benchmarks take --data_path"
             )
@@ -142,12 +160,14 @@ def locate(benchmark: Benchmark, source: Source) -> Source:
         return source
     if source.root is None:
         if benchmark.default_root is None:
-            own = "" if benchmark.classes else ", or --train_dir, the folder of your normal images"
+            own = ", or --train_dir, the folder of your normal images" if benchmark.own_folders else ""
             raise ValueError(f"{benchmark.title} needs --data_path, the folder that holds its files{own}")
         source = replace(source, root=benchmark.default_root())
     assert source.root is not None
     if benchmark.prepare is not None:
         benchmark.prepare(source.root)
+    if benchmark.find_root is not None:
+        return replace(source, root=benchmark.find_root(source.root))
     if not source.root.is_dir():
         raise FileNotFoundError(f"--data_path {source.root}: no such folder")
     return source

@@ -191,9 +191,10 @@ class Experiment:
         if with_training:
             self.check_split()
         train, test = self._by_class(self.normal_images) if with_training else {}, self._by_class(self.test_images)
+        listed = BENCHMARKS[self.config.dataset].listed
         for name in self.class_names:
             own = train.get(name, ()), test.get(name, ())
-            for warning in check_data(*own, self.test_images.mask_threshold, self.config.workers):
+            for warning in check_data(*own, self.test_images.mask_threshold, self.config.workers, listed):
                 print(f"{name}: warning: {warning}")
 
     def _by_class(self, images: ImageSet) -> dict[str, tuple[Sample, ...]]:

@@ -91,14 +91,37 @@ def path_below(root: Path, written: str, where: str) -> Path:
     Raises ValueError where it leads out of `root`, be it by .., as an absolute path or through a link. (Listed folders
     may hold links to anywhere: whoever can put a link there can put the image there. `root` may be a link itself.)
     """
-    try:
-        path = root / written
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (ValueError, OSError, RuntimeError):  # a null byte, a link that leads to itself
-        inside = False
-    if not inside:
-        raise ValueError(f"{where}: the path '{printable(written[:200])}' leads out of {root}: it must stay below")
-    return path
+    return PathsBelow(root)(written, where)
+
+
+class PathsBelow:
+    """`path_below` for many paths under one root: each of their folders is resolved once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folders: dict[Path, bool] = {}
+
+    def __call__(self, written: str, where: str) -> Path:
+        """The path. Raises ValueError as `path_below`."""
+        path = self.root / written
+        if not self._is_inside(path):
+            shown = printable(written[:200])
+            raise ValueError(f"{where}: the path '{shown}' leads out of {self.root}: it must stay below")
+        return path
+
+    def _is_inside(self, path: Path) -> bool:
+        if path == self.root or path.name == ".." or "\0" in path.name or os.path.islink(path):
+            return self._leads_below(path)
+        folder = path.parent
+        if folder not in self._folders:
+            self._folders[folder] = self._leads_below(folder)
+        return self._folders[folder]
+
+    def _leads_below(self, path: Path) -> bool:
+        try:
+            return path.resolve().is_relative_to(self.root.resolve())
+        except (ValueError, OSError, RuntimeError):  # a null byte, a link that leads to itself
+            return False
 
 
 def is_junk(name: str) -> bool:

@@ -53,9 +53,12 @@ MASK_PROBLEMS = {
 MASK_ERRORS = ("transposed",)
 
 
-def check_data(train: Sequence[Sample], test: Sequence[Sample], threshold: int = 0, workers: int = 0) -> list[str]:
+def check_data(
+    train: Sequence[Sample], test: Sequence[Sample], threshold: int = 0, workers: int = 0, listed: bool = False
+) -> list[str]:
     """The warnings on a class, one line each with a count and the first file; without `train`, on its test set alone.
 
+    `listed`: a file lists the images, so what else lies in their folders is no image that was left out.
     Raises ValueError in one line for files that cannot be read, for training images of more than 8 bits that are all
     but black, and for masks that cannot fit their image.
     """
@@ -65,7 +68,7 @@ def check_data(train: Sequence[Sample], test: Sequence[Sample], threshold: int =
     images, of_test = headers[: len(files)], headers[len(train) : len(files)]
     kinds = sorted({header.kind for header in images[: len(train)]})
     return [
-        *left_out(train, test),
+        *(() if listed else left_out(train, test)),
         *check_headers(images),
         *(unlike_kinds(of_test, kinds) if kinds else ()),
         *check_brightness(train, images[: len(train)]),
@@ -75,9 +78,9 @@ def check_data(train: Sequence[Sample], test: Sequence[Sample], threshold: int =
 
 def left_out(train: Sequence[Sample], test: Sequence[Sample]) -> Iterator[str]:
     """One line on what looks like an image and is not read: other formats, and folders called like images."""
-    folders = {sample.image.parent for sample in train}
-    for folder in {sample.image.parent for sample in test}:
-        folders |= {folder, *list_folders(folder.parent)}  # a whole folder of one defect may be of another format
+    folders = {sample.image.parent for sample in (*train, *test)}
+    for parent in {sample.image.parent.parent for sample in test}:
+        folders |= set(list_folders(parent))  # a whole folder of one defect may be of another format
     found = []
     for folder in sorted(folders):
         for entry in visible_entries(folder):

@@ -22,6 +22,7 @@ class ImageRecord:
     sha256        of the image's file
     mask_sha256   of the mask's file; empty without a mask
     class_name    its class in a run over several; empty in a run of one, whose table has no such column
+    group, unit   as of a `Sample`; a table without any of them has no such columns
     """
 
     split: str
@@ -31,11 +32,18 @@ class ImageRecord:
     sha256: str
     mask_sha256: str
     class_name: str = ""
+    group: str = ""
+    unit: str = ""
+
+    @property
+    def columns(self) -> int:
+        """How many of the fields a table needs to hold it: what a later version added is left out where it is empty."""
+        return 9 if self.group or self.unit else 7 if self.class_name else 6
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The values in order, without an empty class."""
-        return astuple(self) if self.class_name else astuple(self)[:-1]
+        """The values in order, without those that `columns` leaves out."""
+        return astuple(self)[: self.columns]
 
 
 class DataRecord:
@@ -60,7 +68,8 @@ class DataRecord:
                 path = os.path.relpath(os.path.abspath(s.image), common).replace(os.sep, "/")
                 mask = "" if s.mask is None else hashes[s.mask]
                 label = str(int(s.anomalous))
-                rows.append(ImageRecord(split, path, s.defect, label, hashes[s.image], mask, s.class_name))
+                digests = hashes[s.image], mask
+                rows.append(ImageRecord(split, path, s.defect, label, *digests, s.class_name, s.group, s.unit))
         return cls(rows)
 
     @classmethod
@@ -76,8 +85,9 @@ class DataRecord:
 
     def to_csv(self) -> str:
         """A line per image, with a header."""
+        count = max((row.columns for row in self.rows), default=6)
         names = [f.name for f in fields(ImageRecord)]
-        return to_csv(names if any(row.class_name for row in self.rows) else names[:-1], (r.cells for r in self.rows))
+        return to_csv(names[:count], (astuple(row)[:count] for row in self.rows))
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
     python -m scripts.validate_data --dataset mvtec --data_path D
     python -m scripts.validate_data --dataset folder --train_dir T --test_dir U --mask_dir M
+    python -m scripts.validate_data --dataset csv --data_path FILE.csv
 
 Checks: counts against the published ones; files that cannot be read, or lie where they are not read; masks that are
 missing, empty, inverted, gray, of another size, or without an image; images that occur twice or nearly so, also
-between train and test, rotated or mirrored; images that are all but black; mixed sizes and modes; EXIF orientations.
+between train and test, rotated or mirrored; images that are all but black; mixed sizes and modes; EXIF orientations;
+every row of a CSV file that cannot be used.
 Exit code 0: no errors (there may be warnings); 1: errors; 2: the check could not run.
 """
 
@@ -30,6 +32,7 @@ from dataset import BENCHMARKS, UNIFIED, Benchmark, Sample, Source, find_classes
 from flags import parse_some
 from readers.base import (
     IMAGE_SUFFIXES,
+    VALIDATION,
     index_masks,
     is_normal_folder,
     list_folders,
@@ -41,6 +44,7 @@ from readers.base import (
     visible_entries,
 )
 from readers.checks import DARK, MASK_PROBLEMS, brightness, count_masks, dark_text, is_left_out, left_out, mask_problems
+from readers.csv_table import find_csv, read_table
 from readers.headers import read_header
 from readers.image_io import fits_only_rotated, limit_pixels, open_image, read_orientation, read_size, to_rgb
 from readers.mvtec import read_normals, read_test_folders
@@ -125,7 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def choose_classes(
     benchmark: Benchmark, source: Source, requested: tuple[str, ...]
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """The classes to check; an error for each class that was asked for and is absent, a note on other absent ones."""
+    """The classes to check; an error for each class that was asked for and is absent, a note on other absent ones.
+
+    No class, and an error for each row that cannot be used, where a CSV file has such rows.
+    """
+    if benchmark.find_root is find_csv and (problems := read_table(find_csv(source.root)).problems):
+        return (), [Finding("error", "all", None, problem) for problem in problems]
     try:
         there = find_classes(benchmark, source)
     except FileNotFoundError:
@@ -141,7 +150,8 @@ def choose_classes(
         return there, [Finding("warning", "all", source.root, text)]
     absent = [name for name in wanted if name not in there]
     if requested != ("all",) or not found:
-        missing = f"the class is missing: no folder with train/good under {source.root}"
+        wanted_there = "no row in" if benchmark.listed else "no folder with train/good under"
+        missing = f"the class is missing: {wanted_there} {source.root}"
         return found, [Finding("error", name, None, missing) for name in absent]
     text = f"{len(absent)} of the {len(wanted)} classes of {benchmark.title} are not here: {', '.join(absent)}"
     return found, [Finding("note", "all", source.root, text)] if absent else []
@@ -153,23 +163,26 @@ def check_class(
     """Decode every image of a class once; returns the images and all findings on the class."""
     findings: list[Finding] = []
     folders = find_folders(benchmark, source, class_name)
-    if folders is None:
-        train, test = [], []
+    splits: dict[str, list[Sample]] = {"train": [], VALIDATION: [], "test": []}
+    if folders is not None:
+        splits["train"], splits["test"] = read_folders(folders)
+        if benchmark.own_folders:  # which `read_folder` reads upright
+            splits = {split: [replace(s, upright=True) for s in samples] for split, samples in splits.items()}
+        findings += check_layout(class_name, folders)
+    for split in [*(["train", "test"] if folders is None else []), *([VALIDATION] if benchmark.validation else [])]:
         try:
-            train, test = benchmark.read(source, class_name, "train"), benchmark.read(source, class_name, "test")
+            splits[split] = benchmark.read(source, class_name, split)
         except (ValueError, FileNotFoundError) as error:
             findings.append(Finding("error", class_name, None, str(error)))
-    else:
-        train, test = read_folders(folders)
-        if not benchmark.classes:  # the user's own images, which `read_folder` reads upright
-            train, test = ([replace(sample, upright=True) for sample in samples] for samples in (train, test))
-        findings += check_layout(class_name, folders)
+            break
+    train, test = splits["train"], splits["test"]
     findings += check_counts(class_name, train, test, published_counts(name).get(class_name))
-    jobs = [(sample, split) for split, samples in (("train", train), ("test", test)) for sample in samples]
+    jobs = [(sample, split) for split, samples in splits.items() for sample in samples]
     inspected = list(prefetch_map(inspect_image, jobs, workers))
     findings += [Finding("error", class_name, s.sample.image, s.problem) for s in inspected if s.problem]
     readable = [s for s in inspected if not s.problem]
-    findings += [Finding("warning", class_name, None, text) for text in left_out(train, test)]
+    if not benchmark.listed:
+        findings += [Finding("warning", class_name, None, text) for text in left_out(train, test)]
     findings += check_masks(class_name, readable, folders, benchmark.mask_threshold, workers)
     findings += check_brightness(class_name, readable)
     findings += check_uniformity(class_name, readable)
@@ -179,7 +192,7 @@ def check_class(
 
 
 def find_folders(benchmark: Benchmark, source: Source, class_name: str) -> Folders | None:
-    """The folders of a class; None where the split is a list in a file (raw VisA, ELPV)."""
+    """The folders of a class; None where the split is a list in a file (raw VisA, ELPV, a CSV file)."""
     if source.train_dir is not None:
         given = {"--test_dir": source.test_dir, "--mask_dir": source.mask_dir}
         test, masks = (folder and require_folder(folder, flag) for flag, folder in given.items())
@@ -383,7 +396,7 @@ def check_brightness(class_name: str, inspected: Sequence[InspectedImage]) -> It
 
 
 def check_duplicates(class_name: str, inspected: Iterable[InspectedImage]) -> Iterator[Finding]:
-    """Images with equal pixels: an error between train and test or between normal and anomalous, else a warning."""
+    """Images with equal pixels: an error between two splits or between normal and anomalous, else a warning."""
     first: dict[str, InspectedImage] = {}
     for s in inspected:
         other = first.setdefault(s.pixels, s)
@@ -392,7 +405,8 @@ def check_duplicates(class_name: str, inspected: Iterable[InspectedImage]) -> It
         leak, contradiction = other.split != s.split, other.sample.anomalous != s.sample.anomalous
         level = "error" if leak or contradiction else "warning"
         kinds = s.sample.defect != other.sample.defect
-        why = " (once normal, once anomalous)" if contradiction else " (train and test)" if leak else ""
+        splits = f" ({other.split} and {s.split})"
+        why = " (once normal, once anomalous)" if contradiction else splits if leak else ""
         why = why or (" (two kinds of defect)" if kinds else "")
         text = f"the same image as {printable(other.sample.image)}{why}: keep one of them"
         yield Finding(level, class_name, s.sample.image, text)
