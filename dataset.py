@@ -32,6 +32,7 @@ from readers.elpv import ELPV_CLASSES, default_root, read_elpv
 from readers.folder import name_class, read_folder
 from readers.image_io import read_oriented_mask, read_rgb, rotate_upright, to_rgb
 from readers.mvtec import read_mvtec
+from readers.mvtec_ad_2 import MASKS, PUBLIC, read_mvtec_ad_2
 from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
 from utils import prefetch_map
@@ -69,6 +70,8 @@ class Benchmark:
     validation      the reader knows a split of further normal images, where the folders have one
     exclusive       the normal images of one class are anomalies of the others, so no model is for all of them
     group           what `Sample.group` is called: light, view; empty where samples have none
+    test_folder     where test images lie in the folder of a class, and
+    mask_folder     where their masks do, where `class_folder` finds one
     listed          a file lists the images, so what lies beside them is none of the benchmark's
     own_folders     the images may also be given as --train_dir, --test_dir, --bad and --mask_dir
     """
@@ -85,6 +88,8 @@ class Benchmark:
     validation: bool = False
     exclusive: bool = False
     group: str = ""
+    test_folder: str = "test"
+    mask_folder: str = "ground_truth"
     listed: bool = False
     own_folders: bool = False
 
@@ -92,11 +97,21 @@ class Benchmark:
 MVTEC_CLASSES = (
     "carpet grid leather tile wood bottle cable capsule hazelnut metal_nut pill screw toothbrush transistor zipper"
 )
+MVTEC_AD_2_CLASSES = "can fabric fruit_jelly rice sheet_metal vial wallplugs walnuts"
 VISA_CLASSES = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum"
 MPDD_CLASSES = "bracket_black bracket_brown bracket_white connector metal_plate tubes"
 
 BENCHMARKS: dict[str, Benchmark] = {
     "mvtec": Benchmark("MVTec AD", tuple(MVTEC_CLASSES.split()), read_mvtec, validation=True),
+    "mvtec_ad_2": Benchmark(
+        "MVTec AD 2, public test set",
+        tuple(MVTEC_AD_2_CLASSES.split()),
+        read_mvtec_ad_2,
+        validation=True,
+        group="light",
+        test_folder=PUBLIC,
+        mask_folder=f"{PUBLIC}/{MASKS}",
+    ),
     "visa": Benchmark("VisA", tuple(VISA_CLASSES.split()), read_visa, find=find_visa_classes),
     "vad": Benchmark("VAD (Valeo), one-class", ("vad",), read_vad, find=None, class_folder=find_vad),
     "btad": Benchmark("BTAD", ("01", "02", "03"), read_mvtec),

@@ -55,10 +55,13 @@ def read_normals(train: Path) -> list[Sample]:
 def read_test_folders(test: Path, masks: Path | None) -> list[Sample]:
     """The images of all folders under `test`: normal folders and one per defect.
 
-    `masks` holds one folder per defect; without it no sample has a mask. Raises FileNotFoundError as `pair_masks`.
+    `masks` holds one folder per defect, and may lie in `test` itself; without it no sample has a mask. Raises
+    FileNotFoundError as `pair_masks`.
     """
     samples: list[Sample] = []
     for folder in list_folders(test):
+        if folder == masks:
+            continue
         images = list_images(folder)
         if is_normal_folder(folder.name):
             samples += [Sample(image, anomalous=False, defect="good") for image in images]

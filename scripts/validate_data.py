@@ -7,17 +7,16 @@
 Checks: counts against the published ones; files that cannot be read, or lie where they are not read; masks that are
 missing, empty, inverted, gray, of another size, or without an image; images that occur twice or nearly so, also
 between train and test, rotated or mirrored; images that are all but black; mixed sizes and modes; EXIF orientations;
-every row of a CSV file that cannot be used.
+every row of a CSV file that cannot be used; private test images of MVTec AD 2 that are missing or have other names.
 Exit code 0: no errors (there may be warnings); 1: errors; 2: the check could not run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,12 +44,13 @@ from readers.base import (
 )
 from readers.checks import DARK, MASK_PROBLEMS, brightness, count_masks, dark_text, is_left_out, left_out, mask_problems
 from readers.csv_table import find_csv, read_table
+from readers.expected import published_counts
 from readers.headers import read_header
 from readers.image_io import fits_only_rotated, limit_pixels, open_image, read_orientation, read_size, to_rgb
 from readers.mvtec import read_normals, read_test_folders
+from readers.mvtec_ad_2 import PRIVATE, light_of, private_problems
 from utils import prefetch_map
 
-PUBLISHED = Path(__file__).parent.parent / "readers" / "expected_counts.json"
 THUMBNAIL = 32  # side of the thumbnails that are compared for near-duplicates
 # Two thumbnails, with mean and contrast made equal, are near-duplicates up to this root mean square difference in gray
 # levels and in units of their standard deviation (so that plain surfaces are not). The least difference between
@@ -77,11 +77,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders of a class; None where there is no such folder."""
+    """The folders of a class; None where there is no such folder. That of the masks may lie in that of the test set."""
 
     train: Path
     test: Path | None
     masks: Path | None
+
+    @property
+    def tested(self) -> list[Path]:
+        """The folders of test images, one for each kind."""
+        return [] if self.test is None else [folder for folder in list_folders(self.test) if folder != self.masks]
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,8 @@ def check_class(
             findings.append(Finding("error", class_name, None, str(error)))
             break
     train, test = splits["train"], splits["test"]
-    findings += check_counts(class_name, train, test, published_counts(name).get(class_name))
+    published = published_counts(name).get(class_name)
+    findings += check_counts(class_name, splits, published, benchmark.test_folder)
     jobs = [(sample, split) for split, samples in splits.items() for sample in samples]
     inspected = list(prefetch_map(inspect_image, jobs, workers))
     findings += [Finding("error", class_name, s.sample.image, s.problem) for s in inspected if s.problem]
@@ -188,6 +194,9 @@ def check_class(
     findings += check_uniformity(class_name, readable)
     findings += check_duplicates(class_name, readable)
     findings += check_near_duplicates(class_name, readable)
+    if folders is not None and published is not None and "private" in published:
+        findings += check_private(class_name, folders.train.parent, published["private"], workers)
+        findings += check_lights(class_name, test)
     return inspected, findings
 
 
@@ -201,7 +210,7 @@ def find_folders(benchmark: Benchmark, source: Source, class_name: str) -> Folde
     folder = benchmark.class_folder(source.root, class_name) if benchmark.class_folder else None
     if folder is None or not (folder / "train").is_dir():
         return None
-    test, masks = folder / "test", folder / "ground_truth"
+    test, masks = folder / benchmark.test_folder, folder / benchmark.mask_folder
     return Folders(folder / "train", test if test.is_dir() else None, masks if masks.is_dir() else None)
 
 
@@ -211,12 +220,12 @@ def read_folders(folders: Folders) -> tuple[list[Sample], list[Sample]]:
     train = read_normals(folders.train) or loose
     if folders.test is None:
         return train, []
-    test = read_test_folders(folders.test, None)
+    test = [s for s in read_test_folders(folders.test, None) if s.image.parent in folders.tested]
     if folders.masks is None:
         return train, test
     paired = {
         sample.image: sample
-        for folder in list_folders(folders.test)
+        for folder in folders.tested
         if not is_normal_folder(folder.name)
         for sample in match_masks(list_images(folder), folders.masks / folder.name, folder.name)
     }
@@ -234,7 +243,7 @@ def check_layout(class_name: str, folders: Folders) -> Iterator[Finding]:
     read = normal or [folders.train]
     if folders.test is not None:
         unread += list_images(folders.test)
-        read += list_folders(folders.test)
+        read += folders.tested
     for folder in read:
         for entry in visible_entries(folder):
             path = Path(entry.path)
@@ -253,15 +262,11 @@ def count_images(folder: Path) -> int:
     return len(list_images(folder)) + sum(count_images(p) for p in list_folders(folder))
 
 
-def published_counts(name: str) -> dict[str, Any]:
-    """{class: {"train", "good", "bad"}} as published; empty for a benchmark without published counts."""
-    return json.loads(PUBLISHED.read_text(encoding="utf-8")).get(name, {})
-
-
 def check_counts(
-    class_name: str, train: Sequence[Sample], test: Sequence[Sample], published: dict[str, Any] | None
+    class_name: str, splits: Mapping[str, Sequence[Sample]], published: dict[str, Any] | None, test_folder: str
 ) -> Iterator[Finding]:
     """Counts that differ from the published ones, and splits without any metric."""
+    train, test = splits["train"], splits["test"]
     anomalous = Counter(sample.defect for sample in test if sample.anomalous)
     good = sum(not sample.anomalous for sample in test)
     if not train:
@@ -272,17 +277,43 @@ def check_counts(
         )
     if published is None:
         return
-    pairs = [("train/good", len(train), published["train"]), ("test/good", good, published["good"])]
+    pairs = [("train/good", len(train), published["train"]), (f"{test_folder}/good", good, published["good"])]
+    if VALIDATION in published:
+        pairs.append(("validation/good", len(splits[VALIDATION]), published[VALIDATION]))
     if isinstance(published["bad"], int):
         pairs.append(("anomalous test images", sum(anomalous.values()), published["bad"]))
     else:
         kinds = sorted(anomalous.keys() | published["bad"].keys())
-        pairs += [(f"test/{kind}", anomalous[kind], published["bad"].get(kind, 0)) for kind in kinds]
+        pairs += [(f"{test_folder}/{kind}", anomalous[kind], published["bad"].get(kind, 0)) for kind in kinds]
     for what, found, wanted in pairs:
         if found != wanted:
             yield Finding(
                 "error", class_name, None, f"{what}: {found} images, published {wanted}: unpack the data set again"
             )
+
+
+def check_private(class_name: str, folder: Path, count: int, workers: int) -> Iterator[Finding]:
+    """Private test sets of MVTec AD 2 that are short of images, hold others, or cannot be decoded."""
+    for split in PRIVATE:
+        if not (folder / split).is_dir():
+            yield Finding("warning", class_name, folder / split, "no such folder: a submission needs its images")
+            continue
+        images = list_images(folder / split)
+        for problem in private_problems(images, folder / split, split, count):
+            text = problem.removeprefix(f"{printable(folder / split)}: ")
+            yield Finding("error", class_name, folder / split, text)
+        jobs = [(Sample(image, anomalous=False, defect=split), split) for image in images]
+        for inspected in prefetch_map(inspect_image, jobs, workers):
+            if inspected.problem:
+                yield Finding("error", class_name, inspected.sample.image, inspected.problem)
+
+
+def check_lights(class_name: str, test: Sequence[Sample]) -> Iterator[Finding]:
+    """One line on public images of MVTec AD 2 whose names tell no light."""
+    unlit = [sample.image for sample in test if not light_of(sample.image)]
+    if unlit:
+        text = f"its name tells no light, as 000_regular does ({len(unlit)} images): metrics by light leave it out"
+        yield Finding("warning", class_name, unlit[0], text)
 
 
 def inspect_image(job: tuple[Sample, str]) -> InspectedImage:

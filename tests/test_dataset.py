@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from dataset import BENCHMARKS, ImageSet, MeasuredImages, Source, find_classes, load_image, locate, resize_mask
-from scripts.validate_data import PUBLISHED
+from readers.expected import PUBLISHED
 
 
 def make_classes(root: Path, *names: str) -> Path:
@@ -54,6 +54,8 @@ def test_published_counts_name_the_classes_of_the_table() -> None:
     }
     assert totals["mvtec"] == [3629, 467, 1258]
     assert totals["visa"] == [8659, 962, 1200]
+    assert totals["mvtec_ad_2"] == [2528, 379, 705]
+    assert sum(c["validation"] + 2 * c["private"] for c in published["mvtec_ad_2"].values()) + 2528 + 379 + 705 == 8004
     assert totals["vad"] == [2000, 1000, 1000]
     assert sum(totals["btad"]) == 2540
     assert sum(len(c["bad"]) for c in published["mvtec"].values()) == 73

@@ -59,6 +59,25 @@ def make_mvtec(root: Path, classes: Sequence[str] = ("bottle",), train: int = 8,
     return root
 
 
+def make_mvtec_ad_2(root: Path, classes: Sequence[str] = ("can",), private: int = 3, size: int = 64) -> Path:
+    """Classes in the layout of MVTec AD 2: 5 images to learn from, 4 of validation, 3 lights of one good and one bad
+    object, and so many private images of each set. Returns the root."""
+    for number, name in enumerate(classes):
+        rng, folder = np.random.default_rng(number), root / name
+        for place, count in (("train/good", 5), ("validation/good", 4), ("test_private", private)):
+            for i in range(count):
+                paint(folder / f"{place}/{i:03}_regular.png", rng, defect=False, size=size)
+        for i in range(private):
+            paint(folder / f"test_private_mixed/{i:03}_mixed.png", rng, defect=i % 2 == 0, size=size)
+        for light in ("regular", "overexposed", "shift_1"):
+            paint(folder / f"test_public/good/000_{light}.png", rng, defect=False, size=size)
+            mask = paint(folder / f"test_public/bad/000_{light}.png", rng, defect=True, size=size)
+            target = folder / f"test_public/ground_truth/bad/000_{light}_mask.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(target)
+    return root
+
+
 def train(*arguments: object) -> int:
     """main.py in-process with the tiny settings; returns the exit code."""
     return exit_code(lambda: main_command.main([*TINY, *map(str, arguments)]))
