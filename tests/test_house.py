@@ -19,7 +19,7 @@ FLOORS = [
     {"calibration"},
     {"experiment"},
     {"training", "verification", "export"},
-    {"prediction"},
+    {"prediction", "submission"},
     {"main", "test"},
     {"scripts", "benchmarks"},
 ]
