@@ -33,6 +33,7 @@ from readers.folder import name_class, read_folder
 from readers.image_io import read_oriented_mask, read_rgb, rotate_upright, to_rgb
 from readers.mvtec import read_mvtec
 from readers.mvtec_ad_2 import MASKS, PUBLIC, read_mvtec_ad_2
+from readers.real_iad import REAL_IAD_CLASSES, find_real_iad, find_real_iad_classes, read_real_iad
 from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
 from utils import prefetch_map
@@ -113,6 +114,16 @@ BENCHMARKS: dict[str, Benchmark] = {
         mask_folder=f"{PUBLIC}/{MASKS}",
     ),
     "visa": Benchmark("VisA", tuple(VISA_CLASSES.split()), read_visa, find=find_visa_classes),
+    "real_iad": Benchmark(
+        "Real-IAD, all views",
+        tuple(REAL_IAD_CLASSES.split()),
+        read_real_iad,
+        find=find_real_iad_classes,
+        class_folder=None,
+        find_root=find_real_iad,
+        group="view",
+        listed=True,
+    ),
     "vad": Benchmark("VAD (Valeo), one-class", ("vad",), read_vad, find=None, class_folder=find_vad),
     "btad": Benchmark("BTAD", ("01", "02", "03"), read_mvtec),
     "mpdd": Benchmark("MPDD", tuple(MPDD_CLASSES.split()), read_mvtec),
@@ -280,6 +291,12 @@ class ImageSet:
     def vanished(self) -> tuple[Path, ...]:
         """The images whose mask would have vanished at this size, among the masks loaded so far."""
         return tuple(sample.image for sample in self.samples if sample.image in self._vanished)
+
+    @property
+    def units(self) -> list[str]:
+        """The object that each image shows, the image itself where none is named; empty where none is anywhere."""
+        named = any(s.unit for s in self.samples)
+        return [s.unit or str(s.image) for s in self.samples] if named else []
 
     @functools.cached_property
     def by_class(self) -> dict[str, ImageSet]:

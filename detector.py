@@ -32,7 +32,7 @@ from scoring.anomaly_map import (
     score_refinement_factor,
 )
 from scoring.intervals import Bootstrap, bootstrap_intervals
-from scoring.metrics import Report, compute_metrics, mean_over_classes
+from scoring.metrics import Report, compute_metrics, mean_over_classes, sample_metrics
 from scoring.normalization import Normalizer, normalizers
 from scoring.predictions import Prediction, Rule
 from scoring.thresholds import Threshold
@@ -187,14 +187,15 @@ class Detector:
             if maps is not None:
                 maps[batch] = batch_maps
             done = batch.stop
+        own = sample_metrics(images.labels, scores, images.units) if images.units else Report({}, {})
         if with_pixels:
             masks = list(prefetch_map(images.mask, range(len(images)), self.config.workers))
             report = compute_metrics(images.labels, scores, maps, masks)
-            return Evaluation(images.labels, scores, maps, masks, report)
+            return Evaluation(images.labels, scores, maps, masks, report | own)
         report = compute_metrics(images.labels, scores)
         why = "no masks" if self.config.seg else "pixel metrics were not asked for"
         reasons = {name: reason if name.startswith("image_") else why for name, reason in report.reasons.items()}
-        return Evaluation(images.labels, scores, maps, None, replace(report, reasons=reasons))
+        return Evaluation(images.labels, scores, maps, None, replace(report, reasons=reasons) | own)
 
     @torch.no_grad()
     def _scored_pairs(self, images: ImageSet) -> Iterable[list[Pair]]:

@@ -99,6 +99,7 @@ class PathsBelow:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._resolved = root.resolve()
         self._folders: dict[Path, bool] = {}
 
     def __call__(self, written: str, where: str) -> Path:
@@ -119,7 +120,7 @@ class PathsBelow:
 
     def _leads_below(self, path: Path) -> bool:
         try:
-            return path.resolve().is_relative_to(self.root.resolve())
+            return path.resolve().is_relative_to(self._resolved)
         except (ValueError, OSError, RuntimeError):  # a null byte, a link that leads to itself
             return False
 

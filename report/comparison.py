@@ -20,8 +20,16 @@ from report.rendering import (
     partial,
     say_left_out,
 )
-from report.results import METRIC_TITLES, Result
-from report.tables import Row, collect_facts, differing_settings, group_runs, has_random_teacher, make_row
+from report.results import ALL_TITLES, Result, metric_names
+from report.tables import (
+    Row,
+    collect_facts,
+    defined_metrics,
+    differing_settings,
+    group_runs,
+    has_random_teacher,
+    make_row,
+)
 from utils import format_table
 
 LEGEND = (
@@ -69,7 +77,8 @@ def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swe
     ]
     if facts["unified"]:
         notes.append("unified: one model over all classes; its training time is divided by their number")
-    rows = [make_row(label, runs) for label, runs in groups.items()]
+    names = metric_names(all_runs)
+    rows = [make_row(label, runs, names) for label, runs in groups.items()]
     seconds = [fmean(run.get("train_seconds") or 0 for run in runs) for runs in groups.values()]
     return Comparison(benchmark, rows, seconds, warnings, notes)
 
@@ -92,7 +101,7 @@ def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False,
     parts = []
     for comparison in comparisons:
         rows = comparison.rows
-        metrics = [name for name in METRIC_TITLES if any(row.metrics[name].mean is not None for row in rows)]
+        metrics = defined_metrics(rows)
         text, left_out = fit(metrics, functools.partial(_draw, comparison, markdown), width)
         notes = [PARTIAL] if any(map(partial, rows)) else []
         if left_out:
@@ -107,7 +116,7 @@ def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False,
 
 
 def _draw(comparison: Comparison, markdown: bool, metrics: Sequence[str]) -> str:
-    header = ["setting", "n", "classes", *(METRIC_TITLES[name] for name in metrics), "training"]
+    header = ["setting", "n", "classes", *(ALL_TITLES[name] for name in metrics), "training"]
     body = [
         [
             shown_cell(row.label, markdown),

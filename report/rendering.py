@@ -19,8 +19,8 @@ from pathlib import Path
 from dataset import BENCHMARKS
 from report.escaping import shown, shown_cell
 from report.published import NAMED_METHODS
-from report.results import METRIC_TITLES, Result, collect, run_name
-from report.tables import ALL, Row, Spread, Table, has_random_teacher, summarize
+from report.results import ALL_TITLES, METRIC_TITLES, Result, collect, metric_names, run_name
+from report.tables import ALL, Row, Spread, Table, defined_metrics, has_random_teacher, summarize
 from run_files import CONFIG
 from run_files.csv_files import to_csv as csv_text
 from run_files.lock import FolderLock
@@ -71,7 +71,7 @@ def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False
 def _legend(tables: Sequence[Table], markdown: bool) -> list[str]:
     """What the tables' numbers are; a terminal shows only what concerns these tables."""
     rows = [row for table in tables for row in table.rows]
-    found = {name for table in tables for name in _defined(table)}
+    found = {name for table in tables for name in defined_metrics(table.rows)}
     lines = [AUPRO_LEGEND] * bool(found & {"aupro", "aupro_per_image"})
     if markdown:
         return [LEGEND, *lines] if found else []
@@ -80,13 +80,8 @@ def _legend(tables: Sequence[Table], markdown: bool) -> list[str]:
     return [" ".join(parts), *lines] if found else []
 
 
-def _defined(table: Table) -> list[str]:
-    """The metrics that some row has."""
-    return [name for name in METRIC_TITLES if any(row.metrics[name].mean is not None for row in table.rows)]
-
-
 def _results(table: Table, markdown: bool, width: int | None) -> list[str]:
-    defined = _defined(table)
+    defined = defined_metrics(table.rows)
     rows = [row for row in table.rows if markdown or any(row.metrics[name].mean is not None for name in defined)]
 
     def draw(metrics: Sequence[str]) -> str:
@@ -96,9 +91,9 @@ def _results(table: Table, markdown: bool, width: int | None) -> list[str]:
         ]
         if markdown and len(body) > 1:  # the mean row
             body[-1] = [f"**{text}**" for text in body[-1]]
-        return format_table(["class", "n", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)
+        return format_table(["class", "n", *(ALL_TITLES[metric] for metric in metrics)], body, markdown)
 
-    text, left_out = fit(list(METRIC_TITLES) if markdown else defined, draw, width)
+    text, left_out = fit(list(table.rows[0].metrics) if markdown else defined, draw, width)
     notes = [shown(note, markdown) for note in _notes(table)]
     if left_out:
         notes.insert(0, f"{say_left_out(left_out)}: summary.md has them")
@@ -153,14 +148,14 @@ def _beside_published(table: Table, markdown: bool, width: int | None) -> list[s
 def _oracle(table: Table, markdown: bool, width: int | None) -> list[str]:
     """The metrics of each run's oracle epoch, and below the table the rules by which it was chosen."""
     rows = [row for row in table.rows if row.oracle]
-    defined = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in rows)]
+    defined = [metric for metric in ALL_TITLES if any(metric in row.oracle for row in rows)]
 
     def draw(metrics: Sequence[str]) -> str:
         body = []
         for row in rows:
             values = [cell(row.oracle[metric], row) if metric in row.oracle else "n/a" for metric in metrics]
             body.append([shown_cell(row.label, markdown), str(row.n), _epochs(row), *values])
-        return format_table(["class", "n", "epoch", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)
+        return format_table(["class", "n", "epoch", *(ALL_TITLES[metric] for metric in metrics)], body, markdown)
 
     text, _ = fit(defined, draw, width)
     title = _title(table, "epoch chosen on the test set, not a result (oracle), percent", markdown)
@@ -197,7 +192,7 @@ def is_narrow(text: str, width: int | None) -> bool:
 
 def say_left_out(metrics: Iterable[str]) -> str:
     """The beginning of a note on metrics for which a terminal is too narrow."""
-    return f"left out, since the terminal is narrow: {', '.join(METRIC_TITLES[metric] for metric in metrics)}"
+    return f"left out, since the terminal is narrow: {', '.join(ALL_TITLES[metric] for metric in metrics)}"
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
@@ -290,7 +285,7 @@ def runs_csv(results: Iterable[Result]) -> str:
         [run["benchmark"], run_name(run), run["class_name"], run["seed"], metric, run["metrics"].get(metric)]
         + [run.get(fact) for fact in RUN_FACTS]
         for run in runs
-        for metric in METRIC_TITLES
+        for metric in metric_names([run])
     ]
     return csv_text(["benchmark", "name", "class", "seed", "metric", "value", *RUN_FACTS], rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ METRIC_TITLES = {
     "aupro": "AUPRO",
     "aupro_per_image": "AUPRO per image",
 }
+# Metrics that only some benchmarks have: no table shows one that none of its runs has.
+FURTHER_TITLES = {"sample_auroc": "sample AUROC"}
+ALL_TITLES = METRIC_TITLES | FURTHER_TITLES
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
@@ -88,6 +91,12 @@ def finished_runs(roots: Sequence[Path]) -> list[Path]:
     return [path.parent for path in find_files(roots, METRICS)]
 
 
+def metric_names(results: Iterable[Result]) -> list[str]:
+    """The names of METRIC_TITLES, and those of FURTHER_TITLES that some result has."""
+    found = {name for result in results for name in result["metrics"]}
+    return [*METRIC_TITLES, *(name for name in FURTHER_TITLES if name in found)]
+
+
 def run_name(result: Result) -> str:
     """The name of a run: --name, or else its variant; a result of one model over all classes says so."""
     name = result.get("name") or result["variant"]
@@ -119,4 +128,4 @@ def find_files(roots: Sequence[Path], name: str) -> list[Path]:
 
 def one_line(metrics: Mapping[str, float]) -> str:
     """The defined metrics in one line, with their titles."""
-    return ", ".join(f"{METRIC_TITLES[name]} {value:.4f}" for name, value in metrics.items() if not math.isnan(value))
+    return ", ".join(f"{ALL_TITLES[name]} {value:.4f}" for name, value in metrics.items() if not math.isnan(value))

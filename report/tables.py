@@ -15,7 +15,7 @@ from typing import Any
 from dataset import BENCHMARKS
 from methods import VARIANTS
 from report.published import NET, published
-from report.results import METRIC_TITLES, Result, run_name, unified_name
+from report.results import ALL_TITLES, METRIC_TITLES, Result, metric_names, run_name, unified_name
 
 Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
@@ -37,6 +37,9 @@ class Spread:
     std: float | None
     n: int
     classes: int
+
+
+UNMEASURED = Spread(None, None, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def spread(values: Mapping[str, Mapping[int, float]]) -> Spread:
     """
     present = [by_seed for by_seed in values.values() if by_seed]
     if not present:
-        return Spread(None, None, 0, 0)
+        return UNMEASURED
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in present)))
     means = [fmean(by_seed[seed] for by_seed in present) for seed in seeds]
     mean = fmean(fmean(by_seed.values()) for by_seed in present)
@@ -123,9 +126,10 @@ def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
     known = BENCHMARKS[benchmark].classes if benchmark in BENCHMARKS else ()
     found = {run["class_name"] for run in runs}
     classes = [c for c in known if c in found] + sorted(found - set(known))
-    rows = [make_row(c, [run for run in runs if run["class_name"] == c]) for c in classes]
+    names = metric_names(runs)
+    rows = [make_row(c, [run for run in runs if run["class_name"] == c], names) for c in classes]
     if len(classes) > 1:
-        rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs))
+        rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs, names))
     table = Table(benchmark, name, rows, _reasons(runs, classes), differing_settings(facts, "these runs"), facts)
     # a run with another name is an ablation: published metrics of the variant do not apply
     if table.named_by_variant and facts["net"] == [NET] and facts["shots"] == [ALL] and not has_random_teacher(facts):
@@ -165,15 +169,21 @@ def differing_settings(facts: Mapping[str, Any], what: str, aside: Iterable[str]
     return [f"{what} differ in {key.replace('_', ' ')}: {', '.join(map(str, facts[key]))}" for key in keys]
 
 
-def make_row(label: str, runs: Sequence[Result]) -> Row:
-    """One row over the runs of a class, or of several classes: then it is their mean."""
+def defined_metrics(rows: Iterable[Row]) -> list[str]:
+    """The metrics that some row has, in order."""
+    found = {name for row in rows for name, metric in row.metrics.items() if metric.mean is not None}
+    return [name for name in ALL_TITLES if name in found]
+
+
+def make_row(label: str, runs: Sequence[Result], names: Iterable[str] = METRIC_TITLES) -> Row:
+    """One row over the runs of a class, or of several classes: then it is their mean. `names` are its metrics."""
     seeds: dict[str, set[int]] = {}
     for run in runs:
         seeds.setdefault(run["class_name"], set()).add(run["seed"])
     chosen = [run for run in runs if run["oracle"]]
     epochs = _distinct(run["oracle"]["epoch"] for run in chosen)
     row = Row(label, len(set.intersection(*seeds.values())), len(seeds), {}, {}, {}, epochs)
-    for metric in METRIC_TITLES:
+    for metric in names:
         row.metrics[metric] = spread(_values((run, run["metrics"].get(metric)) for run in runs))
         best = spread(_values((run, run["oracle"]["metrics"].get(metric)) for run in chosen))
         if best.mean is not None:
@@ -217,7 +227,7 @@ def _reasons(runs: list[Result], classes: list[str]) -> list[str]:
     """One line per reason for n/a: the metrics, and the classes unless all are affected."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for run in runs:
-        for metric in METRIC_TITLES:
+        for metric in metric_names([run]):
             if run["metrics"].get(metric) is None:
                 reason = (run.get("reasons") or {}).get(metric) or "no reason recorded"
                 metrics, where = found.setdefault(reason, (set(), set()))
@@ -227,8 +237,8 @@ def _reasons(runs: list[Result], classes: list[str]) -> list[str]:
         return [f"no metrics: {'; '.join(found)}"]
     lines = []
     for reason, (metrics, where) in found.items():
-        listed = ", ".join(title for metric, title in METRIC_TITLES.items() if metric in metrics)
-        titles = "all metrics" if len(metrics) == len(METRIC_TITLES) else listed
+        listed = ", ".join(title for metric, title in ALL_TITLES.items() if metric in metrics)
+        titles = "all metrics" if len(metrics) >= len(METRIC_TITLES) else listed
         names = "" if len(where) == len(classes) else f" ({', '.join(c for c in classes if c in where)})"
         lines.append(f"n/a: {titles}{names}: {reason}")
     return lines

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from scoring.counting import ScoreCounter
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
+SAMPLE_METRICS = ("sample_auroc",)  # where several images show one object
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
 METRIC_NAMES = (*IMAGE_METRICS, *PIXEL_METRICS, "aupro_per_image")
 LIMIT = 0.3  # the largest false positive rate under `aupro`, and in the published metric
@@ -33,6 +34,10 @@ class Report:
     values: dict[str, float]
     reasons: dict[str, str]
     thresholds: dict[str, float] = field(default_factory=dict)
+
+    def __or__(self, other: Report) -> Report:
+        """The metrics of both."""
+        return Report(self.values | other.values, self.reasons | other.reasons, {**self.thresholds, **other.thresholds})
 
     def defined(self) -> dict[str, float | None]:
         """The metrics as JSON takes them: None where one is undefined."""
@@ -102,6 +107,25 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike) -> Report:
     above, at_least = (len(normal) - np.searchsorted(normal, cuts, side) for side in ("right", "left"))
     metrics, best = _ranking(hits, above, at_least, len(normal))
     return Report(dict(zip(IMAGE_METRICS, metrics, strict=True)), {}, {"image": float(cuts[best])})
+
+
+def sample_metrics(labels: ArrayLike, scores: ArrayLike, units: Sequence[str]) -> Report:
+    """Labels and scores (n,) of images, and the unit that each shows -> sample_auroc, the image AUROC of the units.
+
+    A unit's score is the largest of its images', and it is anomalous if any of them is: the sample score of Real-IAD,
+    whose objects are seen by five cameras. Undefined and raises as `image_metrics`.
+    """
+    labels, scores = np.asarray(labels, bool), np.asarray(scores)
+    names, places = np.unique(np.asarray(units, object).astype(str), return_inverse=True)
+    if not len(labels) == len(scores) == len(places):
+        raise ValueError(f"{len(labels)} labels, {len(scores)} scores and {len(places)} units: give one per image")
+    anomalous, highest = np.zeros(len(names), bool), np.full(len(names), -np.inf, scores.dtype)
+    np.logical_or.at(anomalous, places, labels)
+    np.maximum.at(highest, places, scores)
+    report = image_metrics(anomalous, highest)
+    reasons = {name: why.replace("image", "sample") for name, why in report.reasons.items()}
+    (name,), (source, *_) = SAMPLE_METRICS, IMAGE_METRICS
+    return Report({name: report.values[source]}, {name: reasons[source]} if source in reasons else {})
 
 
 def pixel_metrics(

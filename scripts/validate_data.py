@@ -155,8 +155,8 @@ def choose_classes(
         return there, [Finding("warning", "all", source.root, text)]
     absent = [name for name in wanted if name not in there]
     if requested != ("all",) or not found:
-        wanted_there = "no row in" if benchmark.listed else "no folder with train/good under"
-        missing = f"the class is missing: {wanted_there} {source.root}"
+        missing = f"the class is missing: no folder with train/good under {source.root}"
+        missing = f"the class is missing in {source.root}" if benchmark.listed else missing
         return found, [Finding("error", name, None, missing) for name in absent]
     text = f"{len(absent)} of the {len(wanted)} classes of {benchmark.title} are not here: {', '.join(absent)}"
     return found, [Finding("note", "all", source.root, text)] if absent else []
@@ -201,7 +201,7 @@ def check_class(
 
 
 def find_folders(benchmark: Benchmark, source: Source, class_name: str) -> Folders | None:
-    """The folders of a class; None where the split is a list in a file (raw VisA, ELPV, a CSV file)."""
+    """The folders of a class; None where the split is a list in a file (raw VisA, ELPV, Real-IAD, a CSV file)."""
     if source.train_dir is not None:
         given = {"--test_dir": source.test_dir, "--mask_dir": source.mask_dir}
         test, masks = (folder and require_folder(folder, flag) for flag, folder in given.items())

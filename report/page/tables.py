@@ -9,8 +9,8 @@ from statistics import fmean, stdev
 from report.page.runs import DEFECT_METRICS, Defect, RunView
 from report.published import NAMED_METHODS
 from report.rendering import AUPRO_LEGEND, LEGEND, PARTIAL, benchmark_title, cell, partial, percent
-from report.results import METRIC_TITLES
-from report.tables import Row, Table
+from report.results import ALL_TITLES
+from report.tables import UNMEASURED, Row, Table, defined_metrics
 from scoring.curves import MOST_POINTS, TOLERANCE
 
 
@@ -66,7 +66,7 @@ def benchmark_tables(tables: Sequence[Table]) -> list[BenchmarkTable]:
 
 def _benchmark_table(benchmark: str, tables: Sequence[Table]) -> BenchmarkTable:
     rows = [(table, row, row is table.rows[-1] and len(table.rows) > 1) for table in tables for row in table.rows]
-    metrics = [m for m in METRIC_TITLES if any(row.metrics[m].mean is not None for _, row, _ in rows)]
+    metrics = defined_metrics(row for _, row, _ in rows)
     made = [(ResultRow(table.name, row.label, row.n, _cells(row, metrics)), is_mean) for table, row, is_mean in rows]
     classes = list(dict.fromkeys(row.label for row, is_mean in made if not is_mean))
     notes = [note for table in tables for note in _notes(table, prefix=len(tables) > 1)]
@@ -76,7 +76,7 @@ def _benchmark_table(benchmark: str, tables: Sequence[Table]) -> BenchmarkTable:
         benchmark_title(benchmark),
         [table.name for table in tables],
         classes,
-        [METRIC_TITLES[metric] for metric in metrics],
+        [ALL_TITLES[metric] for metric in metrics],
         [row for row, is_mean in made if not is_mean],
         [row for row, is_mean in made if is_mean],
         any(row.published for _, row, _ in rows),
@@ -90,7 +90,8 @@ def _cells(row: Row, metrics: Sequence[str]) -> list[Cell]:
         known = row.published.get(metric)
         beside = f"{percent(known.value)} ({100 * known.difference:+.2f})" if known else ""
         published_text = beside.replace("-", "\N{MINUS SIGN}")
-        cells.append(Cell(cell(row.metrics[metric], row), row.metrics[metric].mean, published_text))
+        ours = row.metrics.get(metric, UNMEASURED)
+        cells.append(Cell(cell(ours, row), ours.mean, published_text))
     return cells
 
 
