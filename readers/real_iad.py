@@ -101,18 +101,17 @@ def _read_split(root: Path, file: Path, _: Stamp, class_name: str, split: str) -
     below, samples = PathsBelow(root), []
     for number, entry in enumerate(entries, start=1):
         where = f"{file}, {split} {number}"
-        texts = [entry.get(name) for name in ENTRY] if isinstance(entry, dict) else []
-        if len(texts) < 3 or not all(isinstance(text, str) for text in texts[: 2 if texts[2] is None else 3]):
+        kind, image, mask = (entry.get(name) if isinstance(entry, dict) else None for name in ENTRY)
+        if not isinstance(kind, str) or not isinstance(image, str) or not isinstance(mask, str | None):
             raise ValueError(f"{where}: wanted the texts {', '.join(ENTRY)}, the last may be null; copy the file again")
-        kind, image, mask = texts
         if split == "train" and kind != normal_class:
             raise ValueError(f"{where}: {printable(image)} is an anomaly in train: this is not the one-class split")
         view = VIEW.search(PurePosixPath(image).name)
         if view is None:
             raise ValueError(f"{where}: {printable(image)} names no view, _C1_ to _C5_: is it an image of Real-IAD?")
-        anomalous = kind != normal_class and bool(mask)
+        seen = mask if kind != normal_class else None
         unit = f"{class_name}/{PurePosixPath(image).parent.as_posix()}"
         path = below(str(PurePosixPath(prefix) / image), where)
-        mask_path = below(str(PurePosixPath(prefix) / mask), where) if anomalous else None
-        samples.append(Sample(path, anomalous, kind if anomalous else "good", mask_path, group=view[1], unit=unit))
+        mask_path = below(str(PurePosixPath(prefix) / seen), where) if seen else None
+        samples.append(Sample(path, bool(seen), kind if seen else "good", mask_path, group=view[1], unit=unit))
     return tuple(sorted(samples, key=lambda sample: str(sample.image)))

@@ -64,7 +64,7 @@ def test_float16_keeps_the_order_around_the_threshold_whatever_its_size(level: f
     factor = float16_factor(level)
     assert np.frexp(factor)[0] == 0.5 and (factor == 1 or not 2.0**-4 <= abs(level) < 2.0**8)
     size = abs(level) or 1.0
-    values = np.float32(size * np.geomspace(1e-3, 100, 1500))[None]
+    values = (size * np.geomspace(1e-3, 100, 1500)).astype(np.float32)[None]
     kept, cut = to_float16(values, factor)
     assert cut == 0 and np.isfinite(kept).all() and (np.diff(kept.astype(np.float64)) >= 0).all()
     np.testing.assert_allclose(kept.astype(np.float64) / factor, values, rtol=2.0**-11)
@@ -72,7 +72,7 @@ def test_float16_keeps_the_order_around_the_threshold_whatever_its_size(level: f
 
 
 def test_what_float16_cannot_hold_is_cut_counted_and_finite() -> None:
-    kept, cut = to_float16(np.float32([[1e30, -1e30, 65504, 70000, 1e-30]]), 1.0)
+    kept, cut = to_float16(np.array([[1e30, -1e30, 65504, 70000, 1e-30]], np.float32), 1.0)
     assert kept.tolist() == [[65504, -65504, 65504, 65504, 0]] and (cut, kept.dtype) == (3, np.float16)
 
 

@@ -262,7 +262,7 @@ def published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Published counts that a small tree can meet: those of tubes are right, per class and defect."""
     path = tmp_path / "counts.json"
     path.write_text(json.dumps({"mpdd": {"tubes": {"train": 3, "good": 3, "bad": {"cut": 3, "dent": 3}}}}))
-    monkeypatch.setattr("scripts.validate_data.PUBLISHED", path)
+    monkeypatch.setattr("readers.expected.PUBLISHED", path)
     return path
 
 
