@@ -142,7 +142,7 @@ class Config:
         None, DATA, "so many training images of each class, drawn by class and seed (default: all)"
     )
     data_path: Path | None = runtime_field(
-        None, DATA, "the benchmark's root, one folder per class (demo and elpv have a default)", common=True
+        None, DATA, "the benchmark's root; with --dataset csv the file (demo and elpv have a default)", common=True
     )
     train_dir: Path | None = runtime_field(None, DATA, "--dataset folder: normal images to learn from", common=True)
     test_dir: Path | None = runtime_field(

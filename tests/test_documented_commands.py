@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from pages import PAGES, blocks, commands, shell_scripts, started_by
-from toys import ROOT, make_mvtec, paint, published_state, rows_of, train
+from toys import ROOT, make_mvtec, make_mvtec_ad_2, make_real_iad, paint, published_state, rows_of, train
 
 import flags
 import main as main_command
@@ -34,6 +34,10 @@ INSTALLS = "installs from the package registry; tests/test_docs.py sees that its
 SECTION = "takes long; tests/test_benchmarks.py::test_a_run_writes_all_sections runs every section"
 RAY = "needs Ray; tests/test_ray.py::test_ray_on_this_machine_makes_the_same_runs runs it where Ray is installed"
 GPUS = "needs GPUs; tests/test_engines.py::test_workers_make_the_same_runs_and_tables does the same on processors"
+SUBMISSION = (
+    "needs runs of all eight classes; "
+    "tests/test_submission.py::test_runs_become_an_archive_that_the_checker_finds_whole does it with two"
+)
 NOT_RUN = {
     "pip install -r requirements-extra.txt": INSTALLS,
     "pip install -r requirements-export.txt": INSTALLS,
@@ -42,6 +46,8 @@ NOT_RUN = {
         "takes half a minute; tests/test_export.py::test_sizes_and_times_are_printed_beside_pytorch runs it"
     ),
     "pip install -r requirements-ray.txt": INSTALLS,
+    "python -m scripts.submission runs/mvtec_ad_2/sigma --out submission.tar.gz": SUBMISSION,
+    "python -m scripts.submission --check submission.tar.gz --data_path D": SUBMISSION,
     "python -m scripts.ray_sweep --data_path D --class all --seeds 0 1 2": RAY,
     "python -m scripts.ray_sweep --address 10.0.0.5:6379 --data_path D --class all --gpus_per_run 0.5": RAY,
     "bash scripts/paper.sh sk_rd4ad --data_path D --ray 10.0.0.5:6379": RAY,
@@ -112,6 +118,9 @@ PROMISES = {
     r"main\.py --help": Promise(r"--help all shows every one"),
     r"main\.py --(?!help)": Promise(r"^tables and runs: "),
     r"main\.py .*--train_dir parts/good": Promise(r"threshold [\d.]+: the highest of 6 held-out", "summary.md"),
+    r"main\.py .*--dataset mvtec_ad_2": Promise(r"threshold [\d.]+: the highest of 4 validation normal images"),
+    r"main\.py .*--dataset real_iad": Promise(r"sample AUROC"),
+    r"main\.py .*--dataset csv": Promise(r"^bottle ", "csv/sk_rd4ad/bottle/seed111/metrics.json"),
     r"main\.py .*--bad": Promise(r"of 5 bad images \d lie above it"),
     r"main\.py .*--holdout": Promise(r"the highest of 2 held-out normal images", "threshold.json"),
     r"main\.py .*--checkpoint": Promise(r"FILE was read as --variant rd4ad \(skips: none\)"),
@@ -183,6 +192,9 @@ def lay_out(folder: Path, page: Path, ready: Path) -> None:
     classes = ("ball_screw",) if page.name == "results.md" else ("bottle", "cable")
     make_mvtec(folder / "D", classes, train=10, good=8)
     write_visa(folder / "D/1cls/pcb1")
+    make_mvtec_ad_2(folder / "D", ("can",))
+    make_real_iad(folder / "D", ("usb",))
+    list_in_csv(folder / "D/images.csv", classes[0])
     write_cifar10(folder / "D/cifar-10-images")
     write_elpv(folder / "packages/elpv_dataset")
     make_mvtec(folder / "own", ("parts",), train=30, good=20, bad=5)
@@ -217,6 +229,16 @@ def lay_out(folder: Path, page: Path, ready: Path) -> None:
     torch.save(published_state("res18"), folder / "FILE")
     maps = rng.random((4, 32, 32), dtype=np.float32)
     np.savez(folder / "maps.npz", maps=maps, masks=maps > 0.9)
+
+
+def list_in_csv(file: Path, class_name: str) -> None:
+    """A table of the images of a class in the MVTec layout beside it."""
+    lines = ["path,class,split,label,mask"]
+    for image in sorted((file.parent / class_name).glob("t*/*/*.png")):
+        split, kind, _ = image.relative_to(file.parent / class_name).parts
+        mask = "" if kind == "good" else f"{class_name}/ground_truth/{kind}/{image.stem}_mask.png"
+        lines.append(f"{image.relative_to(file.parent).as_posix()},{class_name},{split},{kind},{mask}")
+    file.write_text("\n".join(lines) + "\n")
 
 
 def write_visa(folder: Path) -> None:

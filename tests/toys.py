@@ -78,6 +78,36 @@ def make_mvtec_ad_2(root: Path, classes: Sequence[str] = ("can",), private: int 
     return root
 
 
+def make_real_iad(root: Path, classes: Sequence[str] = ("audiojack", "usb"), nested: bool = True) -> Path:
+    """Three objects to learn from, one normal and two with a defect to test, five views each; returns the root of 256.
+
+    The defect AK is seen in the views C1 to C3 of its object, BX in C5 alone; other views have no mask. The normal test
+    object and the first defective one share their number.
+    """
+    for number, name in enumerate(classes):
+        rng = np.random.default_rng(number)
+        content: dict[str, Any] = {"meta": {"prefix": f"{name}/", "normal_class": "OK"}, "train": [], "test": []}
+        objects = [("train", "OK", i, "") for i in (1, 2, 3)]
+        objects += [("test", "OK", 4, ""), ("test", "NG/AK", 4, "C1 C2 C3"), ("test", "NG/BX", 5, "C5")]
+        for split, place, i, seen in objects:
+            for view in ("C1", "C2", "C3", "C4", "C5"):
+                stem = f"{place}/S{i:04}/{name}_{i:04}_{place.replace('/', '_')}_{view}_20231021130235"
+                mask = paint(root / f"realiad_256/{name}/{stem}.png", rng, defect=view in seen)
+                (root / f"realiad_256/{name}/{stem}.png").rename(root / f"realiad_256/{name}/{stem}.jpg")
+                if view in seen:
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(root / f"realiad_256/{name}/{stem}_mask.png")
+                entry: dict[str, Any] = {
+                    "category": name,
+                    "anomaly_class": place.removeprefix("NG/") if view in seen else "OK",
+                }
+                entry |= {"image_path": f"{stem}.jpg", "mask_path": f"{stem}_mask.png" if view in seen else None}
+                content[split].append(entry)
+        folder = root / ("realiad_jsons/realiad_jsons" if nested else "realiad_jsons")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return root / "realiad_256"
+
+
 def train(*arguments: object) -> int:
     """main.py in-process with the tiny settings; returns the exit code."""
     return exit_code(lambda: main_command.main([*TINY, *map(str, arguments)]))
