@@ -187,9 +187,14 @@ class Experiment:
         return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
 
     def check_data(self, with_training: bool = True) -> None:
-        """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`."""
+        """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`.
+
+        With training also at the normal images of the threshold, which are needed at the end.
+        """
         if with_training:
             self.check_split()
+            calibration = () if self.normals is None else self.normals.images.samples
+            read_headers([(sample.image, sample.upright) for sample in calibration], self.config.workers)
         train, test = self._by_class(self.normal_images) if with_training else {}, self._by_class(self.test_images)
         listed = BENCHMARKS[self.config.dataset].listed
         for name in self.class_names:

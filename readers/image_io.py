@@ -11,6 +11,7 @@ would rotate TIFF files and no others. A mask that fits its image only after the
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
 from collections.abc import Iterator
@@ -133,6 +134,20 @@ def open_image(path: Path, upright: bool = False) -> Image.Image:
             orientation = exif_orientation(image)
         rotation = (ROTATE_UPRIGHT if upright else UNDO_ORIENTATION).get(orientation)
         return image if rotation is None or (upright and tiff) else image.transpose(rotation)
+
+
+def decode_png(content: bytes) -> Image.Image:
+    """The bytes of a PNG file -> its decoded image, in its own mode. Raises ImageFileError in words, without a name."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            if image.width * image.height > _pixel_limit:
+                raise ImageFileError(f"has {image.width} x {image.height} pixels, more than {_pixel_limit}")
+            image.load()
+            return image
+    except ImageFileError:
+        raise
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise ImageFileError(f"is no PNG file that can be read ({type(error).__name__})") from None
 
 
 def rotate_upright(image: Image.Image) -> Image.Image:

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
-from readers.image_io import MAX_PIXELS, read_size
+from readers.image_io import MAX_PIXELS, decode_png, read_size
 from readers.mvtec_ad_2 import PRIVATE, list_private
 from submission.layout import MAPS, SUFFIXES, THRESHOLDED, private_counts, sets_of_images
 from utils import printable
@@ -171,20 +170,13 @@ def _check_map(content: bytes) -> Size:
 
 def _check_thresholded(content: bytes) -> Size:
     """The size of a thresholded map. Raises ValueError in words where it is no two-dimensional image of 0 and 255."""
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            size, mode = image.size, image.mode
-            plain = mode == "L" and size[0] * size[1] <= MAX_PIXELS
-            values = np.asarray(image) if plain else np.zeros(0)
-    except Exception as problem:  # a damaged file can raise any error
-        raise ValueError(f"is no PNG file that can be read ({type(problem).__name__})") from None
-    if mode != "L":
-        raise ValueError(f"has the mode {mode}, wanted L: 8 bits of gray, two dimensions")
-    if not plain:
-        raise ValueError(f"has more than {MAX_PIXELS} pixels")
+    image = decode_png(content)
+    if image.mode != "L":
+        raise ValueError(f"has the mode {image.mode}, wanted L: 8 bits of gray, two dimensions")
+    values = np.asarray(image)
     if not ((values == 0) | (values == 255)).all():
         raise ValueError("holds other values than 0 and 255")
-    return size
+    return image.size
 
 
 def _size_problems(found: Found, class_name: str, split: str, root: Path | None) -> Iterator[str]:

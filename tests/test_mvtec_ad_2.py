@@ -191,6 +191,15 @@ def test_the_threshold_comes_from_the_validation_images(root: Path) -> None:
     assert {row.group for row in one.data.rows} == {"regular", "overexposed", "shift_1"}
 
 
+def test_a_broken_validation_image_is_told_before_the_first_epoch(root: Path) -> None:
+    settings: dict[str, Any] = {"net": "efficientnet_lite0", "image_size": 64, "workers": 0, "seeds": (1,)}
+    (root / "can/validation/good/002_regular.png").write_bytes(b"")
+    one = Experiment(Config("mvtec_ad_2", ("can",), data_path=root, **settings), CPU)
+    with pytest.raises(ValueError, match=r"validation.good.002_regular\.png: is empty \(0 bytes\)"):
+        one.check_data()
+    one.check_data(with_training=False)
+
+
 @pytest.mark.slow
 def test_a_class_is_trained_with_its_threshold(root: Path, res10: str, tmp_path: Path) -> None:
     flags = ["--dataset", "mvtec_ad_2", "--data_path", root, "--class", "can", "--variant", "rd4ad", "--epochs", 1]

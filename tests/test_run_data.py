@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dataset import Sample
 from readers import contents
 from readers.contents import content_hashes, file_stamp
 from run_files import Busy, DataRecord, FolderLock, Run
+from run_files.data import ImageRecord
 from scripts import summarize
 from training import attempt, loop
 from utils import file_sha256
@@ -127,6 +129,27 @@ def test_a_record_survives_its_csv_with_any_name(tmp_path: Path) -> None:
     assert DataRecord.read(path).rows == before.rows
     assert DataRecord.read(path).digests() == before.digests()
 
+
+def test_group_and_object_of_an_image_are_part_of_what_a_run_knows(tmp_path: Path) -> None:
+    rows = [ImageRecord("test", f"{i}.png", "good", "0", "a" * 64, "", "", *own) for i, own in enumerate(GROUPS)]
+    record = DataRecord(rows)
+    (tmp_path / "data.csv").write_text(record.to_csv())
+    assert DataRecord.read(tmp_path / "data.csv").rows == record.rows
+    assert record.to_csv().splitlines()[0].endswith(",mask_sha256,class_name,group,unit")
+    plain = DataRecord([replace(row, group="", unit="") for row in rows])
+    others = [
+        DataRecord([replace(rows[0], group="night"), *rows[1:]]),
+        DataRecord([*rows[:2], replace(rows[2], unit="b")]),
+    ]
+    swapped = DataRecord([replace(rows[0], group="", unit="day"), *rows[1:]])
+    digests = [found.digests()["test"]["sha256"] for found in (record, plain, *others, swapped)]
+    assert len(set(digests)) == 5
+    (line,) = record.differences(others[0])
+    assert "1 with another mask or label (e.g. 0.png)" in line
+    assert plain.to_csv().splitlines()[0] == "split,path,defect,anomalous,sha256,mask_sha256"
+
+
+GROUPS = (("day", ""), ("", ""), ("", "object 1"), ("day", "object 1"))
 
 # --- commands ---
 
