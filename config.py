@@ -27,7 +27,7 @@ from model import TEACHERS, is_resnet
 from model.specs import PRECISIONS
 from readers.base import name_problem
 from readers.image_io import MAX_PIXELS
-from scoring.modes import MAP_MODES
+from scoring.modes import MAP_MODES, MAP_SIZES, RESIZED
 from scoring.thresholds import MAXIMUM, PIXEL_RULES, CalibrationSettings, check_pixel_rule
 from utils import printable, read_json
 
@@ -250,6 +250,13 @@ class Config:
         "how the levels' maps are combined; standardized: each in units of its spread over the training images, then "
         "added (default: the variant's with a ResNet, standardized with any other teacher)",
         choices=MAP_MODES,
+    )
+    map_size: str = field(
+        RESIZED,
+        SCORING,
+        "pixel metrics are computed at the size that images are resized to; own: at each image's own size, to which "
+        "its map is enlarged; image scores are the same",
+        choices=MAP_SIZES,
     )
     refine: bool | None = field(
         None, SCORING, "multiply image scores by DRD's refinement factor (default: the variant's)"

@@ -30,7 +30,7 @@ from readers.csv_table import find_csv, find_csv_classes, read_csv_table
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import ELPV_CLASSES, default_root, read_elpv
 from readers.folder import name_class, read_folder
-from readers.image_io import read_oriented_mask, read_rgb, rotate_upright, to_rgb
+from readers.image_io import read_oriented_mask, read_rgb, read_size, rotate_upright, swap, to_rgb
 from readers.mvtec import read_mvtec
 from readers.mvtec_ad_2 import MASKS, PUBLIC, read_mvtec_ad_2
 from readers.real_iad import REAL_IAD_CLASSES, find_real_iad, find_real_iad_classes, read_real_iad
@@ -53,6 +53,8 @@ __all__ = [
     "locate",
 ]
 
+
+Size = int | tuple[int, int]  # the side of a square, or (height, width)
 
 UNIFIED = "unified"  # in place of a class: one model over all classes, scored class by class
 
@@ -236,33 +238,39 @@ def resized(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
-def load_mask(sample: Sample, size: int, threshold: int = 0) -> NDArray[np.bool_] | None:
-    """(size, size), True on the defect; all False for a normal image, None for an anomalous one without a mask.
+def load_mask(sample: Sample, size: Size, threshold: int = 0) -> NDArray[np.bool_] | None:
+    """A mask of this size, True on the defect; all False for a normal image, None for an anomalous one without a mask.
 
     Resized as in `resize_mask`. Raises as `load_image`.
     """
     if not sample.anomalous:
-        return np.zeros((size, size), dtype=bool)
+        return np.zeros(_sides(size), dtype=bool)
     if sample.mask is None:
         return None
     return resize_mask(read_oriented_mask(sample.image, sample.mask, threshold, sample.upright), size)[0]
 
 
-def resize_mask(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.bool_], bool]:
-    """(H, W) -> (size, size), and whether the mask would have vanished.
+def resize_mask(mask: NDArray[np.bool_], size: Size) -> tuple[NDArray[np.bool_], bool]:
+    """(H, W) -> the mask in this size, and whether it would have vanished; one that has the size is unchanged.
 
     The mask is resized bilinearly and thresholded at one half, as in the published code (RD4AD, SK-RD4AD, RD++). A mask
     that would vanish keeps its most covered pixels, so a defect of a few pixels is still a region.
     """
-    image = Image.fromarray(mask.astype(np.uint8) * 255).resize((size, size), Image.Resampling.BILINEAR)
+    width_and_height = swap(_sides(size))
+    image = Image.fromarray(mask.astype(np.uint8) * 255).resize(width_and_height, Image.Resampling.BILINEAR)
     coverage = np.asarray(image)
     resized = coverage >= 128
     if resized.any() or not mask.any():
         return resized, False
     if not coverage.any():  # less than 1/255 of a pixel, which 8 bits round to 0
-        exact = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+        exact = Image.fromarray(mask.astype(np.float32)).resize(width_and_height, Image.Resampling.BILINEAR)
         coverage = np.asarray(exact)
     return coverage == coverage.max(), True
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    """(height, width)"""
+    return (size, size) if isinstance(size, int) else size
 
 
 class ImageSet:
@@ -310,18 +318,24 @@ class ImageSet:
             part._vanished = self._vanished
         return found
 
+    def own_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image's file, as it is read: from its header. Raises as `load_image`."""
+        sample = self.samples[index]
+        return swap(read_size(sample.image, sample.upright))
+
     def image(self, index: int) -> NDArray[np.uint8]:
         """(3, size, size) in 0..255; see `load_image`."""
         sample = self.samples[index]
         return load_image(sample.image, self.size, sample.upright)
 
-    def mask(self, index: int) -> NDArray[np.bool_] | None:
-        """(size, size) or None; see `load_mask`."""
+    def mask(self, index: int, own_size: bool = False) -> NDArray[np.bool_] | None:
+        """(size, size), or of the image's own size, or None; see `load_mask`."""
         sample = self.samples[index]
+        size = self.own_size(index) if own_size else self.size
         if not sample.anomalous or sample.mask is None:
-            return load_mask(sample, self.size)
+            return load_mask(sample, size)
         mask = read_oriented_mask(sample.image, sample.mask, self.mask_threshold, sample.upright)
-        resized, vanished = resize_mask(mask, self.size)
+        resized, vanished = resize_mask(mask, size)
         if vanished:
             self._vanished.add(sample.image)
         return resized

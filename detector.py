@@ -26,6 +26,7 @@ from scoring.anomaly_map import (
     MapStatistics,
     Pair,
     anomaly_map,
+    at_size,
     color_scale,
     image_score,
     level_maps,
@@ -33,10 +34,11 @@ from scoring.anomaly_map import (
 )
 from scoring.intervals import Bootstrap, bootstrap_intervals
 from scoring.metrics import Report, compute_metrics, mean_over_classes, sample_metrics
+from scoring.modes import OWN
 from scoring.normalization import Normalizer, normalizers
 from scoring.predictions import Prediction, Rule
 from scoring.thresholds import Threshold
-from utils import choose_device, prefetch_map, to_device
+from utils import choose_device, prefetch_map, ragged, to_device
 
 Source = str | Path | Image.Image | np.ndarray  # an image
 BATCH_PIXELS = 16 * 256**2  # of a batch that is scored: memory does not grow with the image size
@@ -126,7 +128,7 @@ class Detector:
 
     def fit_color_scale(self, normal_images: ImageSet) -> None:
         """Choose the color scale of overlays from the maps of normal images."""
-        self.color_scale = color_scale(np.concatenate([maps for _, maps in self.score_batches(normal_images)]))
+        self.color_scale = color_scale([found for _, maps in self.score_batches(normal_images) for found in maps])
 
     @overload
     def predict(self, images: Source) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -157,15 +159,22 @@ class Detector:
             scores, maps = score_pairs(pairs, images.size, scoring, self.map_statistics)
             yield scores.cpu().numpy(), maps.cpu().numpy()
 
+    def score_all(self, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+        """Image scores (N,) and the N anomaly maps, held in memory, as `score_batches` gives them."""
+        maps = self._room_for_maps(images)
+        return self._score_into(images, maps), maps
+
     def evaluate(self, images: ImageSet, keep_maps: bool = False) -> Evaluation:
         """Score a test set once: image metrics always, pixel metrics where there are masks and --seg is on.
 
-        Maps are held until the pixel metrics are computed, and kept on request; 10,000 of 256 pixels are 2.6 GB. Of
-        several classes each is scored by itself, one after the other, and the metrics are the means over them.
+        Maps are held until the pixel metrics are computed, and kept on request; 10,000 of 256 pixels are 2.6 GB, and
+        with --map_size own 4 bytes a pixel of the images. Of several classes each is scored by itself, one after the
+        other, and the metrics are the means over them.
         """
+        own_size = self.config.map_size == OWN
         if not images.by_class:
             return self._evaluate(images, keep_maps)
-        kept = np.empty((len(images), images.size, images.size), np.float32) if keep_maps else None
+        kept = self._room_for_maps(images, own_size) if keep_maps else None
         parts, done = {}, 0
         for name, part in images.by_class.items():
             found = self._evaluate(part, keep_maps, None if kept is None else kept[done : done + len(part)])
@@ -175,27 +184,39 @@ class Detector:
 
     def _evaluate(self, images: ImageSet, keep_maps: bool, out: np.ndarray | None = None) -> Evaluation:
         """`evaluate` of one class; the maps are written into `out` where it is given."""
-        with_pixels = self.config.seg and images.has_masks
-        scores = np.empty(len(images), np.float32)
+        with_pixels, own_size = self.config.seg and images.has_masks, self.config.map_size == OWN
         maps = out
         if maps is None and (with_pixels or keep_maps):
-            maps = np.empty((len(images), images.size, images.size), np.float32)
-        done = 0
-        for batch_scores, batch_maps in self.score_batches(images):
-            batch = slice(done, done + len(batch_scores))
-            scores[batch] = batch_scores
-            if maps is not None:
-                maps[batch] = batch_maps
-            done = batch.stop
+            maps = self._room_for_maps(images, own_size)
+        scores = self._score_into(images, maps, own_size)
         own = sample_metrics(images.labels, scores, images.units) if images.units else Report({}, {})
         if with_pixels:
-            masks = list(prefetch_map(images.mask, range(len(images)), self.config.workers))
+            mask = functools.partial(images.mask, own_size=own_size)
+            masks = list(prefetch_map(mask, range(len(images)), self.config.workers))
             report = compute_metrics(images.labels, scores, maps, masks)
             return Evaluation(images.labels, scores, maps, masks, report | own)
         report = compute_metrics(images.labels, scores)
         why = "no masks" if self.config.seg else "pixel metrics were not asked for"
         reasons = {name: reason if name.startswith("image_") else why for name, reason in report.reasons.items()}
         return Evaluation(images.labels, scores, maps, None, replace(report, reasons=reasons) | own)
+
+    @staticmethod
+    def _room_for_maps(images: ImageSet, own_size: bool = False) -> np.ndarray:
+        """What holds the maps of a set: (N, S, S) float32, or (N,) of maps where they may have several sizes."""
+        if own_size:
+            return ragged([None] * len(images))
+        return np.empty((len(images), images.size, images.size), np.float32)
+
+    def _score_into(self, images: ImageSet, maps: np.ndarray | None, own_size: bool = False) -> np.ndarray:
+        """The scores (N,); the maps go into `maps`, with `own_size` in the sizes of the images themselves."""
+        scores, done = np.empty(len(images), np.float32), 0
+        for batch_scores, batch_maps in self.score_batches(images):
+            for score, found in zip(batch_scores, batch_maps, strict=True):
+                scores[done] = score
+                if maps is not None:
+                    maps[done] = at_size(found, *images.own_size(done)) if own_size else found
+                done += 1
+        return scores
 
     @torch.no_grad()
     def _scored_pairs(self, images: ImageSet) -> Iterable[list[Pair]]:
@@ -208,8 +229,10 @@ class Detector:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Labels (N,) and scores (N,) of a test set, the anomaly maps (N, S, S) float32 if they were kept, the masks that
-    they were compared with, and the metrics.
+    """Labels (N,) and scores (N,) of a test set, the anomaly maps if they were kept, the masks that they were compared
+    with, and the metrics.
+
+    Maps are (N, S, S) float32; where they may have several sizes, (N,) of float32 arrays (H, W).
 
     Of several classes, one after the other, `classes` has the evaluation of each, and the metrics are their means;
     `masks` is None where a class has none.

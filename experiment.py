@@ -466,11 +466,14 @@ def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:
     assert evaluation.maps is not None and detector.color_scale is not None, "evaluate with keep_maps=True"
     if not len(evaluation.labels):
         return
-    normal = np.zeros(evaluation.maps.shape[1:], bool)
-    masks = None if evaluation.masks is None else np.stack([normal if m is None else m for m in evaluation.masks])
+    masks = evaluation.masks
+    if masks is not None:
+        masks = [
+            np.zeros(found.shape, bool) if m is None else m for m, found in zip(masks, evaluation.maps, strict=True)
+        ]
     sha256 = file_sha256(folder.folder / CHECKPOINT)
     classes = [name for name, part in evaluation.classes.items() for _ in part.labels]
-    saved = SavedMaps(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256, classes)
+    saved = SavedMaps.of(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256, classes)
     saved.write(folder.folder, folder.check)
 
 

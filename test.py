@@ -3,6 +3,7 @@
 python test.py RUN                       the same metrics again; exit code 1 if they differ from the recorded ones
 python test.py RUN --verify              all that the run recorded against its data of now; exit code 1 for a difference
 python test.py RUN --anomaly_map MODE    the run scored with another anomaly map, in a run folder of its own
+python test.py RUN --map_size own        the run's pixel metrics at the images' own sizes, in a run folder of its own
 python test.py RUN --intervals           and how far the metrics could be off with other test images
 python test.py RUN --images PATH...      OK or NG for each image, predictions.csv, overlays; exit code 0 if all are OK,
                                          1 if some are NG, 3 if some cannot be read
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from model.specs import PRECISIONS
 from prediction import STDIN
 from run_files import CONFIG, MAPS, METRICS, Progress, Run
-from scoring.modes import MAP_MODES
+from scoring.modes import MAP_MODES, MAP_SIZES
 from scoring.thresholds import PIXEL_RULES
 from utils import format_table, keep_freed_memory, set_determinism
 
@@ -41,20 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_flags(options)
     if options.save_maps and (options.images or options.verify):
         raise ValueError("--save_maps goes with the run's test images: not with --images or --verify")
-    if options.images and options.anomaly_map is not None:
+    changed = {name: value for name in ("anomaly_map", "map_size") if (value := getattr(options, name)) is not None}
+    if options.images and changed:
         raise ValueError(
-            "--anomaly_map goes with the run's test images: score the run again with it, then use that run"
+            f"--{next(iter(changed))} goes with the run's test images: score the run again with it, then use that run"
         )
     if options.intervals is not None:
         from scoring.intervals import Bootstrap
 
         Bootstrap(options.intervals)  # shows a level without sense now
-        if options.images or options.anomaly_map is not None:
-            raise ValueError("--intervals goes with the run's own metrics: not with --images or --anomaly_map")
+        if options.images or changed:
+            raise ValueError(
+                "--intervals goes with the run's own metrics: not with --images, --anomaly_map or --map_size"
+            )
     names = ("data_path", "weights", "device", "workers", "precision", "compile")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.verify:
-        if any((options.images, options.intervals, options.anomaly_map, options.vis, options.calibrate)):
+        if any((options.images, options.intervals, changed, options.vis, options.calibrate)):
             raise ValueError("--verify stands alone: it compares a run with its own data")
         return verify_run(options.run, changes)
     from detector import Detector
@@ -71,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from prediction.command import calibrate_run
 
         return calibrate_run(detector, options)
-    if options.anomaly_map is not None:
-        return score_with(detector, options.run, options.anomaly_map, bool(options.vis), options.save_maps)
+    if changed:
+        return score_with(detector, options.run, changed, bool(options.vis), options.save_maps)
     return score_again(detector, options.run, bool(options.vis), options.intervals, options.save_maps)
 
 
@@ -148,36 +152,38 @@ def verify_run(run: Path, changes: Mapping[str, Any]) -> int:
     return 1 if different else 0
 
 
-def score_with(detector: Detector, run: Path, mode: str, vis: bool, with_maps: bool = False) -> int:
-    """Score the run with another anomaly map, into a run folder beside it; print the metrics of both.
+def score_with(detector: Detector, run: Path, changed: Mapping[str, str], vis: bool, with_maps: bool = False) -> int:
+    """Score the run with another --anomaly_map or --map_size, into a run folder beside it; print the metrics of both.
 
-    Raises ValueError for the map that the run has already, and where the run does not lie at
+    Raises ValueError for what the run has already, and where the run does not lie at
     .../<benchmark>/<name>/<class>/seed<k>.
     """
     from experiment import Experiment, score
     from report.results import recorded_metrics
 
     run, config = run.resolve(), detector.config
-    if mode == config.scoring.anomaly_map:
-        raise ValueError(f"--anomaly_map {mode}: {run} is scored with it already")
+    flags = " and ".join(f"--{flag} {value}" for flag, value in changed.items())
+    before = {"anomaly_map": config.scoring.anomaly_map, "map_size": config.map_size}
+    for flag, value in changed.items():
+        if value == before[flag]:
+            raise ValueError(f"--{flag} {value}: {run} is scored with it already")
     name, own = run.parent.parent.name, config.run_folder.parts[-4:]
     if run.parts[-4:] != (own[0], name, *own[2:]):
-        raise ValueError(
-            f"--anomaly_map writes beside the run, which must lie at .../{own[0]}/<name>/{own[2]}/{own[3]}"
-        )
+        raise ValueError(f"{flags}: writes beside the run, which must lie at .../{own[0]}/<name>/{own[2]}/{own[3]}")
     recorded, state = Run(run).read(METRICS), Run(run).load_finished()
     outputs: dict[str, Any] = {"vis": vis or config.vis, "save_maps": with_maps or config.save_maps}
-    config = replace(config, anomaly_map=mode, name=f"{name}-{mode}", save_path=run.parents[3], **outputs)
+    other = "-".join((name, *changed.values()))
+    config = replace(config, name=other, save_path=run.parents[3], **changed, **outputs)
     experiment = Experiment(config, detector.device)
     experiment.distiller = detector.distiller  # trained, in place of a new one
     experiment.train_images, experiment.test_images  # noqa: B018 - missing images show before a folder is made
     identity = Run(run).read(CONFIG)["identity"]  # of the files that were used, wherever they are now
     files = {key: identity[key] for key in ("teacher_weights", "precision", "checkpoint") if key in identity}
     if differences := Run(run).data_differences(experiment.data):
-        raise ValueError(f"--anomaly_map: the images are not those of {run}: {differences}")
+        raise ValueError(f"{flags}: the images are not those of {run}: {differences}")
     folder = Run(config.run_folder)
     progress = Progress(**state["progress"])
-    progress.evaluations.clear()  # they were made with the other map
+    progress.evaluations.clear()  # they were made with the other setting
     if "optimizer" in state:
         experiment.optimizer.load_state_dict(state["optimizer"])
     with folder.lock():
@@ -185,9 +191,10 @@ def score_with(detector: Detector, run: Path, mode: str, vis: bool, with_maps: b
         folder.open(config.to_json(), identity, experiment.data)
         if not folder.finished:
             score(experiment, folder, progress, scored_from=str(run))
-    columns = {mode: folder.read(METRICS), detector.config.scoring.anomaly_map: recorded}
+    titles = " ".join(changed.values()), " ".join(before[flag] for flag in changed)
+    columns = dict(zip(titles, (folder.read(METRICS), recorded), strict=True))
     print(_beside({name: recorded_metrics(record) for name, record in columns.items()}, config.title, digits=4))
-    print(f"scored with --anomaly_map {mode}: {folder}")
+    print(f"scored with {flags}: {folder}")
     return 0
 
 
@@ -226,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jsonl", action="store_true", help="with --images: a line of JSON for each image")
     parser.add_argument("--quiet", action="store_true", help="with --images: the last line alone")
     parser.add_argument("--anomaly_map", choices=MAP_MODES, help="score the run anew with this map")
+    parser.add_argument("--map_size", choices=MAP_SIZES, help="compute pixel metrics anew, at maps of this size")
     parser.add_argument(
         "--intervals", type=float, nargs="?", const=0.95, metavar="LEVEL",
         help="bootstrap intervals of the metrics over the test images, of this level (0.95)",

@@ -301,6 +301,15 @@ def _prefetched(function: Callable[[Item], Result], items: Iterable[Item], worke
                 future.cancel()
 
 
+def ragged(arrays: Iterable[Any]) -> np.ndarray:
+    """Arrays of any shapes -> one array (n,) of them, which is indexed and cut into views as a dense one is."""
+    items = list(arrays)
+    found = np.empty(len(items), object)
+    for i, item in enumerate(items):
+        found[i] = item
+    return found
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
     """Cells of text -> an aligned table: the first column to the left, the others to the right.
 

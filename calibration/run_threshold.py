@@ -21,8 +21,7 @@ def calibrate(
     detector: Detector, normals: NormalSet, settings: CalibrationSettings, checkpoint_sha256: str
 ) -> Threshold:
     """The threshold from the detector's scores of normal images. Raises ValueError where they are too few."""
-    batches = list(detector.score_batches(normals.images))
-    scores, maps = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    scores, maps = detector.score_all(normals.images)
     origin = {"checkpoint_sha256": checkpoint_sha256, "data": normals.digest(detector.config.workers)}
     return Threshold.of(scores, maps, settings, normals.source, origin)
 

@@ -38,10 +38,12 @@ from scoring.comparing import (
 )
 from scoring.intervals import Bootstrap, Resampled, Statistic, difference_statistic, metric_statistic, resample
 from scoring.metrics import IMAGE_METRICS
+from scoring.modes import RESIZED
 from utils import printable
 
 Source = AurocDifference | Resampled  # gives an interval and a p
 UNSAMPLED = "aupro_per_image"  # the metric that is not resampled: it has no interval over images
+MASK_SETTINGS = {"image_size": None, "map_size": RESIZED}  # what decides the size of masks, and its default
 DIGITS = 12  # decimals: what is left of a difference after them is rounding
 
 
@@ -197,16 +199,19 @@ def compare_sides(
 
 def _usable(pairing: Pairing, metrics: Sequence[str], notes: list[str]) -> list[str]:
     """The metrics that mean the same on both sides; a note for the others."""
-    sizes = {run[1].get("image_size") for name in pairing.seeds for runs in pairing.runs(name) for run in runs}
     pixel = [metric for metric in metrics if metric not in IMAGE_METRICS]
-    if len(sizes) < 2 or not pixel:
-        return list(metrics)
-    listed = ", ".join(map(str, sorted(sizes, key=str)))
-    notes.append(
-        f"{pairing.first.label} and {pairing.second.label}: pixel metrics are not compared, since masks are scored at "
-        f"--image_size, which differs: {listed}"
-    )
-    return [metric for metric in metrics if metric in IMAGE_METRICS]
+    every = [result for name in pairing.seeds for runs in pairing.runs(name) for _, result in runs]
+    for setting, usual in MASK_SETTINGS.items():
+        sizes = {result.get(setting, usual) for result in every}
+        if len(sizes) < 2 or not pixel:
+            continue
+        listed = ", ".join(map(str, sorted(sizes, key=str)))
+        notes.append(
+            f"{pairing.first.label} and {pairing.second.label}: pixel metrics are not compared, since masks are scored "
+            f"at --{setting}, which differs: {listed}"
+        )
+        return [metric for metric in metrics if metric in IMAGE_METRICS]
+    return list(metrics)
 
 
 @dataclass(frozen=True)
@@ -256,7 +261,7 @@ class _Reader:
                 self.without_maps[folder] = why_not or ""
             elif saved.masks is not None:
                 maps, masks = saved.maps, saved.masks
-                digest = hashlib.sha256(np.packbits(masks).tobytes()).hexdigest()
+                digest = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in masks)).hexdigest()
         return _ScoredRun(labels, scores, metric_statistic(labels, scores, maps, masks), digest)
 
 

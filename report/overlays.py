@@ -170,10 +170,10 @@ class OverlayWriter:
         sweep_partials(folder)
 
     def write(self, first: int, maps: np.ndarray, scores: np.ndarray) -> None:
-        """Write the overlays of a batch that starts with sample number `first`: maps (B, S, S) and scores (B,)."""
+        """Write the overlays of a batch that starts with sample number `first`: B maps (H, W) and scores (B,)."""
         for number, (anomaly_map, score) in enumerate(zip(maps, scores, strict=True), start=first):
             sample, name = self.samples[number], self.names[number]
-            mask = load_mask(sample, anomaly_map.shape[-1]) if sample.mask is not None else None
+            mask = load_mask(sample, anomaly_map.shape) if sample.mask is not None else None
             image = np.asarray(read_rgb(sample.image, sample.upright))
             drawn = overlay(ScoredImage(image, anomaly_map, float(score), mask, name), self.scale, self.threshold)
             written, data = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))

@@ -24,6 +24,7 @@ from report.tables import ALL, Row, Spread, Table, defined_metrics, has_random_t
 from run_files import CONFIG
 from run_files.csv_files import to_csv as csv_text
 from run_files.lock import FolderLock
+from scoring.modes import RESIZED
 from utils import format_table, printable, sweep_partials, terminal_width, write_atomically
 
 EPOCH_LEGEND, SPREAD_LEGEND = "Metrics of the last epoch", ": mean ± sample standard deviation over n seeds"
@@ -109,12 +110,13 @@ def _notes(table: Table) -> list[str]:
     texts = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
     teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
     shots = "" if facts["shots"] == [ALL] else f"{texts['shots']} training images a class, "
+    sizes = "" if facts["map_size"] == [RESIZED] else f"pixel metrics at the size {texts['map_size']}, "
     return [
         *(f"warning: {warning}" for warning in table.warnings),
         *table.reasons,
         f"{count(facts['runs'], 'run')}{', each one model over all classes' if table.unified else ''}, "
         f"{count(len(facts['seeds']), 'seed')} ({texts['seeds']}), epochs {texts['epochs']}, teacher {teacher}, "
-        f"{texts['image_size']} pixels, {shots}revision {texts['revision']}",
+        f"{texts['image_size']} pixels, {sizes}{shots}revision {texts['revision']}",
         f"training {duration(facts['train_seconds'])}, scoring {duration(facts['score_seconds'])} over all runs, on "
         f"{' | '.join(facts['hardware']) or 'unknown hardware'}; {' | '.join(facts['versions']) or 'versions unknown'}",
     ]

@@ -16,13 +16,14 @@ from dataset import BENCHMARKS
 from methods import VARIANTS
 from report.published import NET, published
 from report.results import ALL_TITLES, METRIC_TITLES, Result, metric_names, run_name, unified_name
+from scoring.modes import RESIZED
 
 Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
 ALL = "all"  # shots of a run that is trained on every image
 
 # These should be equal in all runs of a table; else the table has a warning.
-SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "shots", "revision")
+SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "shots", "map_size", "revision")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
         rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs, names))
     table = Table(benchmark, name, rows, _reasons(runs, classes), differing_settings(facts, "these runs"), facts)
     # a run with another name is an ablation: published metrics of the variant do not apply
-    if table.named_by_variant and facts["net"] == [NET] and facts["shots"] == [ALL] and not has_random_teacher(facts):
+    as_published = facts["net"] == [NET] and facts["shots"] == [ALL] and facts["map_size"] == [RESIZED]
+    if table.named_by_variant and as_published and not has_random_teacher(facts):
         for row in rows:
             _add_published(row, benchmark, name)
     return table
@@ -146,6 +148,7 @@ def collect_facts(runs: Sequence[Result]) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {key: _distinct(run.get(key) for run in runs) for key in (*SETTINGS, "hardware")}
     facts["shots"] = _distinct(str(run.get("shots", ALL)) for run in runs)
+    facts["map_size"] = _distinct(run.get("map_size", RESIZED) for run in runs)
     # random teachers are named random:SEED, so they differ between seeds on purpose
     facts["teacher_weights"] = _distinct(re.sub(r"^random\b.*", "random", name) for name in facts["teacher_weights"])
     versions = [run.get("versions") or {} for run in runs]

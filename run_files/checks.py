@@ -61,6 +61,7 @@ FURTHER_FIELDS = {
     "n_test": COUNT,
     "n_anomalous": COUNT,
     "shots": POSITIVE,
+    "map_size": TEXT,
     "classes": TABLE,
     "normalized": TABLE.or_null(),
     "scored_from": TEXT,

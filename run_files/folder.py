@@ -44,6 +44,7 @@ from run_files.data import DataRecord
 from run_files.lock import EXPIRES, LOCK, Busy, FolderLock
 from run_files.maps import MAPS
 from run_files.progress import Progress, oracle_rule
+from scoring.modes import RESIZED
 from scoring.normalization import Normalizer
 from scoring.thresholds import Threshold
 from utils import (
@@ -470,6 +471,7 @@ class Run:
             "batch_size": config.training.batch_size,
             "epochs": config.training.epochs,
             "epochs_trained": progress.epoch,
+            **({} if config.map_size == RESIZED else {"map_size": config.map_size}),
         }
 
 

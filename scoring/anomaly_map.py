@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -105,14 +106,24 @@ def score_refinement_factor(pairs: Sequence[Pair], size: int) -> Tensor:
     return 1 + largest.gather(0, variances.argmin(dim=0, keepdim=True))[0]
 
 
-def color_scale(normal_maps: np.ndarray) -> tuple[float, float]:
-    """Maps of normal images (N, S, S) -> the scores at which an overlay is clear and fully colored.
+def at_size(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Map (h, w) -> (height, width) float32: its bilinear interpolation at the centers of the larger map's pixels.
+
+    Pixels are squares and corners are not aligned: a place is the same share of both maps' sides, and beyond the
+    outermost centers the value stays. So no value exceeds the map's maximum. A smaller map is sampled, not averaged.
+    """
+    resized = cv2.resize(np.asarray(anomaly_map, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.float32)
+
+
+def color_scale(normal_maps: Sequence[np.ndarray] | np.ndarray) -> tuple[float, float]:
+    """Maps of normal images, n of (H, W), -> the scores at which an overlay is clear and fully colored.
 
     Clear is the median pixel; the median of the images' maxima lies at a quarter of the way, so that a normal image
     stays pale and full color means four times what normal images reach. Test images choose nothing.
     """
-    low = float(np.median(normal_maps))
-    usual = float(np.median(normal_maps.reshape(len(normal_maps), -1).max(axis=1)))
+    low = float(np.median(np.concatenate([anomaly_map.reshape(-1) for anomaly_map in normal_maps])))
+    usual = float(np.median(np.array([anomaly_map.max() for anomaly_map in normal_maps])))
     return low, low + max(4 * (usual - low), 1e-6)
 
 

@@ -63,15 +63,19 @@ class Normalizer:
         return np.asarray(scores, np.float64) >= self.threshold
 
 
-def normalizers(thresholds: Mapping[str, float], scores: ArrayLike, maps: ArrayLike) -> dict[str, Normalizer]:
-    """`Report.thresholds`, image scores (N,) and anomaly maps (N, H, W) -> the normalizers of "image" and "pixel".
+def normalizers(
+    thresholds: Mapping[str, float], scores: ArrayLike, maps: Sequence[np.ndarray] | np.ndarray
+) -> dict[str, Normalizer]:
+    """`Report.thresholds`, image scores (N,) and N anomaly maps (H, W) -> the normalizers of "image" and "pixel".
 
     Each takes the other's threshold where it has none of its own, and the middle of its range where neither has one.
     Raises ValueError as `Normalizer.of`.
     """
     known = next(iter(thresholds.values()), math.nan)
+    extremes = np.array([[found.min(), found.max()] for found in maps])
     return {
-        name: Normalizer.of(found, thresholds.get(name, known)) for name, found in (("image", scores), ("pixel", maps))
+        name: Normalizer.of(found, thresholds.get(name, known))
+        for name, found in (("image", scores), ("pixel", extremes))
     }
 
 

@@ -68,12 +68,12 @@ class Threshold:
     def of(
         cls,
         scores: ArrayLike,
-        maps: np.ndarray,
+        maps: Sequence[np.ndarray] | np.ndarray,
         settings: CalibrationSettings,
         source: str,
         origin: Mapping[str, Any],
     ) -> Threshold:
-        """The threshold from the scores (n,) and anomaly maps (n, S, S) of normal images.
+        """The threshold from the scores (n,) and anomaly maps, n of (H, W), of normal images.
 
         `origin` has `checkpoint_sha256` and `data`. Raises ValueError where n is too small for the rate asked for.
         """
@@ -182,8 +182,8 @@ def check_pixel_rule(rule: str) -> tuple[str, tuple[float, ...]]:
     return kind, numbers
 
 
-def pixel_threshold(maps: np.ndarray, rule: str, k: int = 1) -> float:
-    """The pixel threshold from the anomaly maps (n, S, S) of normal images.
+def pixel_threshold(maps: Sequence[np.ndarray] | np.ndarray, rule: str, k: int = 1) -> float:
+    """The pixel threshold from the anomaly maps, n of (H, W), of normal images.
 
     max               the k-th largest of the n images' highest pixels: at most k / (n + 1) of normal images show any
                       pixel above it
@@ -192,22 +192,23 @@ def pixel_threshold(maps: np.ndarray, rule: str, k: int = 1) -> float:
     """
     kind, numbers = check_pixel_rule(rule)
     if kind == MAXIMUM:
-        return float(np.sort(maps.reshape(len(maps), -1).max(axis=1))[-k])
+        return float(np.sort([anomaly_map.max() for anomaly_map in maps])[-k])
+    pixels = np.concatenate([anomaly_map.reshape(-1) for anomaly_map in maps])
     if kind == "sigma":
-        return float(maps.mean(dtype=np.float64) + numbers[0] * maps.std(dtype=np.float64))
-    return float(np.percentile(maps, numbers[0]) * numbers[1])
+        return float(pixels.mean(dtype=np.float64) + numbers[0] * pixels.std(dtype=np.float64))
+    return float(np.percentile(pixels, numbers[0]) * numbers[1])
 
 
 def decision_metrics(
     threshold: Threshold,
     labels: ArrayLike,
     scores: ArrayLike,
-    maps: np.ndarray | None = None,
+    maps: Sequence[np.ndarray] | np.ndarray | None = None,
     masks: Sequence[ArrayLike | None] | None = None,
 ) -> dict[str, float | None]:
     """What the threshold does on a test set: rates and F1 in 0..1, None where undefined.
 
-    image_f1, false_alarm_rate (of the normal images), miss_rate (of the anomalous ones); with maps (N, S, S) and masks
+    image_f1, false_alarm_rate (of the normal images), miss_rate (of the anomalous ones); with N maps (H, W) and masks
     also seg_f1, F1 over all pixels of all images at the pixel threshold (SegF1 of MVTec AD 2).
     """
     labels, decided = np.asarray(labels, bool), threshold.decide(scores)
