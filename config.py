@@ -29,6 +29,7 @@ from readers.base import name_problem
 from readers.image_io import MAX_PIXELS
 from scoring.modes import MAP_MODES, MAP_SIZES, RESIZED
 from scoring.thresholds import MAXIMUM, PIXEL_RULES, CalibrationSettings, check_pixel_rule
+from scoring.tiles import Tiling
 from utils import printable, read_json
 
 GROUPS = DATA, METHOD, TRAINING, SCORING, OUTPUT, MACHINE, SWEEP = (
@@ -77,6 +78,8 @@ COUNT, POSITIVE, NOT_NEGATIVE = Range(0, LARGEST), Range(1, LARGEST), Range(0)
 RANGES = {
     "shots": POSITIVE,
     "image_size": Range(32, 16384),
+    "tiles": Range(0, 1, open_low=True),
+    "tile_overlap": Range(0, 0.9),
     "max_pixels": Range(1, 2**63 - 1),
     "student_width": Range(1, 2**16),
     "student_blocks": Range(1, 1000),
@@ -153,6 +156,13 @@ class Config:
     )
     mask_dir: Path | None = runtime_field(None, DATA, "--dataset folder: masks, laid out as --test_dir is")
     image_size: int = field(256, DATA, "images are resized to a square of so many pixels; a multiple of 32")
+    tiles: float | None = field(
+        None,
+        DATA,
+        "for large images: train on and score overlapping windows of --image_size pixels, cut from the images at this "
+        "share of their own size, as 0.5 (default: the whole image in one square)",
+    )
+    tile_overlap: float = field(0.25, DATA, "--tiles: share of their side that neighboring windows have in common")
     max_pixels: int = runtime_field(
         MAX_PIXELS, DATA, "images and masks of more pixels are refused before they are decoded"
     )
@@ -404,6 +414,8 @@ class Config:
             problems.append(
                 f"--score_num {self.score_num}: a map of --image_size {self.image_size} has {self.image_size**2} pixels"
             )
+        if self.tiles is None and self.tile_overlap != Config.tile_overlap:
+            problems.append(f"--tile_overlap {self.tile_overlap}: belongs to --tiles, the share of their own size")
         if not set(self.levels) <= {0, 1, 2}:
             problems.append(f"--levels {' '.join(map(str, self.levels))}: choose from 0, 1, 2")
         if self.variants is not None:
@@ -549,6 +561,11 @@ class Config:
     def _given(self, *names: str) -> dict[str, Any]:
         """The fields of these names that are not None."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How large images are cut into windows; None where each image is one square."""
+        return None if self.tiles is None else Tiling(self.tiles, self.tile_overlap)
 
     @property
     def unified(self) -> bool:
@@ -709,7 +726,7 @@ def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, 
     # a field that may be None stands for one of the recipe's; the others are the Config's own
     fields = [f for f in dataclasses.fields(config) if f.metadata["affects_results"] and f.default is not None]
     found = {f.name: config.plain(f.name) for f in fields} | settled
-    found |= {"holdout": config.held_out_share, "shots": config.shots}
+    found |= {"holdout": config.held_out_share, "shots": config.shots, "tiles": config.tiles}
     plain = json.dumps({k: v for k, v in found.items() if k not in left_out}, default=dataclasses.asdict)
     return json.loads(plain)
 

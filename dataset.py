@@ -7,9 +7,11 @@ resized to a square of `size` pixels with Pillow, before they become tensors, as
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +32,13 @@ from readers.csv_table import find_csv, find_csv_classes, read_csv_table
 from readers.demo import DEMO_CLASSES, prepare_demo
 from readers.elpv import ELPV_CLASSES, default_root, read_elpv
 from readers.folder import name_class, read_folder
-from readers.image_io import read_oriented_mask, read_rgb, read_size, rotate_upright, swap, to_rgb
+from readers.image_io import check_pixels, read_oriented_mask, read_rgb, read_size, rotate_upright, swap, to_rgb
 from readers.mvtec import read_mvtec
 from readers.mvtec_ad_2 import MASKS, PUBLIC, read_mvtec_ad_2
 from readers.real_iad import REAL_IAD_CLASSES, find_real_iad, find_real_iad_classes, read_real_iad
 from readers.vad import find_vad, read_vad
 from readers.visa import find_visa_classes, read_visa
+from scoring.tiles import Tiling
 from utils import prefetch_map
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
 
 Size = int | tuple[int, int]  # the side of a square, or (height, width)
 
+WINDOWED = 4  # decoded images, at most, whose windows are being cut for training
 UNIFIED = "unified"  # in place of a class: one model over all classes, scored class by class
 
 
@@ -223,8 +227,8 @@ def find_classes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
     return known or tuple(check_name(name, f"--data_path {source.root}") for name in found)
 
 
-def load_image(path: Path, size: int, upright: bool = False) -> NDArray[np.uint8]:
-    """(3, size, size) RGB in 0..255, resized bilinearly with antialiasing; the aspect ratio is not kept.
+def load_image(path: Path, size: Size, upright: bool = False) -> NDArray[np.uint8]:
+    """(3, height, width) RGB in 0..255, resized bilinearly with antialiasing; the aspect ratio is not kept.
 
     `upright`: rotated by its EXIF orientation first, else as stored. Raises ValueError or FileNotFoundError naming a
     file that cannot be read.
@@ -232,10 +236,10 @@ def load_image(path: Path, size: int, upright: bool = False) -> NDArray[np.uint8
     return resized(read_rgb(path, upright), size)
 
 
-def resized(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """An RGB image -> (3, size, size), bilinear with antialiasing."""
-    square = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+def resized(image: Image.Image, size: Size) -> NDArray[np.uint8]:
+    """An RGB image -> (3, height, width), bilinear with antialiasing."""
+    found = image.resize(swap(_sides(size)), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(found).transpose(2, 0, 1))
 
 
 def load_mask(sample: Sample, size: Size, threshold: int = 0) -> NDArray[np.bool_] | None:
@@ -274,13 +278,20 @@ def _sides(size: Size) -> tuple[int, int]:
 
 
 class ImageSet:
-    """Samples as arrays of one size, in order."""
+    """Samples as arrays, in order: squares of `size` pixels, or with a `tiling` larger, for windows of that size."""
 
-    def __init__(self, samples: Sequence[Sample], size: int, mask_threshold: int = 0) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], size: int, mask_threshold: int = 0, tiling: Tiling | None = None
+    ) -> None:
         self.samples = tuple(samples)
         self.size = size
         self.mask_threshold = mask_threshold
+        self.tiling = tiling
         self._vanished: set[Path] = set()
+
+    def like(self, samples: Sequence[Sample]) -> ImageSet:
+        """Other samples, read as these are."""
+        return ImageSet(samples, self.size, self.mask_threshold, self.tiling)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -313,7 +324,7 @@ class ImageSet:
         for sample in self.samples:
             if sample.class_name:
                 parts.setdefault(sample.class_name, []).append(sample)
-        found = {name: ImageSet(samples, self.size, self.mask_threshold) for name, samples in parts.items()}
+        found = {name: self.like(samples) for name, samples in parts.items()}
         for part in found.values():
             part._vanished = self._vanished
         return found
@@ -323,15 +334,33 @@ class ImageSet:
         sample = self.samples[index]
         return swap(read_size(sample.image, sample.upright))
 
+    def scaled_size(self, index: int) -> tuple[int, int]:
+        """(height, width) that an image and its mask are resized to. Raises ValueError for one of too many pixels."""
+        if self.tiling is None:
+            return self.size, self.size
+        size = self.tiling.scaled(self.own_size(index), self.size)
+        check_pixels(self.samples[index].image, swap(size), has=f"with --tiles {self.tiling.scale:g} becomes")
+        return size
+
+    @functools.cached_property
+    def training_samples(self) -> ImageSet:
+        """What is trained on: the images themselves, or all their windows."""
+        return self if self.tiling is None else Windows(self)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """How files become arrays, beside their contents."""
+        return {"size": self.size}
+
     def image(self, index: int) -> NDArray[np.uint8]:
-        """(3, size, size) in 0..255; see `load_image`."""
+        """(3, height, width) in 0..255, of the `scaled_size`; see `load_image`."""
         sample = self.samples[index]
-        return load_image(sample.image, self.size, sample.upright)
+        return load_image(sample.image, self.scaled_size(index), sample.upright)
 
     def mask(self, index: int, own_size: bool = False) -> NDArray[np.bool_] | None:
-        """(size, size), or of the image's own size, or None; see `load_mask`."""
+        """(height, width) of the `scaled_size`, or of the image's own size, or None; see `load_mask`."""
         sample = self.samples[index]
-        size = self.own_size(index) if own_size else self.size
+        size = self.own_size(index) if own_size else self.scaled_size(index)
         if not sample.anomalous or sample.mask is None:
             return load_mask(sample, size)
         mask = read_oriented_mask(sample.image, sample.mask, self.mask_threshold, sample.upright)
@@ -341,15 +370,46 @@ class ImageSet:
         return resized
 
 
-class MeasuredImages(ImageSet):
-    """Images whose `brightness` (mean of all pixels, 0..255) is noted, by number, as they are read."""
+class Windows(ImageSet):
+    """The windows of normal images, those of one image after the other, as samples (3, size, size) of their own.
 
-    def __init__(self, samples: Sequence[Sample], size: int, mask_threshold: int = 0) -> None:
-        super().__init__(samples, size, mask_threshold)
-        self.brightness: dict[int, float] = {}
+    An image is decoded when one of its windows is asked for. The last few stay in memory, so it is decoded once where
+    windows are asked for in order, and nearly always anew where they are not.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        assert images.tiling is not None, "images without a tiling have no windows"
+        self.images, self.cut_by = images, images.tiling
+        self._grids = [self.cut_by.grid(images.scaled_size(i), images.size) for i in range(len(images))]
+        self._places = [(i, number) for i, grid in enumerate(self._grids) for number in range(len(grid))]
+        super().__init__([images.samples[i] for i, _ in self._places], images.size)
+        self._decoded = functools.lru_cache(WINDOWED)(images.image)
+        self._locks = [threading.Lock() for _ in self._grids]  # threads that want the same image decode it once
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """How files become arrays, beside their contents."""
+        return {"size": self.size, "tiles": [self.cut_by.scale, self.cut_by.overlap]}
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """(3, size, size) in 0..255."""
+        i, number = self._places[index]
+        with self._locks[i]:
+            pixels = self._decoded(i)
+        return self._grids[i].cut(pixels, number)
+
+
+class MeasuredImages(ImageSet):
+    """Images whose `brightness` (mean of all pixels, 0..255) is noted, by number, as they are read."""
+
+    def __init__(
+        self, samples: Sequence[Sample], size: int, mask_threshold: int = 0, tiling: Tiling | None = None
+    ) -> None:
+        super().__init__(samples, size, mask_threshold, tiling)
+        self.brightness: dict[int, float] = {}
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """(3, height, width) in 0..255."""
         pixels = super().image(index)
         self.brightness[index] = float(pixels.mean())
         return pixels
@@ -364,23 +424,36 @@ class MeasuredImages(ImageSet):
 class GivenImages(ImageSet):
     """Images that are at hand, as paths, PIL images or arrays (H, W, 3) or (H, W) uint8; upright, without labels."""
 
-    def __init__(self, images: Sequence[str | Path | Image.Image | NDArray[np.uint8]], size: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[str | Path | Image.Image | NDArray[np.uint8]],
+        size: int,
+        tiling: Tiling | None = None,
+    ) -> None:
         names = [
             Path(image) if isinstance(image, (str, Path)) else Path(f"image {i}") for i, image in enumerate(images)
         ]
-        super().__init__([Sample(name, anomalous=False, defect="good", upright=True) for name in names], size)
+        samples = [Sample(name, anomalous=False, defect="good", upright=True) for name in names]
+        super().__init__(samples, size, tiling=tiling)
         self.given = images
 
+    def own_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, upright."""
+        given = self.given[index]
+        if isinstance(given, (str, Path)):
+            return super().own_size(index)
+        return given.shape[:2] if isinstance(given, np.ndarray) else swap(rotate_upright(given).size)
+
     def image(self, index: int) -> NDArray[np.uint8]:
-        """(3, size, size) in 0..255. Raises ValueError or FileNotFoundError."""
+        """(3, height, width) in 0..255. Raises ValueError or FileNotFoundError."""
         given, name = self.given[index], self.samples[index].image
         if isinstance(given, (str, Path)):
             return super().image(index)
         if isinstance(given, np.ndarray):
             if given.dtype != np.uint8 or not (given.ndim == 2 or (given.ndim == 3 and given.shape[2] == 3)):
                 raise ValueError(f"{name}: want (H, W, 3) or (H, W) uint8, found {given.shape} {given.dtype}")
-            return resized(Image.fromarray(given).convert("RGB"), self.size)
-        return resized(to_rgb(rotate_upright(given), name), self.size)
+            return resized(Image.fromarray(given).convert("RGB"), self.scaled_size(index))
+        return resized(to_rgb(rotate_upright(given), name), self.scaled_size(index))
 
 
 def image_batches(

@@ -38,9 +38,11 @@ from scoring.modes import OWN
 from scoring.normalization import Normalizer, normalizers
 from scoring.predictions import Prediction, Rule
 from scoring.thresholds import Threshold
+from scoring.tiles import Tiling
 from utils import choose_device, prefetch_map, ragged, to_device
 
 Source = str | Path | Image.Image | np.ndarray  # an image
+AHEAD = 2  # threads, at most, that decode large images ahead: each holds two at most
 BATCH_PIXELS = 16 * 256**2  # of a batch that is scored: memory does not grow with the image size
 
 
@@ -123,12 +125,13 @@ class Detector:
     def fit_map_statistics(self, normal_images: ImageSet) -> None:
         """Measure each level's map on normal images, where the run's anomaly map is standardized by it."""
         if self.config.scoring.anomaly_map == "standardized":
-            batches = self._scored_pairs(normal_images)
+            batches = self._scored_pairs(normal_images.training_samples)
             self.map_statistics = MapStatistics.of(level_maps(pairs, normal_images.size) for pairs in batches)
 
     def fit_color_scale(self, normal_images: ImageSet) -> None:
         """Choose the color scale of overlays from the maps of normal images."""
-        self.color_scale = color_scale([found for _, maps in self.score_batches(normal_images) for found in maps])
+        every = (found for _, maps in self.score_batches(normal_images) for found in maps)
+        self.color_scale = color_scale(every, normal_images.size**2)
 
     @overload
     def predict(self, images: Source) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -145,16 +148,22 @@ class Detector:
         many = isinstance(images, Sequence) and not isinstance(images, str)
         given: Sequence[Source] = images if many else [images]  # type: ignore[assignment,list-item]
         rule, found = Rule.of(self.threshold), []
-        for scores, maps in self.score_batches(GivenImages(given, self.config.image_size)):
+        for scores, maps in self.score_batches(GivenImages(given, self.config.image_size, self.config.tiling)):
             found += [rule.judge(score, anomaly_map) for score, anomaly_map in zip(scores, maps, strict=True)]
         return found if many else found[0]
 
     @torch.no_grad()
     def score_batches(self, images: ImageSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Image scores (B,) and anomaly maps (B, S, S), float32, batch by batch in the order of the images."""
+        """Image scores (B,) and anomaly maps (B, S, S), float32, batch by batch in the order of the images.
+
+        Large images that are cut into windows come one by one, their maps (1, H, W) joined.
+        """
         scoring = self.config.scoring
         standardized = scoring.anomaly_map == "standardized"
         assert not standardized or self.map_statistics is not None, "fit_map_statistics comes first"
+        if images.tiling is not None:
+            yield from self._score_large(images, images.tiling)
+            return
         for pairs in self._scored_pairs(images):
             scores, maps = score_pairs(pairs, images.size, scoring, self.map_statistics)
             yield scores.cpu().numpy(), maps.cpu().numpy()
@@ -200,10 +209,30 @@ class Detector:
         reasons = {name: reason if name.startswith("image_") else why for name, reason in report.reasons.items()}
         return Evaluation(images.labels, scores, maps, None, replace(report, reasons=reasons) | own)
 
+    def _score_large(self, images: ImageSet, tiling: Tiling) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`score_batches` by windows, at most `batch_size` at once: of a whole image only pixels and map are held.
+
+        The score is that of the joined map, with the largest refinement factor of all windows where scores are refined.
+        """
+        scoring, side = self.config.scoring, images.size
+        for pixels in prefetch_map(images.image, range(len(images)), min(AHEAD, self.config.workers)):
+            grid = tiling.grid((pixels.shape[1], pixels.shape[2]), side)
+            joined, factor = np.zeros(grid.size, np.float32), 1.0
+            for start in range(0, len(grid), self.batch_size):
+                numbers = range(start, min(start + self.batch_size, len(grid)))
+                pairs = self._pairs(np.stack([grid.cut(pixels, number) for number in numbers]))
+                maps = map_pairs(pairs, side, scoring, self.map_statistics).cpu().numpy()
+                for number, found in zip(numbers, maps, strict=True):
+                    grid.add(joined, number, found)
+                if scoring.refine:
+                    factor = max(factor, float(score_refinement_factor(pairs, side).max()))
+            score = image_score(torch.from_numpy(joined)[None], scoring.score_num) * factor
+            yield score.numpy(), joined[None]
+
     @staticmethod
     def _room_for_maps(images: ImageSet, own_size: bool = False) -> np.ndarray:
         """What holds the maps of a set: (N, S, S) float32, or (N,) of maps where they may have several sizes."""
-        if own_size:
+        if own_size or images.tiling is not None:
             return ragged([None] * len(images))
         return np.empty((len(images), images.size, images.size), np.float32)
 
@@ -221,10 +250,13 @@ class Detector:
     @torch.no_grad()
     def _scored_pairs(self, images: ImageSet) -> Iterable[list[Pair]]:
         """The pairs of the levels that count, batch by batch, while the next images are decoded."""
-        self.network.eval()
         for _, pixels in image_batches(images, range(len(images)), self.batch_size, self.config.workers):
-            pairs = self.network(to_device(pixels, self.device))
-            yield [pairs[level] for level in self.config.scoring.levels]
+            yield self._pairs(pixels)
+
+    def _pairs(self, pixels: np.ndarray) -> list[Pair]:
+        """A batch of squares (B, 3, S, S) uint8 -> the pairs of the levels that count."""
+        pairs = self.network.eval()(to_device(pixels, self.device))
+        return [pairs[level] for level in self.config.scoring.levels]
 
 
 @dataclass(frozen=True)
@@ -275,17 +307,21 @@ class Evaluation:
         return bootstrap_intervals(self.labels, self.scores, self.maps, self.masks, bootstrap)
 
 
-def score_pairs(
-    pairs: list[Pair], size: int, scoring: Scoring, statistics: MapStatistics | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pairs of the levels that count -> image scores (B,) and anomaly maps (B, size, size), both float32.
+def map_pairs(pairs: list[Pair], size: int, scoring: Scoring, statistics: MapStatistics | None) -> torch.Tensor:
+    """The pairs of the levels that count -> anomaly maps (B, size, size) float32.
 
     `statistics` are those of the standardized map, None for the others.
     """
     if statistics is not None:
-        maps = statistics.standardized(level_maps(pairs, size))
-    else:
-        maps = anomaly_map(pairs, size, mode=scoring.anomaly_map)
+        return statistics.standardized(level_maps(pairs, size))
+    return anomaly_map(pairs, size, mode=scoring.anomaly_map)
+
+
+def score_pairs(
+    pairs: list[Pair], size: int, scoring: Scoring, statistics: MapStatistics | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs of the levels that count -> image scores (B,) and anomaly maps as `map_pairs`, both float32."""
+    maps = map_pairs(pairs, size, scoring, statistics)
     scores = image_score(maps, scoring.score_num)
     if scoring.refine:
         scores = scores * score_refinement_factor(pairs, size)

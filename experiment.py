@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from calibration import (
@@ -120,7 +119,7 @@ class Experiment:
     def training(self) -> Training:
         """How the run is trained, with the epochs that its images give it."""
         training = self.config.training
-        return replace(training, epochs=training.epochs_for(len(self.train_images)))
+        return replace(training, epochs=training.epochs_for(len(self.train_images.training_samples)))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -168,7 +167,7 @@ class Experiment:
         if config.calibrate is not None:
             samples = read_normal_folder(config.calibrate)
             refuse_used(samples, (row.sha256 for row in self.data.rows), config.workers)
-            return NormalSet("calibrate", ImageSet(samples, config.image_size))
+            return NormalSet("calibrate", ImageSet(samples, config.image_size, tiling=config.tiling))
         if self._split.calibration is not None:
             kept = without_trained(self._split.calibration, self.train_images, config.workers)
             return NormalSet("holdout", kept) if len(kept) else None
@@ -184,7 +183,7 @@ class Experiment:
         for name in self.class_names:
             own = benchmark.read(source, name, split)
             samples += [replace(sample, class_name=name) for sample in own] if self.config.unified else own
-        return ImageSet(samples, self.config.image_size, benchmark.mask_threshold)
+        return ImageSet(samples, self.config.image_size, benchmark.mask_threshold, self.config.tiling)
 
     def check_data(self, with_training: bool = True) -> None:
         """Look at the files of both splits and print a line for each warning. Raises ValueError as `check_data`.
@@ -210,7 +209,7 @@ class Experiment:
 
     def check_split(self) -> None:
         """Raises ValueError where the training images are too few for these settings, or their parts are."""
-        self.config.check_last_batch(len(self.train_images))
+        self.config.check_last_batch(len(self.train_images.training_samples))
         self.normals  # noqa: B018 - made now, since it raises
 
     @cached_property
@@ -230,11 +229,11 @@ class Experiment:
         return None if self.held_out_images is None else self.cache_features(self.held_out_images)
 
     def cache_features(self, images: ImageSet) -> FeatureCache:
-        """A cache over some of the normal images, filled anew."""
+        """A cache over some of the normal images, or their windows, filled anew."""
         config = self.config
         policy = CachePolicy(config.cache, config.cache_gb, config.cache_dir)
         batch_size, workers = config.training.batch_size, config.workers
-        return FeatureCache(self.teacher, images, policy, batch_size, workers, self.corruption)
+        return FeatureCache(self.teacher, images.training_samples, policy, batch_size, workers, self.corruption)
 
     def detector(self) -> Detector:
         """The network in its present state, with what scoring needs to know of the training images."""
@@ -286,7 +285,7 @@ class Experiment:
     def sampled_images(self) -> MeasuredImages:
         """At most SAMPLE training images, spread evenly over them."""
         images = self.train_images
-        return MeasuredImages(images.samples[:: -(-len(images) // SAMPLE)], images.size)
+        return MeasuredImages(images.samples[:: -(-len(images) // SAMPLE)], images.size, tiling=images.tiling)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -295,6 +294,7 @@ class Experiment:
         return {
             "n_train": len(self.train_images),
             "n_held_out": len(self.held_out_images or ()),
+            **({} if self.config.tiles is None else {"n_windows": len(self.train_images.training_samples)}),
             **({} if self.normals is None else {"n_calibration": len(self.normals.images)}),
             "n_test": len(self.test_images),
             "n_anomalous": int(self.test_images.labels.sum()),
@@ -329,10 +329,8 @@ class Experiment:
             train += self._few(name, kept)
             held_out += own_held_out
             calibration += own_last
-        self.config.check_last_batch(len(train))
-        size, mask_threshold = self.config.image_size, self.normal_images.mask_threshold
-        parts = (ImageSet(samples, size, mask_threshold) for samples in (train, held_out, calibration))
-        trained, stopping_on, last = parts
+        trained, stopping_on, last = map(self.normal_images.like, (train, held_out, calibration))
+        self.config.check_last_batch(len(trained.training_samples))
         return Split(trained, stopping_on if self.config.training.patience else None, last if calibration else None)
 
     def _last(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
@@ -466,14 +464,9 @@ def save_maps(folder: Run, detector: Detector, evaluation: Evaluation) -> None:
     assert evaluation.maps is not None and detector.color_scale is not None, "evaluate with keep_maps=True"
     if not len(evaluation.labels):
         return
-    masks = evaluation.masks
-    if masks is not None:
-        masks = [
-            np.zeros(found.shape, bool) if m is None else m for m, found in zip(masks, evaluation.maps, strict=True)
-        ]
     sha256 = file_sha256(folder.folder / CHECKPOINT)
     classes = [name for name, part in evaluation.classes.items() for _ in part.labels]
-    saved = SavedMaps.of(evaluation.maps, masks, evaluation.labels, detector.color_scale, sha256, classes)
+    saved = SavedMaps.of(evaluation.maps, evaluation.masks, evaluation.labels, detector.color_scale, sha256, classes)
     saved.write(folder.folder, folder.check)
 
 

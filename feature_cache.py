@@ -124,10 +124,10 @@ class FeatureCache:
     def _key(self) -> dict[str, Any]:
         """All that decides the features: teacher and precision, image size, and the content of each image's file."""
         teacher = [self.teacher.name, self.teacher.weights, self.teacher.precision, self.device.type]
-        paths = [sample.image for sample in self.images.samples]
-        hashes = content_hashes(paths, workers=self.workers)
-        files = [(hashes[s.image], s.upright) for s in self.images.samples]
-        return {"teacher": teacher, "size": self.images.size, "torch": torch.__version__, "files": files}
+        samples = list(dict.fromkeys(self.images.samples))  # the windows of an image are samples of one file
+        hashes = content_hashes([sample.image for sample in samples], workers=self.workers)
+        files = [(hashes[s.image], s.upright) for s in samples]
+        return {"teacher": teacher, **self.images.geometry, "torch": torch.__version__, "files": files}
 
     def _corrupted_batch(self, images: Tensor, clean: list[Tensor], rng: np.random.Generator) -> TeacherFeatures:
         assert self.corrupt is not None

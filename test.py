@@ -152,7 +152,7 @@ def verify_run(run: Path, changes: Mapping[str, Any]) -> int:
     return 1 if different else 0
 
 
-def score_with(detector: Detector, run: Path, changed: Mapping[str, str], vis: bool, with_maps: bool = False) -> int:
+def score_with(detector: Detector, run: Path, changed: Mapping[str, Any], vis: bool, with_maps: bool = False) -> int:
     """Score the run with another --anomaly_map or --map_size, into a run folder beside it; print the metrics of both.
 
     Raises ValueError for what the run has already, and where the run does not lie at

@@ -61,4 +61,4 @@ def without_trained(held_out: ImageSet, trained: ImageSet, workers: int = 8) -> 
     hashes = content_hashes([s.image for s in (*held_out.samples, *trained.samples)], workers=workers)
     known = {hashes[sample.image] for sample in trained.samples}
     kept = [sample for sample in held_out.samples if hashes[sample.image] not in known]
-    return ImageSet(kept, held_out.size, held_out.mask_threshold)
+    return held_out.like(kept)

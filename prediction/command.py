@@ -58,7 +58,7 @@ def calibrated(detector: Detector, options: argparse.Namespace) -> Threshold:
     refuse_used(samples, used, config.workers)
     rule = options.pixel_threshold or config.pixel_threshold
     settings = CalibrationSettings(options.false_alarm, rule)
-    normals = NormalSet("calibrate", ImageSet(samples, config.image_size))
+    normals = NormalSet("calibrate", ImageSet(samples, config.image_size, tiling=config.tiling))
     return calibrate(detector, normals, settings, record["checkpoint_sha256"])
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from dataset import MeasuredImages, Sample
 from readers.base import list_images
 from readers.headers import Header, read_header, unlike_training
+from scoring.tiles import Tiling
 from utils import printable, walk_folders
 
 Named = tuple[str, Path]  # a file, and its name as it is shown
@@ -27,13 +28,13 @@ class ReadableImages(MeasuredImages):
     `errors`, `headers` and `brightness` (mean of all pixels, 0..255) have the numbers of the images read so far.
     """
 
-    def __init__(self, samples: Sequence[Sample], size: int) -> None:
-        super().__init__(samples, size)
+    def __init__(self, samples: Sequence[Sample], size: int, tiling: Tiling | None = None) -> None:
+        super().__init__(samples, size, tiling=tiling)
         self.errors: dict[int, str] = {}
         self.headers: dict[int, Header] = {}
 
     def image(self, index: int) -> np.ndarray:
-        """(3, size, size) in 0..255."""
+        """(3, height, width) in 0..255."""
         sample = self.samples[index]
         try:
             pixels = super().image(index)

@@ -49,6 +49,7 @@ def predict_files(
             images = ReadableImages(
                 [Sample(path, anomalous=False, defect=path.parent.name, upright=True) for _, path in chunk],
                 detector.config.image_size,
+                detector.config.tiling,
             )
             overlays = None
             if show.overlays and detector.color_scale is not None:

@@ -97,12 +97,12 @@ def check_regular(path: Path) -> None:
         raise ImageFileError(f"{printable(path)}: is {kind}, wanted an image file: remove or rename it")
 
 
-def check_pixels(path: Path, size: tuple[int, int]) -> None:
-    """Raises ImageFileError for an image of more pixels than the limit."""
+def check_pixels(path: Path, size: tuple[int, int], has: str = "has") -> None:
+    """Raises ImageFileError for an image of more pixels than the limit; `has`: or is to be resized to so many."""
     width, height = size
     if width * height > _pixel_limit:
         raise ImageFileError(
-            f"{printable(path)}: has {width} x {height} = {width * height} pixels, more than --max_pixels "
+            f"{printable(path)}: {has} {width} x {height} = {width * height} pixels, more than --max_pixels "
             f"{_pixel_limit}: scale the image down, or raise the limit if memory allows"
         )
 

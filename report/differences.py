@@ -43,7 +43,7 @@ from utils import printable
 
 Source = AurocDifference | Resampled  # gives an interval and a p
 UNSAMPLED = "aupro_per_image"  # the metric that is not resampled: it has no interval over images
-MASK_SETTINGS = {"image_size": None, "map_size": RESIZED}  # what decides the size of masks, and its default
+MASK_SETTINGS = {"image_size": None, "tiles": None, "map_size": RESIZED}  # decide the size of masks; their defaults
 DIGITS = 12  # decimals: what is left of a difference after them is rounding
 
 

@@ -20,7 +20,7 @@ from dataset import BENCHMARKS
 from report.escaping import shown, shown_cell
 from report.published import NAMED_METHODS
 from report.results import ALL_TITLES, METRIC_TITLES, Result, collect, metric_names, run_name
-from report.tables import ALL, Row, Spread, Table, defined_metrics, has_random_teacher, summarize
+from report.tables import ALL, NONE, Row, Spread, Table, defined_metrics, has_random_teacher, summarize
 from run_files import CONFIG
 from run_files.csv_files import to_csv as csv_text
 from run_files.lock import FolderLock
@@ -110,13 +110,14 @@ def _notes(table: Table) -> list[str]:
     texts = {key: ", ".join(map(str, values)) or "unknown" for key, values in facts.items() if isinstance(values, list)}
     teacher = texts["net"] + (" with random weights" if has_random_teacher(facts) else "")
     shots = "" if facts["shots"] == [ALL] else f"{texts['shots']} training images a class, "
+    tiles = "" if facts["tiles"] == [NONE] else f"windows at {texts['tiles']} of the images' own size, "
     sizes = "" if facts["map_size"] == [RESIZED] else f"pixel metrics at the size {texts['map_size']}, "
     return [
         *(f"warning: {warning}" for warning in table.warnings),
         *table.reasons,
         f"{count(facts['runs'], 'run')}{', each one model over all classes' if table.unified else ''}, "
         f"{count(len(facts['seeds']), 'seed')} ({texts['seeds']}), epochs {texts['epochs']}, teacher {teacher}, "
-        f"{texts['image_size']} pixels, {sizes}{shots}revision {texts['revision']}",
+        f"{texts['image_size']} pixels, {tiles}{sizes}{shots}revision {texts['revision']}",
         f"training {duration(facts['train_seconds'])}, scoring {duration(facts['score_seconds'])} over all runs, on "
         f"{' | '.join(facts['hardware']) or 'unknown hardware'}; {' | '.join(facts['versions']) or 'versions unknown'}",
     ]

@@ -21,9 +21,10 @@ from scoring.modes import RESIZED
 Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
 ALL = "all"  # shots of a run that is trained on every image
+NONE = "none"  # tiles of a run whose images are one square each
 
 # These should be equal in all runs of a table; else the table has a warning.
-SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "shots", "map_size", "revision")
+SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "tiles", "shots", "map_size", "revision")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
         rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs, names))
     table = Table(benchmark, name, rows, _reasons(runs, classes), differing_settings(facts, "these runs"), facts)
     # a run with another name is an ablation: published metrics of the variant do not apply
-    as_published = facts["net"] == [NET] and facts["shots"] == [ALL] and facts["map_size"] == [RESIZED]
+    wanted = {"net": NET, "shots": ALL, "map_size": RESIZED, "tiles": NONE}
+    as_published = all(facts[key] == [value] for key, value in wanted.items())
     if table.named_by_variant and as_published and not has_random_teacher(facts):
         for row in rows:
             _add_published(row, benchmark, name)
@@ -149,6 +151,7 @@ def collect_facts(runs: Sequence[Result]) -> dict[str, Any]:
     facts: dict[str, Any] = {key: _distinct(run.get(key) for run in runs) for key in (*SETTINGS, "hardware")}
     facts["shots"] = _distinct(str(run.get("shots", ALL)) for run in runs)
     facts["map_size"] = _distinct(run.get("map_size", RESIZED) for run in runs)
+    facts["tiles"] = _distinct(str(run.get("tiles", NONE)) for run in runs)
     # random teachers are named random:SEED, so they differ between seeds on purpose
     facts["teacher_weights"] = _distinct(re.sub(r"^random\b.*", "random", name) for name in facts["teacher_weights"])
     versions = [run.get("versions") or {} for run in runs]

@@ -471,6 +471,7 @@ class Run:
             "batch_size": config.training.batch_size,
             "epochs": config.training.epochs,
             "epochs_trained": progress.epoch,
+            **({} if config.tiles is None else {"tiles": config.tiles, "tile_overlap": config.tile_overlap}),
             **({} if config.map_size == RESIZED else {"map_size": config.map_size}),
         }
 

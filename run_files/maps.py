@@ -39,11 +39,12 @@ class SavedMaps:
     classes: np.ndarray | Sequence[str] = ()
 
     @classmethod
-    def of(cls, maps: np.ndarray, masks: Sequence[np.ndarray] | None, *facts: Any) -> SavedMaps:
-        """Of an evaluation's maps, in one array or several, and a mask for each, or None; then the further fields."""
+    def of(cls, maps: np.ndarray, masks: Sequence[np.ndarray | None] | None, *facts: Any) -> SavedMaps:
+        """Of an evaluation's maps, in one array or several, and their masks (None: no defect), then other fields."""
         if masks is None:
             return cls(maps, None, *facts)
-        return cls(maps, ragged(masks) if maps.dtype == object else np.stack(masks), *facts)
+        whole = [np.zeros(found.shape, bool) if mask is None else mask for mask, found in zip(masks, maps, strict=True)]
+        return cls(maps, ragged(whole) if maps.dtype == object else np.stack(whole), *facts)
 
     def write(self, folder: Path, check: Callable[[], object] | None = None) -> None:
         """Write `folder`/maps.npz, `check` as in `write_atomically`. Raises OSError naming it."""

@@ -6,6 +6,7 @@ converted to fp32 first, also under autocast.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,14 +117,19 @@ def at_size(anomaly_map: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(resized, np.float32)
 
 
-def color_scale(normal_maps: Sequence[np.ndarray] | np.ndarray) -> tuple[float, float]:
-    """Maps of normal images, n of (H, W), -> the scores at which an overlay is clear and fully colored.
+def color_scale(normal_maps: Iterable[np.ndarray], most: int) -> tuple[float, float]:
+    """Maps (H, W) of normal images -> the scores at which an overlay is clear and fully colored.
 
     Clear is the median pixel; the median of the images' maxima lies at a quarter of the way, so that a normal image
-    stays pale and full color means four times what normal images reach. Test images choose nothing.
+    stays pale and full color means four times what normal images reach. Test images choose nothing. Of a map of more
+    than `most` pixels every k-th along both sides is taken for the median.
     """
-    low = float(np.median(np.concatenate([anomaly_map.reshape(-1) for anomaly_map in normal_maps])))
-    usual = float(np.median(np.array([anomaly_map.max() for anomaly_map in normal_maps])))
+    maxima, pixels = [], []
+    for found in normal_maps:
+        step = math.ceil(math.sqrt(found.size / most))
+        maxima.append(found.max())
+        pixels.append(found[::step, ::step].reshape(-1))
+    low, usual = float(np.median(np.concatenate(pixels))), float(np.median(maxima))
     return low, low + max(4 * (usual - low), 1e-6)
 
 

@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = ("data_path", "weights", "workers")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     detector = Detector.load(options.run, device="cpu", precision="fp32", compile=False, **changes)
+    if detector.config.tiles is not None:
+        raise ValueError(
+            f"{options.run}: was trained with --tiles, and an export scores one square: it cannot cut an image into "
+            "windows and join their maps; python test.py RUN --images does"
+        )
     set_determinism(detector.config.deterministic)
     try:
         with export.replace_when_whole(target) as folder:

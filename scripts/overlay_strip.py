@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from commandline import Parser, exit_code
-from dataset import ImageSet, Sample
+from dataset import Sample
 from readers.image_io import read_rgb
 from report.drawing import REGULAR, draw_curves, draw_text, one_line, shorten, text_width
 from report.overlays import WIDTH
@@ -102,8 +102,8 @@ def draw_class(detector: Detector, count: int, defects: Sequence[str] | None, si
     from experiment import Experiment
 
     test = Experiment(detector.config, detector.device).test_images
-    images = ImageSet(pick_samples(test.samples, count, defects), test.size, test.mask_threshold)
-    maps = np.concatenate([maps for _, maps in detector.score_batches(images)])
+    images = test.like(pick_samples(test.samples, count, defects))
+    _, maps = detector.score_all(images)
     assert detector.color_scale is not None, "every finished run has one"
     (class_name,) = detector.config.classes
     columns = []

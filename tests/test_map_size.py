@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,12 @@ def test_a_map_is_interpolated_between_the_centers_of_its_pixels() -> None:
 
 
 def test_pixel_metrics_are_those_of_enlarged_maps_and_untouched_masks(tmp_path: Path, distiller: Distiller) -> None:
-    settings = {"data_path": make_tree(tmp_path), "classes": ("bottle",), "image_size": 64, "workers": 0}
+    settings: dict[str, Any] = {
+        "data_path": make_tree(tmp_path),
+        "classes": ("bottle",),
+        "image_size": 64,
+        "workers": 0,
+    }
     resized, own = (Detector(Config(**settings, map_size=size), distiller) for size in ("resized", "own"))
     images = Experiment(own.config, CPU).test_images
     usual, found = resized.evaluate(images, keep_maps=True), own.evaluate(images, keep_maps=True)

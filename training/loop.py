@@ -14,6 +14,10 @@ from run_files import Progress, Run
 from training.terminal import Lines, roughly
 from utils import seed_everything
 
+NOTHING_CACHED = (
+    "neither the windows nor their features are kept, so every window decodes its whole image anew in every epoch: "
+    "give --cache_dir, a folder for files, or more --cache_gb"
+)
 WORTH_SAYING = 10  # seconds that a run takes after its first epoch, from which on a line says so
 
 
@@ -25,12 +29,15 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
     the last resume point stays.
     """
     config, training = experiment.config, experiment.training
-    images, held_out = experiment.train_images, experiment.held_out_images
+    images = experiment.train_images.training_samples
+    held_out = experiment.held_out_images
     if progress.is_complete(training):
         return
     what = "reading" if config.cache in ("images", "none") else "extracting teacher features of"
-    with lines.timed(f"{what} {len(images) + len(held_out or ())} images"):
+    with lines.timed(f"{what} {count_samples(experiment)}"):
         experiment.features, experiment.held_out_features  # noqa: B018 - computed now, outside the first epoch's time
+    if config.tiles is not None and experiment.features.kind == "none":
+        lines.say(f"warning: {NOTHING_CACHED}")
     first = progress.epoch + 1
     with lines.bar(range(first, training.epochs + 1)) as epochs:
         prints_loss = config.print_loss if config.print_loss is not None else epochs.disable
@@ -66,13 +73,20 @@ def train(experiment: Experiment, folder: Run, progress: Progress, lines: Lines)
                 break
 
 
+def count_samples(experiment: Experiment) -> str:
+    """20 images; of large ones: 180 windows of 20 images."""
+    sets = [found for found in (experiment.train_images, experiment.held_out_images) if found is not None]
+    images, samples = sum(map(len, sets)), sum(len(found.training_samples) for found in sets)
+    return f"{images} images" if experiment.config.tiles is None else f"{samples} windows of {images} images"
+
+
 def train_epoch(experiment: Experiment, epoch: int) -> dict[str, float]:
     """One seeded epoch: the mean losses by name, `held_out` among them where images are held out."""
     config, training, recipe = experiment.config, experiment.training, experiment.config.recipe
     seed_everything(config.seed_key, epoch)
-    order = torch.randperm(len(experiment.train_images)).tolist()
+    order = torch.randperm(len(experiment.features.images)).tolist()
     batches = experiment.features.batches(order, training.batch_size)
-    per_epoch = training.steps_per_epoch(len(experiment.train_images))
+    per_epoch = training.steps_per_epoch(len(order))
     steps = Steps((epoch - 1) * per_epoch, training.epochs * per_epoch)
     network, optimizer, average = experiment.distiller, experiment.optimizer, experiment.average
     losses = train_one_epoch(network, batches, optimizer, recipe, training.accumulate, steps, average)
