@@ -396,7 +396,7 @@ class Windows(ImageSet):
         i, number = self._places[index]
         with self._locks[i]:
             pixels = self._decoded(i)
-        return self._grids[i].cut(pixels, number)
+        return self._grids[i].cut(pixels, number).copy()  # a view would keep the whole image in memory
 
 
 class MeasuredImages(ImageSet):

@@ -176,9 +176,9 @@ class Detector:
     def evaluate(self, images: ImageSet, keep_maps: bool = False) -> Evaluation:
         """Score a test set once: image metrics always, pixel metrics where there are masks and --seg is on.
 
-        Maps are held until the pixel metrics are computed, and kept on request; 10,000 of 256 pixels are 2.6 GB, and
-        with --map_size own 4 bytes a pixel of the images. Of several classes each is scored by itself, one after the
-        other, and the metrics are the means over them.
+        Maps and masks, 4 bytes and 1 a pixel, are held until the pixel metrics are computed, and maps kept on request:
+        10,000 maps of 256 x 256 are 2.6 GB, as many as 200 of 2,048 x 1,600. Of several classes each is scored by
+        itself, one after the other, and the metrics are the means over them.
         """
         own_size = self.config.map_size == OWN
         if not images.by_class:

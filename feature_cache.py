@@ -87,7 +87,9 @@ class FeatureCache:
         self.pixels: np.ndarray | None = None
         self.levels: list[Tensor] | None = None
         if self.kind == "images" or (self.kind in ("features", "file") and corrupt):
-            self.pixels = np.stack(list(prefetch_map(images.image, range(len(images)), workers)))
+            self.pixels = np.empty((len(images), 3, images.size, images.size), np.uint8)
+            for i, pixels in enumerate(prefetch_map(images.image, range(len(images)), workers)):
+                self.pixels[i] = pixels
         if self.kind == "features":
             # on the GPU where less than half of what is free there is taken, else in main memory
             free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0

@@ -140,6 +140,8 @@ PROMISES = {
     r"test\.py \S+ --intervals": Promise(r"^  95 % intervals"),
     r"test\.py \S+ --anomaly_map standardized": Promise("", "rd4ad-standardized/bottle/seed111/metrics.json"),
     r"test\.py \S+ --anomaly_map add": Promise("", "*-add/*/seed0/metrics.json"),
+    r"test\.py \S+ --map_size own": Promise("", "rd4ad-own/bottle/seed111/metrics.json"),
+    r"main\.py .*--tiles": Promise("", "tiles/bottle/seed111/metrics.json"),
     r"scripts\.coverage": Promise(r"^n 4, k 1, 200 draws"),
     r"scripts\.summarize (?!.*--verify)": Promise(r"· percent(\*\*)?$"),
     r"scripts\.summarize .*--verify": Promise(r"^2 of 2 runs verified$"),
