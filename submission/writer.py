@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from readers.mvtec_ad_2 import PRIVATE, list_private
 from report.rendering import count, duration
 from report.results import collect_runs
 from run_files import Run
+from scoring.anomaly_map import at_size
 from submission.checker import check_submission
 from submission.layout import (
     BENCHMARK,
@@ -146,7 +146,8 @@ def _add_images(archive: tarfile.TarFile, detector: Detector, images: Sequence[P
         disable=not sys.stderr.isatty(),
     )
     for image, anomaly_map in zip(images, maps, strict=True):
-        full = cv2.resize(anomaly_map, read_size(image), interpolation=cv2.INTER_LINEAR)
+        width, height = read_size(image)
+        full = at_size(anomaly_map, height, width)
         if not np.isfinite(full).all():
             raise ValueError(f"{printable(image)}: its anomaly map is not finite: train the run again")
         values, above = to_float16(full, factor)
@@ -162,9 +163,9 @@ def _add_images(archive: tarfile.TarFile, detector: Detector, images: Sequence[P
 
 
 def _maps(detector: Detector, images: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The anomaly map (S, S) of each image, batch by batch; images of the benchmark are read as stored."""
-    samples = [Sample(image, anomalous=False, defect="") for image in images]
-    for _, maps in detector.score_batches(ImageSet(samples, detector.config.image_size)):
+    """The anomaly map of each image, batch by batch; images of the benchmark are read as stored."""
+    samples, config = [Sample(image, anomalous=False, defect="") for image in images], detector.config
+    for _, maps in detector.score_batches(ImageSet(samples, config.image_size, tiling=config.tiling)):
         yield from maps
 
 

@@ -27,7 +27,7 @@ from readers.image_io import limit_pixels
 from report.overlays import overlay
 from report.panels import ScoredImage
 from run_files import SavedMaps
-from scoring.anomaly_map import at_size, color_scale
+from scoring.anomaly_map import Pair, at_size, color_scale
 from scoring.modes import MAP_MODES
 from scoring.tiles import Grid, Tiling
 
@@ -132,7 +132,12 @@ def test_the_joined_map_is_the_weighted_mean_of_the_windows(
     windows, squares = Detector(config, distiller), Detector(replace(config, tiles=None, tile_overlap=0.25), distiller)
     sizes = []
     one_batch = windows._pairs
-    monkeypatch.setattr(windows, "_pairs", lambda pixels: sizes.append(len(pixels)) or one_batch(pixels))
+
+    def counted(pixels: np.ndarray) -> list[Pair]:
+        sizes.append(len(pixels))
+        return one_batch(pixels)
+
+    monkeypatch.setattr(windows, "_pairs", counted)
     images = Experiment(config, CPU).test_images
     (score, *_), (found, *_) = windows.score_all(images)
     pixels = load_image(images.samples[0].image, (77, 128))
