@@ -228,7 +228,7 @@ def scoring_detector(tmp_path: Path, variant: str, net: str, **changes: Any) -> 
     config = Config(**toy, variant=variant, net=net, **changes)
     experiment = Experiment(config, CPU)
     torch.manual_seed(0)
-    distiller = build_distiller(VARIANTS[variant], build_teacher(net, "random"))
+    distiller = build_distiller(config.recipe, build_teacher(net, "random"))
     for part in (distiller.teacher, distiller.bottleneck, distiller.student):
         randomize_batch_norms(part)
     distiller.teacher.optimize_for_inference()
@@ -272,6 +272,13 @@ def test_a_teacher_of_timm_is_exported(tmp_path: Path) -> None:
 def test_every_anomaly_map_and_score_is_exported(mode: str, tmp_path: Path, res10: str) -> None:
     changes = {"anomaly_map": mode, "score_num": 10, "levels": (1, 2), "refine": mode == "mean"}
     detector, images = scoring_detector(tmp_path, "rd4ad", res10, **changes)
+    check_parity(detector, images, tmp_path / "export")
+
+
+@pytest.mark.slow
+def test_what_training_options_change_is_exported(tmp_path: Path, res10: str) -> None:
+    detector, images = scoring_detector(tmp_path, "sk_rd4ad", res10, dropout=0.5, recenter=True)
+    assert detector.distiller.recenter
     check_parity(detector, images, tmp_path / "export")
 
 
