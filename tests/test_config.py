@@ -242,6 +242,8 @@ TEXTS = {name for name, hint in field_types().items() if {str, Path} & {kind_of(
 BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just beyond each range, and values within it
     "shots": ((0, 2**31), (1, 2**31 - 1)),
     "image_size": ((0, 31, 33, 16416), (32, 16384)),
+    "tiles": ((0.0, -0.5, 1.01), (1e-9, 0.5, 1.0)),
+    "tile_overlap": ((-0.1, 0.91), (0.0, 0.9)),
     "max_pixels": ((0, 2**63), (1, 2**63 - 1)),
     "student_width": (((1, 2), (0, 1, 1), (1, 1, 2**16 + 1)), ((1, 1, 2**16),)),
     "student_blocks": ((0, 1001), (1, 1000)),
@@ -276,7 +278,7 @@ BEYOND: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {  # values just be
 def fields(name: str, value: object) -> dict[str, Any]:
     """The fields of a Config in which this one has a part to play."""
     beside: dict[str, dict[str, Any]] = {"mask_rate": {"fmm": True}, "rate": {"layerloss": True}}
-    beside["final_rate"] = {"schedule": "cosine"}
+    beside |= {"final_rate": {"schedule": "cosine"}, "tile_overlap": {"tiles": 0.5}}
     return beside.get(name, {}) | {name: value}
 
 

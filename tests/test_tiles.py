@@ -341,7 +341,7 @@ def test_joined_maps_are_scored_at_the_images_own_sizes_too(run: Path, capsys: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--variant", "drd"), ("--variant", "rd++", "--patience", 1), ("--net", "res18")])
+@pytest.mark.parametrize("flags", [("--variant", "drd"), ("--variant", "rdpp", "--patience", 1), ("--net", "res18")])
 def test_variants_train_on_windows(tmp_path: Path, train_command: Command, flags: tuple[Any, ...]) -> None:
     arguments = ["--data_path", make_tree(tmp_path / "data"), "--save_path", tmp_path / "runs", "--epochs", 1]
     assert train_command(*arguments, "--tiles", 0.8, "--weights", "random", *flags) == 0
