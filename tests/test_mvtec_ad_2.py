@@ -44,6 +44,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_samples_have_their_light_and_their_mask(root: Path) -> None:
+    stray_mask(root / "can")  # ground_truth lies among the kinds of test images, and is none
     source = locate(AD2, Source(root))
     assert find_classes(AD2, source) == ("can", "vial") and len(AD2.classes) == 8
     test = read_mvtec_ad_2(source, "can", "test")
@@ -98,6 +99,10 @@ def test_published_counts_sum_to_the_images_of_the_paper() -> None:
     assert [c["private"] for c in published.values()] == [321, 314, 255, 277, 142, 276, 232, 228]
 
 
+def stray_mask(can: Path) -> None:
+    Image.new("L", (64, 64), 255).save(can / "test_public/ground_truth/000_regular_mask.png")
+
+
 def spoil_mask(can: Path) -> None:
     mask = np.zeros((64, 32), np.uint8)
     mask[10:20] = 255
@@ -144,6 +149,7 @@ SPOILT: dict[Callable[[Path], None], list[str]] = {
     spoil_mask: [
         "error: can: {}/test_public/ground_truth/bad/000_regular_mask.png: is 32x64, its image 64x64: another"
     ],
+    stray_mask: ["warning: can: {}/test_public/ground_truth/000_regular_mask.png: lies beside the defects' folders"],
     lose_mask: ["error: can: {}/test_public/bad/000_regular.png: has no mask 000_regular_mask.*: add it"],
     orphan_mask: [
         "error: can: test_public/good: 4 images, published 3: unpack the data set again",
