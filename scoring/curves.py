@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scoring.metrics import PixelCounts
+from scoring.pixels import PixelCounts
 
 Points = NDArray[np.float64]  # (n, 2) of x and y, in the order in which they are joined
 

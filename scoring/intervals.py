@@ -22,7 +22,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scoring.metrics import IMAGE_METRICS, LIMIT, PIXEL_METRICS, Defects, checked_map, find_defects, image_metrics
+from scoring.metrics import IMAGE_METRICS, LIMIT, PIXEL_METRICS, image_metrics
+from scoring.pixels import Defects, checked_map, find_defects
 
 METHOD = "BCa bootstrap over test images, normal and anomalous apart"
 QUANTILES = 800  # thresholds of the grid, of each kind

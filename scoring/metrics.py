@@ -1,4 +1,4 @@
-"""Detection metrics of one class: image and pixel AUROC, AP and F1-max, and AUPRO two ways. Pure NumPy, one thread.
+"""Detection metrics of one class: image and pixel AUROC, AP and F1-max, AUPRO two ways, AUPIMO. NumPy, one thread.
 
 All but `aupro_per_image` are exact: no grid of thresholds, equal scores enter together, so only the order of the scores
 matters. That one keeps the 200 thresholds of the code published with RD4AD, to compare with tables.
@@ -7,20 +7,23 @@ matters. That one keeps the 200 thresholds of the code published with RD4AD, to 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scoring.aupimo import NormalTail
 from scoring.counting import ScoreCounter
+from scoring.pixels import Defects, PixelCounts, count_pixels, count_subsets
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1max")
 SAMPLE_METRICS = ("sample_auroc",)  # where several images show one object
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
-METRIC_NAMES = (*IMAGE_METRICS, *PIXEL_METRICS, "aupro_per_image")
+AUPIMO = "aupimo"
+METRIC_NAMES = (*IMAGE_METRICS, *PIXEL_METRICS, "aupro_0.05", AUPIMO, "aupro_per_image")
 LIMIT = 0.3  # the largest false positive rate under `aupro`, and in the published metric
+RECORDED_LIMITS = (LIMIT, 0.05)  # of what a run records
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Report:
 
     `thresholds` holds the score at which F1-max is reached, of "image" and of "pixel", where that is defined: what
     scores as high or higher is called anomalous. It is a score that occurs, to the bit; of several, the lowest.
+    `images` holds the metrics (n,) of single images by name, NaN where an image has none: aupimo, where it is defined.
     """
 
     values: dict[str, float]
     reasons: dict[str, str]
     thresholds: dict[str, float] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __or__(self, other: Report) -> Report:
         """The metrics of both."""
@@ -49,27 +54,58 @@ def compute_metrics(
     scores: ArrayLike,
     maps: Sequence[ArrayLike] | np.ndarray | None = None,
     masks: Sequence[ArrayLike | None] | np.ndarray | None = None,
-    limits: Sequence[float] = (LIMIT,),
+    limits: Sequence[float] = RECORDED_LIMITS,
     per_image: bool = True,
 ) -> Report:
     """Every metric: `image_metrics` of labels and scores (n,), `pixel_metrics` of n maps and masks.
 
+    `per_image` adds the metrics that are means over images, aupimo and aupro_per_image. For AUPIMO an image is normal
+    by its label, with all its pixels.
+
     A label says what the image's folder says: an anomalous image may well have an empty mask. Where one has no mask at
     all (None) and others do, the pixel metrics are undefined: its defects would count as normal. Raises as these do.
     """
+    return compute_subsets(labels, scores, maps, masks, (), limits, per_image)[0]
+
+
+def compute_subsets(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    maps: Sequence[ArrayLike] | np.ndarray | None,
+    masks: Sequence[ArrayLike | None] | np.ndarray | None,
+    subsets: Sequence[np.ndarray],
+    limits: Sequence[float] = RECORDED_LIMITS,
+    per_image: bool = True,
+) -> list[Report]:
+    """`compute_metrics` of all n images, and then of each subset of them, given as (n,) bool.
+
+    The pixels are counted once, whatever the number of subsets. Raises as `compute_metrics`.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    chosen = [np.ones(labels.shape, bool), *(np.asarray(subset, bool) for subset in subsets)]
+    names = _pixel_names(limits, per_image, AUPIMO)
     if maps is None:
-        pixel = _undefined(_pixel_names(limits, per_image), "no anomaly maps")
+        pixels = [_undefined(names, "no anomaly maps")] * len(chosen)
     else:
-        pixel = pixel_metrics(maps, masks, limits, per_image)
-    image = image_metrics(labels, scores)
-    if maps is not None and len(maps) != np.size(labels):
-        raise ValueError(f"{np.size(labels)} labels but {len(maps)} maps: give one map per image")
-    masked = [mask is not None for mask in masks] if maps is not None and masks is not None else []
-    unmasked = [i for i, found in enumerate(masked) if not found and np.asarray(labels)[i]]
-    if any(masked) and unmasked:
-        pixel = _undefined(pixel.values, f"image {unmasked[0]} is anomalous and has no mask")
-    thresholds = image.thresholds | pixel.thresholds
-    return Report(image.values | pixel.values, image.reasons | pixel.reasons, thresholds)
+        counted = count_subsets(maps, masks, subsets)
+        if len(maps) != labels.size:
+            raise ValueError(f"{labels.size} labels but {len(maps)} maps: give one map per image")
+        areas = _published_areas(counted[0]) if per_image else {}
+        pixels = [_pixel_report(found, names, limits, areas) for found in counted]
+        if per_image:
+            pixels = _with_aupimo(pixels, counted, labels == 1, chosen, maps)
+    given = np.zeros(labels.shape, np.bool_)
+    if maps is not None and masks is not None:
+        given[:] = [mask is not None for mask in masks]
+    reports = []
+    for own, pixel in zip(chosen, pixels, strict=True):
+        image = image_metrics(labels[own], scores[own])
+        masked = own & given
+        if masked.any() and (unmasked := np.flatnonzero(own & ~given & (labels == 1))).size:
+            pixel = _undefined(pixel.values, f"image {unmasked[0]} is anomalous and has no mask")
+        thresholds = image.thresholds | pixel.thresholds
+        reports.append(Report(image.values | pixel.values, image.reasons | pixel.reasons, thresholds, pixel.images))
+    return reports
 
 
 def mean_over_classes(reports: Sequence[Report]) -> Report:
@@ -147,8 +183,15 @@ def pixel_metrics(
     Raises ValueError naming the image: NaN, an empty map, a mask of another shape or with other values.
     Source: Bergmann et al., The MVTec Anomaly Detection Dataset (IJCV 2021).
     """
-    names = _pixel_names(limits, per_image)
     counted = count_pixels(maps, masks)
+    areas = _published_areas(counted) if per_image else {}
+    return _pixel_report(counted, _pixel_names(limits, per_image), limits, areas)
+
+
+def _pixel_report(
+    counted: PixelCounts | str, names: Sequence[str], limits: Sequence[float], areas: Mapping[int, float]
+) -> Report:
+    """The pixel metrics of these names; `areas` are the published AUPRO of each image that has one."""
     if isinstance(counted, str):
         return _undefined(names, counted)
     lower, upper = counted.above / counted.n_normal, (counted.above + counted.equal) / counted.n_normal
@@ -156,72 +199,62 @@ def pixel_metrics(
     values = dict(zip(PIXEL_METRICS[:3], metrics, strict=True))
     for limit in (LIMIT, *limits):
         values[_aupro_name(limit)] = _area_under_pro(counted.overlap, lower, upper, limit)
-    pairs = counted.pairs
-    areas = [_published_aupro(*pair) for pair in pairs if pair[1].places.size < pair[0].size] if per_image else []
-    if areas:
-        values["aupro_per_image"] = float(np.mean(areas))
+    own = [areas[i] for i in counted.images.tolist() if i in areas]
+    if own:
+        values["aupro_per_image"] = float(np.mean(own))
     rest = _undefined([name for name in names if name not in values], "no image has both defect and normal pixels")
-    return Report(values | rest.values, rest.reasons, {"pixel": float(counted.cuts[best])})
+    values = {name: (values | rest.values)[name] for name in names}
+    return Report(values, rest.reasons, {"pixel": float(counted.cuts[best])})
 
 
-@dataclass(frozen=True)
-class PixelCounts:
-    """What pixel metrics and curves are made of, at each distinct score of a defect pixel, rising: the `cuts` (c,).
-
-    hits      (c,) defect pixels of this score
-    overlap   (c,) what PRO gains at it; the sum is 1
-    above     (c,) normal pixels above it
-    equal     (c,) normal pixels of this score
-    n_normal  all normal pixels
-    pairs     of each image with defects the flattened map and its defects
-    """
-
-    cuts: np.ndarray
-    hits: np.ndarray
-    overlap: np.ndarray
-    above: np.ndarray
-    equal: np.ndarray
-    n_normal: int
-    pairs: list[tuple[np.ndarray, Defects]]
+def _published_areas(counted: PixelCounts | str) -> dict[int, float]:
+    """{image: its AUPRO as published} of those that have both defect and normal pixels."""
+    if isinstance(counted, str):
+        return {}
+    pairs = zip(counted.images.tolist(), counted.pairs, strict=True)
+    return {i: _published_aupro(*pair) for i, pair in pairs if pair[1].places.size < pair[0].size}
 
 
-def count_pixels(
-    maps: Sequence[ArrayLike] | np.ndarray, masks: Sequence[ArrayLike | None] | np.ndarray | None
-) -> PixelCounts | str:
-    """Maps and masks as in `pixel_metrics` -> their counts, or in words why there are none. Raises as it does."""
-    checked = [checked_map(i, scores) for i, scores in enumerate(maps)]
-    if masks is None or all(mask is None for mask in masks):
-        return "no masks"
-    if len(masks) != len(checked):
-        raise ValueError(
-            f"{len(checked)} maps but {len(masks)} masks: give one per image, None where it has no defects"
-        )
-    defects = [find_defects(i, scores.shape, mask) for i, (scores, mask) in enumerate(zip(checked, masks, strict=True))]
-    flat = [scores.reshape(-1) for scores in checked]
-    pairs = [(scores, found) for scores, found in zip(flat, defects, strict=True) if found]
-    if not pairs:
-        return "no defect pixel in any mask"
-    anomalous = np.concatenate([scores[found.places] for scores, found in pairs])
-    n_normal = sum(scores.size for scores in flat) - anomalous.size
-    if not n_normal:
-        return "no normal pixel: the masks cover every image"
+def _with_aupimo(
+    pixels: Sequence[Report],
+    counted: Sequence[PixelCounts | str],
+    anomalous: np.ndarray,
+    subsets: Sequence[np.ndarray],
+    maps: Sequence[ArrayLike] | np.ndarray,
+) -> list[Report]:
+    """The reports with AUPIMO, each from the normal images of its subset; anomalous (n,), subsets (n,) each."""
+    tails: dict[bytes, NormalTail] = {}  # kinds of defects have the same normal images
+    reports = []
+    for report, found, own in zip(pixels, counted, subsets, strict=True):
+        if isinstance(found, str):
+            reports.append(report)
+            continue
+        normal = own & ~anomalous
+        key = normal.tobytes()
+        if key not in tails:
+            tails[key] = NormalTail([np.asarray(maps[i]).reshape(-1) for i in np.flatnonzero(normal).tolist()])
+        pairs = zip(found.images.tolist(), found.pairs, strict=True)
+        with_defects = {i: scores[defects.places] for i, (scores, defects) in pairs if anomalous[i]}
+        why = tails[key].undefined or ("" if with_defects else "no defect pixel in the mask of an anomalous image")
+        if why:
+            reports.append(replace(report, reasons=report.reasons | {AUPIMO: why}))
+            continue
+        each = np.full(anomalous.shape, math.nan)
+        for i, scores in with_defects.items():
+            each[i] = tails[key].aupimo(scores)
+        values = report.values | {AUPIMO: float(np.nanmean(each))}
+        reasons = {name: why for name, why in report.reasons.items() if name != AUPIMO}
+        reports.append(replace(report, values=values, reasons=reasons, images={AUPIMO: each}))
+    return reports
 
-    n_regions = sum(len(found.areas) for _, found in pairs)
-    shares = np.concatenate([(1 / (found.areas * n_regions))[found.regions] for _, found in pairs])
-    order = np.argsort(anomalous)
-    anomalous = anomalous[order]
-    starts = np.flatnonzero(np.append(True, anomalous[1:] != anomalous[:-1]))  # of each distinct score
-    cuts, hits = anomalous[starts], np.diff(starts, append=anomalous.size)
-    overlap = np.add.reduceat(shares[order], starts)
-    above, equal = ScoreCounter(cuts, flat).count(flat, [found.places if found else None for found in defects])
-    return PixelCounts(cuts, hits, overlap, above, equal, n_normal, pairs)
 
-
-def _pixel_names(limits: Iterable[float], per_image: bool) -> list[str]:
+def _pixel_names(limits: Iterable[float], per_image: bool, *labeled: str) -> list[str]:
+    """The names in their order; `labeled` are those that need labels."""
     for limit in limits:
         if not 0 < limit <= 1:
             raise ValueError(f"limit {limit:g}: a false positive rate above 0 and up to 1 is wanted")
-    return list(dict.fromkeys([*PIXEL_METRICS, *map(_aupro_name, limits), *METRIC_NAMES[-1:] * per_image]))
+    means = (*labeled, "aupro_per_image") if per_image else ()
+    return list(dict.fromkeys([*PIXEL_METRICS, *map(_aupro_name, limits), *means]))
 
 
 def _aupro_name(limit: float) -> str:
@@ -257,49 +290,6 @@ def _area_under_pro(overlap: np.ndarray, lower: np.ndarray, upper: np.ndarray, l
     cut = (lower < limit) & (limit < upper)
     area[cut] = (limit - lower[cut]) ** 2 / (2 * (upper[cut] - lower[cut]))
     return min(float(np.dot(overlap, area) / limit), 1.0)
-
-
-def checked_map(i: int, scores: ArrayLike) -> np.ndarray:
-    scores = np.asarray(scores)
-    if scores.ndim != 2 or not scores.size or scores.dtype.kind not in "biuf":
-        raise ValueError(
-            f"image {i}: its map must be (H, W) numbers and not empty: found {scores.shape} {scores.dtype}"
-        )
-    scores = scores.astype(np.float32 if np.can_cast(scores.dtype, np.float32) else np.float64, copy=False)
-    if np.isnan(scores.min()):
-        raise ValueError(f"image {i}: its map holds {np.isnan(scores).sum()} NaN")
-    return scores
-
-
-@dataclass(frozen=True)
-class Defects:
-    """Of one image: the defect pixels' places in the flattened map (p,), rising, their regions (p,), the areas (r,)."""
-
-    places: np.ndarray
-    regions: np.ndarray
-    areas: np.ndarray
-
-
-def find_defects(i: int, shape: tuple[int, ...], mask: ArrayLike | None) -> Defects | None:
-    """None where there are none. Looks only inside the box around the defects, most often a small part of the image."""
-    if mask is None:
-        return None
-    mask = np.asarray(mask)
-    if mask.shape != shape:
-        raise ValueError(f"image {i}: its mask is {mask.shape}, its map {shape}")
-    defect = mask != 0
-    x, y, width, height = cv2.boundingRect(defect.view(np.uint8))
-    if not width:
-        return None
-    box = (slice(y, y + height), slice(x, x + width))
-    defect = np.ascontiguousarray(defect[box]).view(np.uint8)
-    inside = np.flatnonzero(defect)
-    values = mask[box].reshape(-1)[inside]
-    if values[0] not in (1, 255) or (values != values[0]).any():
-        raise ValueError(f"image {i}: a mask holds 0 and 1, or 0 and 255: found {np.unique(values)[:3]}")
-    regions = cv2.connectedComponents(defect, connectivity=8, ltype=cv2.CV_32S)[1].reshape(-1)[inside] - 1
-    rows, columns = np.divmod(inside, width)
-    return Defects((rows + y) * shape[1] + columns + x, regions, np.bincount(regions))
 
 
 def _published_aupro(scores: np.ndarray, defects: Defects) -> float:

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from scoring.curves import area, image_curves, pixel_curves, thinned
-from scoring.metrics import PixelCounts, count_pixels, pixel_metrics
+from scoring.metrics import pixel_metrics
+from scoring.pixels import PixelCounts, count_pixels
 
 
 def scored(n: int, seed: int, levels: int) -> tuple[np.ndarray, np.ndarray]:

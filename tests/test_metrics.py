@@ -372,7 +372,9 @@ def test_forms_of_masks(form: type) -> None:
 
 
 def test_every_metric_in_its_order() -> None:
-    report = compute_metrics([0, 1], [0.0, 1.0], np.array([[[0, 0]], [[0, 1]]]), np.array([[[0, 0]], [[0, 1]]]))
+    maps = np.zeros((2, 100, 100), int)
+    maps[1, 0, 0] = 1
+    report = compute_metrics([0, 1], [0.0, 1.0], maps, maps)
     assert tuple(report.values) == METRIC_NAMES
     assert set(report.values.values()) == {1.0}
     assert report.reasons == {}

@@ -15,8 +15,9 @@ from report.results import Result, run_name
 from run_files import CONFIG, TRAIN, Run, SavedMaps
 from run_files.csv_files import read_csv
 from scoring.curves import Points, image_curves, pixel_curves, thinned
-from scoring.metrics import count_pixels, image_metrics, pixel_metrics
+from scoring.metrics import image_metrics, pixel_metrics
 from scoring.peaks import peak_outside
+from scoring.pixels import count_pixels
 from scoring.thresholds import Threshold
 from utils import printable
 
