@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from config import Config
-from dataset import GivenImages, ImageSet, image_batches
+from dataset import BENCHMARKS, GivenImages, ImageSet, image_batches
 from methods import Scoring, build_distiller
 from model import Distiller, Teacher, build_teacher
 from model.precision import resolve_precision
@@ -32,8 +32,9 @@ from scoring.anomaly_map import (
     level_maps,
     score_refinement_factor,
 )
+from scoring.groups import Groups, by_title, subsets_of
 from scoring.intervals import Bootstrap, bootstrap_intervals
-from scoring.metrics import Report, compute_metrics, mean_over_classes, sample_metrics
+from scoring.metrics import AUPIMO, Report, compute_subsets, mean_over_classes, sample_metrics
 from scoring.modes import OWN
 from scoring.normalization import Normalizer, normalizers
 from scoring.predictions import Prediction, Rule
@@ -173,8 +174,10 @@ class Detector:
         maps = self._room_for_maps(images)
         return self._score_into(images, maps), maps
 
-    def evaluate(self, images: ImageSet, keep_maps: bool = False) -> Evaluation:
+    def evaluate(self, images: ImageSet, keep_maps: bool = False, by_group: bool = False) -> Evaluation:
         """Score a test set once: image metrics always, pixel metrics where there are masks and --seg is on.
+
+        `by_group` adds the metrics of each kind of defect and of each group (`scoring.groups`).
 
         Maps and masks, 4 bytes and 1 a pixel, are held until the pixel metrics are computed, and maps kept on request:
         10,000 maps of 256 x 256 are 2.6 GB, as many as 200 of 2,048 x 1,600. Of several classes each is scored by
@@ -182,32 +185,34 @@ class Detector:
         """
         own_size = self.config.map_size == OWN
         if not images.by_class:
-            return self._evaluate(images, keep_maps)
+            return self._evaluate(images, keep_maps, by_group)
         kept = self._room_for_maps(images, own_size) if keep_maps else None
         parts, done = {}, 0
         for name, part in images.by_class.items():
-            found = self._evaluate(part, keep_maps, None if kept is None else kept[done : done + len(part)])
+            found = self._evaluate(part, keep_maps, by_group, None if kept is None else kept[done : done + len(part)])
             parts[name] = found if keep_maps else replace(found, maps=None, masks=None)
             done += len(part)
         return Evaluation.of_classes(parts, kept)
 
-    def _evaluate(self, images: ImageSet, keep_maps: bool, out: np.ndarray | None = None) -> Evaluation:
+    def _evaluate(self, images: ImageSet, keep_maps: bool, by_group: bool, out: np.ndarray | None = None) -> Evaluation:
         """`evaluate` of one class; the maps are written into `out` where it is given."""
         with_pixels, own_size = self.config.seg and images.has_masks, self.config.map_size == OWN
         maps = out
         if maps is None and (with_pixels or keep_maps):
             maps = self._room_for_maps(images, own_size)
         scores = self._score_into(images, maps, own_size)
-        own = sample_metrics(images.labels, scores, images.units) if images.units else Report({}, {})
-        if with_pixels:
-            mask = functools.partial(images.mask, own_size=own_size)
-            masks = list(prefetch_map(mask, range(len(images)), self.config.workers))
-            report = compute_metrics(images.labels, scores, maps, masks)
-            return Evaluation(images.labels, scores, maps, masks, report | own)
-        report = compute_metrics(images.labels, scores)
-        why = "no masks" if self.config.seg else "pixel metrics were not asked for"
-        reasons = {name: reason if name.startswith("image_") else why for name, reason in report.reasons.items()}
-        return Evaluation(images.labels, scores, maps, None, replace(report, reasons=reasons) | own)
+        samples, labels = images.samples, images.labels
+        title = BENCHMARKS[self.config.dataset].group
+        kinds, groups = [sample.defect for sample in samples], [sample.group for sample in samples]
+        subsets = subsets_of(labels, kinds, groups, title) if by_group else {}
+        mask = functools.partial(images.mask, own_size=own_size)
+        masks = list(prefetch_map(mask, range(len(images)), self.config.workers)) if with_pixels else None
+        reports = compute_subsets(labels, scores, maps if with_pixels else None, masks, [*subsets.values()])
+        if not with_pixels:
+            why = "no masks" if self.config.seg else "pixel metrics were not asked for"
+            reports = [_with_pixel_reason(report, why) for report in reports]
+        report = reports[0] | sample_metrics(labels, scores, images.units) if images.units else reports[0]
+        return Evaluation(labels, scores, maps, masks, report, groups=by_title(labels, subsets, reports[1:]))
 
     def _score_large(self, images: ImageSet, tiling: Tiling) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`score_batches` by windows, at most `batch_size` at once: of a whole image only pixels and map are held.
@@ -267,7 +272,8 @@ class Evaluation:
     Maps are (N, S, S) float32; where they may have several sizes, (N,) of float32 arrays (H, W).
 
     Of several classes, one after the other, `classes` has the evaluation of each, and the metrics are their means;
-    `masks` is None where a class has none.
+    `masks` is None where a class has none. `groups` has the metrics of kinds of defects and groups, where they were
+    asked for; of several classes each has its own.
     """
 
     labels: np.ndarray
@@ -276,6 +282,7 @@ class Evaluation:
     masks: list[np.ndarray | None] | None
     report: Report
     classes: Mapping[str, Evaluation] = field(default_factory=dict)
+    groups: Groups = field(default_factory=dict)
 
     @classmethod
     def of_classes(cls, parts: Mapping[str, Evaluation], maps: np.ndarray | None) -> Evaluation:
@@ -296,6 +303,16 @@ class Evaluation:
         classes = {name: part.report.defined() for name, part in self.classes.items()}
         return flat_metrics(self.report.defined(), classes)
 
+    @property
+    def aupimo(self) -> np.ndarray | None:
+        """AUPIMO of each image (N,), NaN where one has none; None where none has."""
+        parts = list(self.classes.values()) or [self]
+        each = [part.report.images.get(AUPIMO) for part in parts]
+        if all(own is None for own in each):
+            return None
+        absent = (np.full(part.labels.shape, np.nan) for part in parts)
+        return np.concatenate([none if own is None else own for own, none in zip(each, absent, strict=True)])
+
     def normalizers(self) -> dict[str, Normalizer]:
         """The normalizers of image scores and of pixels, chosen on this very set, as anomalib does by default."""
         assert self.maps is not None, "evaluate with keep_maps=True"
@@ -305,6 +322,12 @@ class Evaluation:
         """{metric: (low, high)} by a bootstrap over the images; pixel metrics where maps and masks were kept."""
         bootstrap = Bootstrap(level, seed=zlib.crc32(f"{seed_key} intervals".encode(errors="surrogateescape")))
         return bootstrap_intervals(self.labels, self.scores, self.maps, self.masks, bootstrap)
+
+
+def _with_pixel_reason(report: Report, why: str) -> Report:
+    """The report whose pixel metrics are undefined for this reason."""
+    reasons = {name: reason if name.startswith("image_") else why for name, reason in report.reasons.items()}
+    return replace(report, reasons=reasons)
 
 
 def map_pairs(pairs: list[Pair], size: int, scoring: Scoring, statistics: MapStatistics | None) -> torch.Tensor:

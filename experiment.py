@@ -37,6 +37,7 @@ from report.intervals import record_intervals, render_intervals
 from report.overlays import OverlayWriter
 from run_files import CHECKPOINT, DataRecord, Progress, Run, SavedMaps
 from run_files.checkpoints import training_state
+from scoring.groups import record_groups
 from scoring.normalization import Normalizer, f1_metrics
 from scoring.predictions import Rule
 from scoring.thresholds import Threshold, choose_k
@@ -391,8 +392,9 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
     started = time.perf_counter()
     detector = experiment.detector()
     keep_maps = config.vis or config.save_maps or config.anomalib_scores or config.intervals
-    evaluation = detector.evaluate(images, keep_maps or experiment.normals is not None)
+    evaluation = detector.evaluate(images, keep_maps or experiment.normals is not None, by_group=True)
     facts = experiment.facts | {"score_seconds": round(time.perf_counter() - started, 2)} | facts
+    facts |= record_groups(evaluation.groups)
     if evaluation.classes:
         facts["classes"] = {name: class_record(experiment, evaluation, name) for name in evaluation.classes}
     sampled = experiment.sampled_images
@@ -408,7 +410,7 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
             intervals = part.intervals(key)
             (facts["classes"][name] if evaluation.classes else facts)["intervals"] = record_intervals(intervals)
             print(f"{key}:\n{render_intervals(part.report, part.labels, intervals)}")
-    folder.write_predictions(images.samples, evaluation.scores, fitted.get("image"))
+    folder.write_predictions(images.samples, evaluation.scores, fitted.get("image"), evaluation.aupimo)
     if config.print_scores:
         for sample, value in zip(images.samples, evaluation.scores, strict=True):
             print(f"{config.title}: {int(sample.anomalous)} {value:.4f} {sample.image}")
@@ -435,9 +437,10 @@ def score(experiment: Experiment, folder: Run, progress: Progress, **facts: Any)
 
 
 def class_record(experiment: Experiment, evaluation: Evaluation, class_name: str) -> dict[str, Any]:
-    """What metrics.json holds of one class of several: its metrics, why some are undefined, how many images."""
-    report = evaluation.classes[class_name].report
-    return {"metrics": report.defined(), "reasons": report.reasons, **experiment.counts_of(class_name)}
+    """What metrics.json holds of one class of several: its metrics, why some are undefined, how many images, groups."""
+    part = evaluation.classes[class_name]
+    record = {"metrics": part.report.defined(), "reasons": part.report.reasons, **experiment.counts_of(class_name)}
+    return record | record_groups(part.groups)
 
 
 def set_threshold(experiment: Experiment, detector: Detector, folder: Run, evaluation: Evaluation) -> Threshold | None:

@@ -103,7 +103,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     from experiment import Experiment, save_maps
     from report.intervals import render_intervals
     from report.overlays import OverlayWriter
-    from report.results import recorded_metrics
+    from report.results import as_recorded, recorded_metrics
     from scoring.predictions import Rule
     from verification import environment_differences
 
@@ -127,7 +127,7 @@ def score_again(detector: Detector, run: Path, vis: bool, level: float | None = 
     if with_maps:
         save_maps(Run(run), detector, evaluation)
         print(f"maps in {run / MAPS}")
-    if metrics == recorded:
+    if as_recorded(metrics, recorded) == recorded:
         print("identical to the recorded metrics")
         return 0
     try:

@@ -15,9 +15,10 @@ from dataset import Sample
 from detector import Detector
 from experiment import Experiment, normalized_record
 from report.intervals import record_intervals
-from report.results import flat_metrics, recorded_metrics, split_classes
+from report.results import as_recorded, flat_metrics, recorded_metrics, split_classes
 from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, THRESHOLD, Progress, Run, identity_sha256, oracle_rule
 from run_files.csv_files import read_csv
+from scoring.groups import record_groups
 from scoring.metrics import Report, image_metrics, mean_over_classes
 from scoring.thresholds import CalibrationSettings
 from utils import code_revision, environment_info, file_sha256, set_determinism
@@ -110,19 +111,28 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
 
     parts = {part["class_name"]: part for part in split_classes(record)}
     with_intervals = {name: part["intervals"] for name, part in parts.items() if "intervals" in part}
-    evaluation = detector.evaluate(images, keep_maps=config.anomalib_scores or bool(with_intervals))
+    evaluation = detector.evaluate(images, config.anomalib_scores or bool(with_intervals), by_group=True)
     rows = read_predictions(run.folder / PREDICTIONS) if len(images) else []
     yield _predictions(rows, images.samples, evaluation.scores, bool(elsewhere))
     derived = _image_metrics(rows, evaluation.classes)
     metrics = recorded_metrics(record)
     recorded = {name: metrics.get(name) for name in derived}
     yield Check("image metrics", derived == recorded, _largest(derived, recorded, f"of the scores in {PREDICTIONS}"))
-    now = evaluation.metrics()
+    now = as_recorded(evaluation.metrics(), metrics)
     same = _close(now, metrics, METRIC_TOLERANCE if elsewhere else 0)
     yield Check("metrics", same, _largest(now, metrics, "of maps and scores made now"))
+    if any(row.aupimo for row in rows):
+        yield _aupimo(rows, evaluation.aupimo, METRIC_TOLERANCE if elsewhere else 0)
+    if any("groups" in part for part in parts.values()):
+        of_now = {name: record_groups(own.groups) for name, own in evaluation.parts(config.classes[0]).items()}
+        recorded = {name: {"groups": part["groups"]} if "groups" in part else {} for name, part in parts.items()}
+        same = _close(_flat(of_now), _flat(recorded), METRIC_TOLERANCE if elsewhere else 0)
+        yield Check("groups", same, "metrics of each kind of defect and group, of maps and scores made now")
     if with_intervals:
         found = evaluation.parts(config.classes[0])
         again = {name: record_intervals(found[name].intervals(f"{name} seed {config.seeds[0]}")) for name in found}
+        for name, record_now in again.items():
+            record_now["metrics"] = as_recorded(record_now["metrics"], with_intervals[name]["metrics"])
         same = _close(_flat(again), _flat(with_intervals), METRIC_TOLERANCE if elsewhere else 0)
         yield Check("intervals", same, "of scores and maps made now, by the same bootstrap")
     if (run.folder / THRESHOLD).is_file():
@@ -171,12 +181,13 @@ def _threshold(run: Run, detector: Detector, experiment: Experiment, elsewhere: 
 
 
 class PredictionRow(NamedTuple):
-    """A line of predictions.csv; the class is empty in a run of one."""
+    """A line of predictions.csv; the class is empty in a run of one, `aupimo` without such a column."""
 
     path: str
     anomalous: bool
     score: float
     class_name: str
+    aupimo: str
 
 
 def read_predictions(path: Path) -> list[PredictionRow]:
@@ -184,7 +195,13 @@ def read_predictions(path: Path) -> list[PredictionRow]:
     labels = {"0": False, "1": True}
     try:
         return [
-            PredictionRow(row["path"], labels[row["anomalous"]], float(row["score"]), row.get("class_name", ""))
+            PredictionRow(
+                row["path"],
+                labels[row["anomalous"]],
+                float(row["score"]),
+                row.get("class_name", ""),
+                row.get("aupimo", ""),
+            )
             for row in read_csv(path)
         ]
     except (KeyError, ValueError) as problem:
@@ -207,6 +224,17 @@ def _predictions(
     return Check(
         "scores", same, f"{len(rows)} made now; the largest difference is {largest / spread:.1g} of their range"
     )
+
+
+def _aupimo(rows: Sequence[PredictionRow], now: np.ndarray | None, tolerance: float) -> Check:
+    """The column of predictions.csv against AUPIMO of each image as it is now."""
+    absent = np.full(len(rows), np.nan) if now is None else now
+    texts = ["" if math.isnan(value) else f"{value:.9g}" for value in absent.tolist()]
+    same = [row.aupimo for row in rows] == texts
+    if tolerance:
+        pairs = [(row.aupimo, text) for row, text in zip(rows, texts, strict=True)]
+        same = all(bool(a) == bool(b) and (not a or abs(float(a) - float(b)) <= tolerance) for a, b in pairs)
+    return Check("AUPIMO of each image", same, f"{sum(map(bool, texts))} images, of maps made now")
 
 
 def _close(now: Mapping[str, Any], recorded: Mapping[str, Any], tolerance: float) -> bool:

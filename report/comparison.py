@@ -13,6 +13,7 @@ from report.rendering import (
     benchmark_title,
     cell,
     count,
+    defined_metrics,
     duration,
     fit,
     heading,
@@ -20,16 +21,8 @@ from report.rendering import (
     partial,
     say_left_out,
 )
-from report.results import ALL_TITLES, Result, metric_names
-from report.tables import (
-    Row,
-    collect_facts,
-    defined_metrics,
-    differing_settings,
-    group_runs,
-    has_random_teacher,
-    make_row,
-)
+from report.results import METRIC_TITLES, Result, tabulated
+from report.tables import Row, collect_facts, differing_settings, group_runs, has_random_teacher, make_row
 from utils import format_table
 
 LEGEND = (
@@ -77,8 +70,8 @@ def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swe
     ]
     if facts["unified"]:
         notes.append("unified: one model over all classes; its training time is divided by their number")
-    names = metric_names(all_runs)
-    rows = [make_row(label, runs, names) for label, runs in groups.items()]
+    metrics = tabulated(all_runs)
+    rows = [make_row(label, runs, metrics) for label, runs in groups.items()]
     seconds = [fmean(run.get("train_seconds") or 0 for run in runs) for runs in groups.values()]
     return Comparison(benchmark, rows, seconds, warnings, notes)
 
@@ -116,7 +109,7 @@ def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False,
 
 
 def _draw(comparison: Comparison, markdown: bool, metrics: Sequence[str]) -> str:
-    header = ["setting", "n", "classes", *(ALL_TITLES[name] for name in metrics), "training"]
+    header = ["setting", "n", "classes", *(METRIC_TITLES[name] for name in metrics), "training"]
     body = [
         [
             shown_cell(row.label, markdown),

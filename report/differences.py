@@ -7,6 +7,7 @@ have: seeds show how far training moves it, they are no samples of anything that
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,8 +37,17 @@ from scoring.comparing import (
     sign_flip,
     wilcoxon,
 )
-from scoring.intervals import Bootstrap, Resampled, Statistic, difference_statistic, metric_statistic, resample
-from scoring.metrics import IMAGE_METRICS
+from scoring.intervals import (
+    Bootstrap,
+    Resampled,
+    Statistic,
+    difference_statistic,
+    joint_statistic,
+    mean_statistic,
+    metric_statistic,
+    resample,
+)
+from scoring.metrics import AUPIMO, IMAGE_METRICS
 from scoring.modes import RESIZED
 from utils import printable
 
@@ -168,7 +178,7 @@ def compare_sides(
     notes = [note for pairing in pairings for note in pairing.notes]
     usable = [_usable(pairing, metrics, notes) for pairing in pairings]
     found: dict[tuple[int, str], list[tuple[ClassDifference, Source | None]]] = {}
-    reader = _Reader(any(name not in (*IMAGE_METRICS, UNSAMPLED) for name in metrics))
+    reader = _Reader(any(name not in (*IMAGE_METRICS, AUPIMO, UNSAMPLED) for name in metrics))
     for class_name in in_order(sides[0].benchmark, {name: None for pairing in pairings for name in pairing.seeds}):
         reader.forget()
         for number, pairing in enumerate(pairings):
@@ -262,7 +272,11 @@ class _Reader:
             elif saved.masks is not None:
                 maps, masks = saved.maps, saved.masks
                 digest = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in masks)).hexdigest()
-        return _ScoredRun(labels, scores, metric_statistic(labels, scores, maps, masks), digest)
+        statistic = metric_statistic(labels, scores, maps, masks)
+        each = np.array([math.nan if prediction.aupimo is None else prediction.aupimo for prediction in predictions])
+        if not np.isnan(each).all():  # earlier versions recorded none
+            statistic = joint_statistic([statistic, mean_statistic(AUPIMO, each)])
+        return _ScoredRun(labels, scores, statistic, digest)
 
 
 def _on_class(

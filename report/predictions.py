@@ -17,13 +17,14 @@ NO_MAPS = "run with --save_maps, or python test.py RUN --save_maps for a finishe
 
 @dataclass(frozen=True)
 class Prediction:
-    """A line of predictions.csv: one test image and its score; its class in a run over several."""
+    """A line of predictions.csv: one test image and its score; its class in a run over several; its AUPIMO if any."""
 
     path: Path
     defect: str
     anomalous: bool
     score: float
     class_name: str = ""
+    aupimo: float | None = None
 
 
 def read_predictions(folder: Path, result: Result) -> tuple[list[Prediction], list[str]]:
@@ -54,11 +55,14 @@ def _read_rows(path: Path) -> list[Prediction]:
                 {"0": False, "1": True}[row["anomalous"]],
                 float(row["score"]),
                 row.get("class_name", ""),
+                float(text) if (text := row.get("aupimo")) else None,
             )
             for row in read_csv(path)
         ]
         if not all(math.isfinite(row.score) for row in rows):
             raise ValueError("a score that is not finite")
+        if not all(row.aupimo is None or 0 <= row.aupimo <= 1 for row in rows):
+            raise ValueError("an aupimo that is not in 0..1")
     except (KeyError, ValueError) as problem:
         wanted = "the columns path, defect, anomalous (0 or 1) and score (finite)"
         raise ValueError(f"{path}: wanted {wanted}; found {printable(str(problem))}") from None

@@ -12,15 +12,15 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 
 from dataset import BENCHMARKS
 from report.escaping import shown, shown_cell
 from report.published import NAMED_METHODS
-from report.results import ALL_TITLES, METRIC_TITLES, Result, collect, metric_names, run_name
-from report.tables import ALL, NONE, Row, Spread, Table, defined_metrics, has_random_teacher, summarize
+from report.results import DECISION_TITLES, METRIC_TITLES, Result, collect, run_name, tabulated
+from report.tables import ALL, NO_SPREAD, NONE, Row, Spread, Table, has_random_teacher, summarize
 from run_files import CONFIG
 from run_files.csv_files import to_csv as csv_text
 from run_files.lock import FolderLock
@@ -34,8 +34,23 @@ AUPRO_LEGEND = (
     "AUPRO pools the regions of the whole test set, up to a false positive rate of 0.3. AUPRO per image is computed as "
     "in the published code, image by image; the AUPRO that RD4AD and SK-RD4AD print is of that kind."
 )
+FURTHER_LEGENDS = {
+    "aupro_0.05": "AUPRO 0.05 goes up to a false positive rate of 0.05.",
+    "aupimo": "AUPIMO is the mean over the anomalous images of the recall of their defect pixels, at false positive "
+    "rates of the normal images from 0.00001 to 0.0001.",
+}
+DECISIONS_LEGEND = (
+    "at each run's threshold, which comes from normal images that it was not trained on; F1-max above has a threshold "
+    "that is chosen on the test set. SegF1: F1 of all pixels"
+)
 # The metrics that a narrow terminal does without, in this order.
-LEFT_OUT_FIRST = (("image_f1max", "pixel_f1max"), ("image_ap", "pixel_ap"), ("aupro_per_image",), ("pixel_auroc",))
+LEFT_OUT_FIRST = (
+    ("image_f1max", "pixel_f1max"),
+    ("image_ap", "pixel_ap"),
+    ("aupro_0.05", "aupimo"),
+    ("aupro_per_image",),
+    ("pixel_auroc",),
+)
 # What runs.csv says of a run beside its metrics.
 RUN_FACTS = (
     "variant",
@@ -57,23 +72,28 @@ def render(tables: Sequence[Table], markdown: bool = False, oracle: bool = False
 
     `oracle` adds those of the epochs chosen on the test set.
     """
-    parts = []
+    parts, seen = [], set()
     for table in tables:
-        parts += _results(table, markdown, width)
+        texts, metrics = _results(table, markdown, width)
+        parts += texts
+        seen |= metrics
+        if any(row.decisions for row in table.rows):
+            parts += _decisions(table, markdown, width)
         if any(row.published for row in table.rows):
             parts += _beside_published(table, markdown, width)
         if oracle and any(row.oracle for row in table.rows):
             parts += _oracle(table, markdown, width)
-    if legend := _legend(tables, markdown):
+    if legend := _legend(tables, markdown, seen):
         parts.append(" ".join(legend) if markdown else notes_below(legend, markdown, width))
     return "\n\n".join(parts)
 
 
-def _legend(tables: Sequence[Table], markdown: bool) -> list[str]:
-    """What the tables' numbers are; a terminal shows only what concerns these tables."""
+def _legend(tables: Sequence[Table], markdown: bool, seen: Set[str]) -> list[str]:
+    """What the tables' numbers are; a terminal shows only what concerns these tables, whose columns are `seen`."""
     rows = [row for table in tables for row in table.rows]
     found = {name for table in tables for name in defined_metrics(table.rows)}
     lines = [AUPRO_LEGEND] * bool(found & {"aupro", "aupro_per_image"})
+    lines += [text for name, text in FURTHER_LEGENDS.items() if name in found & seen]
     if markdown:
         return [LEGEND, *lines] if found else []
     spread, mean = any(row.n > 1 for row in rows), any(row.classes > 1 for row in rows)
@@ -81,7 +101,13 @@ def _legend(tables: Sequence[Table], markdown: bool) -> list[str]:
     return [" ".join(parts), *lines] if found else []
 
 
-def _results(table: Table, markdown: bool, width: int | None) -> list[str]:
+def defined_metrics(rows: Sequence[Row]) -> list[str]:
+    """The metrics that some row has, in order."""
+    return [name for name in METRIC_TITLES if any(row.metric(name).mean is not None for row in rows)]
+
+
+def _results(table: Table, markdown: bool, width: int | None) -> tuple[list[str], set[str]]:
+    """Title, table and notes, and the metrics that have a column."""
     defined = defined_metrics(table.rows)
     rows = [row for row in table.rows if markdown or any(row.metrics[name].mean is not None for name in defined)]
 
@@ -92,16 +118,40 @@ def _results(table: Table, markdown: bool, width: int | None) -> list[str]:
         ]
         if markdown and len(body) > 1:  # the mean row
             body[-1] = [f"**{text}**" for text in body[-1]]
-        return format_table(["class", "n", *(ALL_TITLES[metric] for metric in metrics)], body, markdown)
+        return format_table(["class", "n", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)
 
-    text, left_out = fit(list(table.rows[0].metrics) if markdown else defined, draw, width)
+    metrics = list(table.rows[0].metrics) if markdown else defined
+    text, left_out = fit(metrics, draw, width)
     notes = [shown(note, markdown) for note in _notes(table)]
     if left_out:
         notes.insert(0, f"{say_left_out(left_out)}: summary.md has them")
     if any(partial(row) for row in rows):
         notes.insert(0, PARTIAL)
     title = _title(table, "percent" if rows else "not measured", markdown)
-    return [title, *([text] if rows else []), notes_below(notes, markdown, width)]
+    return [title, *([text] if rows else []), notes_below(notes, markdown, width)], {*metrics} - {*left_out}
+
+
+def _decisions(table: Table, markdown: bool, width: int | None) -> list[str]:
+    """What the runs' thresholds do on the test images: F1 of images and pixels, and both kinds of mistakes.
+
+    What is too wide for a terminal becomes several tables, one below the other.
+    """
+    rows = [row for row in table.rows if row.decisions]
+    names = [name for name in DECISION_TITLES if any(name in row.decisions for row in rows)]
+
+    def draw(some: Sequence[str]) -> str:
+        body = [
+            [
+                shown_cell(row.label, markdown),
+                str(row.n),
+                *(cell(row.decisions.get(name, NO_SPREAD), row) for name in some),
+            ]
+            for row in rows
+        ]
+        return format_table(["class", "n", *(DECISION_TITLES[name] for name in some)], body, markdown)
+
+    title = _title(table, "decisions at the threshold, percent", markdown)
+    return [title, *split(names, draw, width), notes_below([DECISIONS_LEGEND], markdown, width)]
 
 
 def _notes(table: Table) -> list[str]:
@@ -151,14 +201,14 @@ def _beside_published(table: Table, markdown: bool, width: int | None) -> list[s
 def _oracle(table: Table, markdown: bool, width: int | None) -> list[str]:
     """The metrics of each run's oracle epoch, and below the table the rules by which it was chosen."""
     rows = [row for row in table.rows if row.oracle]
-    defined = [metric for metric in ALL_TITLES if any(metric in row.oracle for row in rows)]
+    defined = [metric for metric in METRIC_TITLES if any(metric in row.oracle for row in rows)]
 
     def draw(metrics: Sequence[str]) -> str:
         body = []
         for row in rows:
             values = [cell(row.oracle[metric], row) if metric in row.oracle else "n/a" for metric in metrics]
             body.append([shown_cell(row.label, markdown), str(row.n), _epochs(row), *values])
-        return format_table(["class", "n", "epoch", *(ALL_TITLES[metric] for metric in metrics)], body, markdown)
+        return format_table(["class", "n", "epoch", *(METRIC_TITLES[metric] for metric in metrics)], body, markdown)
 
     text, _ = fit(defined, draw, width)
     title = _title(table, "epoch chosen on the test set, not a result (oracle), percent", markdown)
@@ -195,7 +245,7 @@ def is_narrow(text: str, width: int | None) -> bool:
 
 def say_left_out(metrics: Iterable[str]) -> str:
     """The beginning of a note on metrics for which a terminal is too narrow."""
-    return f"left out, since the terminal is narrow: {', '.join(ALL_TITLES[metric] for metric in metrics)}"
+    return f"left out, since the terminal is narrow: {', '.join(METRIC_TITLES[metric] for metric in metrics)}"
 
 
 def _title(table: Table, text: str, markdown: bool) -> str:
@@ -246,7 +296,7 @@ def cell(metric: Spread, row: Row) -> str:
 
 def partial(row: Row) -> bool:
     """Whether some classes of the row lack a metric that others have; then PARTIAL is noted below the table."""
-    return any(0 < metric.classes < row.classes for metric in row.metrics.values())
+    return any(0 < metric.classes < row.classes for metric in (row.metrics | row.decisions).values())
 
 
 def _epochs(row: Row) -> str:
@@ -273,7 +323,7 @@ def to_csv(tables: Sequence[Table]) -> str:
     rows = []
     for table in tables:
         for row in table.rows:
-            for metric, ours in row.metrics.items():
+            for metric, ours in (row.metrics | row.decisions).items():
                 known = row.published.get(metric)
                 beside = [known.value, known.difference, known.source] if known else [None, None, None]
                 labels = [table.benchmark, table.name, table.variant, row.label, metric]
@@ -284,13 +334,21 @@ def to_csv(tables: Sequence[Table]) -> str:
 def runs_csv(results: Iterable[Result]) -> str:
     """One line per run and metric: a fraction in full precision, empty where undefined, and what the run was."""
     runs = sorted(results, key=lambda r: (r["benchmark"], run_name(r), r["class_name"], r["seed"]))
+    names = tabulated(runs)
     rows = [
-        [run["benchmark"], run_name(run), run["class_name"], run["seed"], metric, run["metrics"].get(metric)]
+        [run["benchmark"], run_name(run), run["class_name"], run["seed"], metric, value]
         + [run.get(fact) for fact in RUN_FACTS]
         for run in runs
-        for metric in metric_names([run])
+        for metric, value in _all_metrics(run, names).items()
     ]
     return csv_text(["benchmark", "name", "class", "seed", "metric", "value", *RUN_FACTS], rows)
+
+
+def _all_metrics(run: Result, names: Iterable[str]) -> dict[str, float | None]:
+    """The run's metrics of these names, and what its threshold does, if it has one."""
+    decisions = run.get("decisions", {})
+    found = {name: run["metrics"].get(name) for name in names}
+    return found | {name: decisions[name] for name in DECISION_TITLES if name in decisions}
 
 
 def to_json(tables: Sequence[Table]) -> str:
@@ -306,7 +364,11 @@ def write_tables(folder: Path, results: Iterable[Result], oracle: bool = False) 
     write_atomically(folder / "runs.csv", runs_csv(results))
     write_atomically(folder / "summary.csv", to_csv(tables))
     write_atomically(folder / "summary.json", to_json(tables))
-    write_atomically(folder / "summary.md", render(tables, markdown=True, oracle=oracle) + "\n")
+    from report.groups import group_tables, render_groups  # which draws with what is above
+
+    by_group = render_groups(group_tables(results), markdown=True)
+    texts = (render(tables, markdown=True, oracle=oracle), by_group)
+    write_atomically(folder / "summary.md", "\n\n".join(filter(None, texts)) + "\n")
     return render(tables, oracle=oracle, width=terminal_width())
 
 

@@ -17,15 +17,24 @@ METRIC_TITLES = {
     "image_auroc": "image AUROC",
     "image_ap": "image AP",
     "image_f1max": "image F1-max",
+    "sample_auroc": "sample AUROC",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
     "pixel_f1max": "pixel F1-max",
     "aupro": "AUPRO",
+    "aupro_0.05": "AUPRO 0.05",
+    "aupimo": "AUPIMO",
     "aupro_per_image": "AUPRO per image",
 }
-# Metrics that only some benchmarks have: no table shows one that none of its runs has.
-FURTHER_TITLES = {"sample_auroc": "sample AUROC"}
-ALL_TITLES = METRIC_TITLES | FURTHER_TITLES
+# What a threshold from normal images does on the test set; F1-max chooses its own on that very set.
+DECISION_TITLES = {
+    "image_f1": "image F1",
+    "seg_f1": "SegF1",
+    "false_alarm_rate": "false alarms",
+    "miss_rate": "missed",
+}
+# Metrics that runs of earlier versions, or some runs, do not record: tables have them where one of their runs does.
+NOT_IN_ALL_RUNS = frozenset({"aupro_0.05", "aupimo", "sample_auroc"})
 
 
 def collect(roots: Sequence[Path]) -> list[Result]:
@@ -36,7 +45,8 @@ def collect(roots: Sequence[Path]) -> list[Result]:
 def collect_runs(roots: Sequence[Path]) -> list[tuple[Path, Result]]:
     """(folder, result) of every finished run under the folders, at any depth, sorted by path within each folder.
 
-    A run over several classes has a result for each, see `split_classes`. Links are followed (`walk_folders`). Raises
+    A run over several classes has a result for each, see `split_classes`. A result has as `decisions` what the run's
+    threshold, if it has one, does on its test images (DECISION_TITLES). Links are followed (`walk_folders`). Raises
     FileNotFoundError for a missing folder, OSError for one that cannot be read, and ValueError, naming the file, for an
     invalid metrics.json and for two that hold the same run.
     """
@@ -47,6 +57,8 @@ def collect_runs(roots: Sequence[Path]) -> list[tuple[Path, Result]]:
         if not folder.finished:
             continue
         result = folder.read(METRICS)
+        if decisions := folder.decisions():
+            result["decisions"] = decisions
         key = (result["benchmark"], run_name(result), result["class_name"], result["seed"])
         if key in places:
             run = printable(" ".join(map(str, key)))
@@ -68,12 +80,29 @@ def split_classes(result: Result) -> list[Result]:
     shared = {name: value for name, value in result.items() if name not in ("classes", "oracle")}
     shared |= {name: result[name] / len(classes) for name in ("train_seconds", "score_seconds") if name in result}
     shared |= {"unified": True, "oracle": {}}
-    return [{**shared, **own, "class_name": name} for name, own in classes.items()]
+    by_class = shared.pop("decisions", {}).get("classes", {})
+    decisions = {name: {"decisions": by_class[name]} for name in classes if name in by_class}
+    return [{**shared, **own, **decisions.get(name, {}), "class_name": name} for name, own in classes.items()]
 
 
 def flat_metrics(metrics: Mapping[str, Any], classes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The metrics by name, then those of each class as `class metric`."""
     return dict(metrics) | {f"{name} {metric}": v for name, own in classes.items() for metric, v in own.items()}
+
+
+def tabulated(results: Iterable[Result]) -> list[str]:
+    """The metrics that a table over these runs has, in order: without those that none of them records."""
+    found = {name for result in results for name in result["metrics"]}
+    return [name for name in METRIC_TITLES if name not in NOT_IN_ALL_RUNS or name in found]
+
+
+def as_recorded(metrics: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics that were made now, as `flat_metrics`, without those that an earlier version did not record."""
+
+    def is_later(name: str) -> bool:
+        return name.rpartition(" ")[2] in NOT_IN_ALL_RUNS and name not in recorded
+
+    return {name: value for name, value in metrics.items() if not is_later(name)}
 
 
 def recorded_metrics(result: Result) -> dict[str, Any]:
@@ -89,12 +118,6 @@ def unfinished(roots: Sequence[Path]) -> list[Path]:
 def finished_runs(roots: Sequence[Path]) -> list[Path]:
     """The run folders that have a metrics.json, as `collect` finds them."""
     return [path.parent for path in find_files(roots, METRICS)]
-
-
-def metric_names(results: Iterable[Result]) -> list[str]:
-    """The names of METRIC_TITLES, and those of FURTHER_TITLES that some result has."""
-    found = {name for result in results for name in result["metrics"]}
-    return [*METRIC_TITLES, *(name for name in FURTHER_TITLES if name in found)]
 
 
 def run_name(result: Result) -> str:
@@ -128,4 +151,4 @@ def find_files(roots: Sequence[Path], name: str) -> list[Path]:
 
 def one_line(metrics: Mapping[str, float]) -> str:
     """The defined metrics in one line, with their titles."""
-    return ", ".join(f"{ALL_TITLES[name]} {value:.4f}" for name, value in metrics.items() if not math.isnan(value))
+    return ", ".join(f"{METRIC_TITLES[name]} {value:.4f}" for name, value in metrics.items() if not math.isnan(value))

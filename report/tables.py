@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
 from dataset import BENCHMARKS
 from methods import VARIANTS
 from report.published import NET, published
-from report.results import ALL_TITLES, METRIC_TITLES, Result, metric_names, run_name, unified_name
+from report.results import DECISION_TITLES, METRIC_TITLES, NOT_IN_ALL_RUNS, Result, run_name, tabulated, unified_name
 from scoring.modes import RESIZED
 
 Values = dict[str, dict[int, float]]  # class -> seed -> metric
 
 ALL = "all"  # shots of a run that is trained on every image
 NONE = "none"  # tiles of a run whose images are one square each
+
+EARLIER = "not recorded by some runs"
 
 # These should be equal in all runs of a table; else the table has a warning.
 SETTINGS = ("variant", "epochs", "net", "teacher_weights", "image_size", "tiles", "shots", "map_size", "revision")
@@ -41,7 +43,7 @@ class Spread:
     classes: int
 
 
-UNMEASURED = Spread(None, None, 0, 0)
+NO_SPREAD = Spread(None, None, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,10 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """One class, or the mean over `classes` classes, with `n` seeds. The keys of the dicts are names of metrics."""
+    """One class, or the mean over `classes` classes, with `n` seeds. The keys of the dicts are names of metrics.
+
+    `metrics` has those that some run of the table records, `decisions` those of a threshold that some run has.
+    """
 
     label: str
     n: int
@@ -64,6 +69,11 @@ class Row:
     published: dict[str, Published]
     oracle: dict[str, Spread]  # at one epoch of each run, chosen on the test set
     oracle_epochs: list[int]  # those epochs, each once, in order
+    decisions: dict[str, Spread] = field(default_factory=dict)  # at the threshold from normal images
+
+    def metric(self, name: str) -> Spread:
+        """The metric; one without a mean where no run of the table records it."""
+        return self.metrics.get(name, NO_SPREAD)
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def spread(values: Mapping[str, Mapping[int, float]]) -> Spread:
     """
     present = [by_seed for by_seed in values.values() if by_seed]
     if not present:
-        return UNMEASURED
+        return NO_SPREAD
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in present)))
     means = [fmean(by_seed[seed] for by_seed in present) for seed in seeds]
     mean = fmean(fmean(by_seed.values()) for by_seed in present)
@@ -118,6 +128,13 @@ def group_runs(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]
     return groups
 
 
+def class_order(benchmark: str, runs: Iterable[Result]) -> list[str]:
+    """The classes of the runs in the benchmark's order, others behind them by name."""
+    known = BENCHMARKS[benchmark].classes if benchmark in BENCHMARKS else ()
+    found = {run["class_name"] for run in runs}
+    return [name for name in known if name in found] + sorted(found - set(known))
+
+
 def summarize(results: Iterable[Result]) -> list[Table]:
     """One table per benchmark and name of runs (--name, or else the variant), sorted."""
     return [_table(*key, runs) for key, runs in sorted(group_runs(results).items(), key=lambda item: item[0])]
@@ -126,13 +143,14 @@ def summarize(results: Iterable[Result]) -> list[Table]:
 def _table(benchmark: str, name: str, runs: list[Result]) -> Table:
     facts = collect_facts(runs)
     known = BENCHMARKS[benchmark].classes if benchmark in BENCHMARKS else ()
-    found = {run["class_name"] for run in runs}
-    classes = [c for c in known if c in found] + sorted(found - set(known))
-    names = metric_names(runs)
-    rows = [make_row(c, [run for run in runs if run["class_name"] == c], names) for c in classes]
+    found, classes = {run["class_name"] for run in runs}, class_order(benchmark, runs)
+    metrics = tabulated(runs)
+    rows = [make_row(c, [run for run in runs if run["class_name"] == c], metrics) for c in classes]
     if len(classes) > 1:
-        rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs, names))
-    table = Table(benchmark, name, rows, _reasons(runs, classes), differing_settings(facts, "these runs"), facts)
+        rows.append(make_row("mean" if set(known) <= found else f"mean ({len(found)} of {len(known)})", runs, metrics))
+    table = Table(
+        benchmark, name, rows, _reasons(runs, classes, metrics), differing_settings(facts, "these runs"), facts
+    )
     # a run with another name is an ablation: published metrics of the variant do not apply
     wanted = {"net": NET, "shots": ALL, "map_size": RESIZED, "tiles": NONE}
     as_published = all(facts[key] == [value] for key, value in wanted.items())
@@ -175,25 +193,26 @@ def differing_settings(facts: Mapping[str, Any], what: str, aside: Iterable[str]
     return [f"{what} differ in {key.replace('_', ' ')}: {', '.join(map(str, facts[key]))}" for key in keys]
 
 
-def defined_metrics(rows: Iterable[Row]) -> list[str]:
-    """The metrics that some row has, in order."""
-    found = {name for row in rows for name, metric in row.metrics.items() if metric.mean is not None}
-    return [name for name in ALL_TITLES if name in found]
+def make_row(label: str, runs: Sequence[Result], metrics: Sequence[str] | None = None) -> Row:
+    """One row over the runs of a class, or of several classes: then it is their mean.
 
-
-def make_row(label: str, runs: Sequence[Result], names: Iterable[str] = METRIC_TITLES) -> Row:
-    """One row over the runs of a class, or of several classes: then it is their mean. `names` are its metrics."""
+    `metrics` are those that the table has; by default those of these runs.
+    """
     seeds: dict[str, set[int]] = {}
     for run in runs:
         seeds.setdefault(run["class_name"], set()).add(run["seed"])
     chosen = [run for run in runs if run["oracle"]]
     epochs = _distinct(run["oracle"]["epoch"] for run in chosen)
     row = Row(label, len(set.intersection(*seeds.values())), len(seeds), {}, {}, {}, epochs)
-    for metric in names:
+    for metric in tabulated(runs) if metrics is None else metrics:
         row.metrics[metric] = spread(_values((run, run["metrics"].get(metric)) for run in runs))
         best = spread(_values((run, run["oracle"]["metrics"].get(metric)) for run in chosen))
         if best.mean is not None:
             row.oracle[metric] = best
+    for name in DECISION_TITLES:
+        found = spread(_values((run, run.get("decisions", {}).get(name)) for run in runs))
+        if found.mean is not None:
+            row.decisions[name] = found
     return row
 
 
@@ -229,22 +248,23 @@ def has_random_teacher(facts: Mapping[str, Any]) -> bool:
     return "random" in facts["teacher_weights"]
 
 
-def _reasons(runs: list[Result], classes: list[str]) -> list[str]:
-    """One line per reason for n/a: the metrics, and the classes unless all are affected."""
+def _reasons(runs: list[Result], classes: list[str], metrics: Sequence[str]) -> list[str]:
+    """One line per reason for n/a among the table's metrics: which, and the classes unless all are affected."""
     found: dict[str, tuple[set[str], set[str]]] = {}
     for run in runs:
-        for metric in metric_names([run]):
+        for metric in metrics:
             if run["metrics"].get(metric) is None:
-                reason = (run.get("reasons") or {}).get(metric) or "no reason recorded"
-                metrics, where = found.setdefault(reason, (set(), set()))
-                metrics.add(metric)
+                later = metric in NOT_IN_ALL_RUNS and metric not in run["metrics"]
+                unknown = EARLIER if later else "no reason recorded"
+                undefined, where = found.setdefault((run.get("reasons") or {}).get(metric) or unknown, (set(), set()))
+                undefined.add(metric)
                 where.add(run["class_name"])
-    if all(run["metrics"].get(metric) is None for run in runs for metric in METRIC_TITLES):
+    if all(run["metrics"].get(metric) is None for run in runs for metric in metrics):
         return [f"no metrics: {'; '.join(found)}"]
     lines = []
-    for reason, (metrics, where) in found.items():
-        listed = ", ".join(title for metric, title in ALL_TITLES.items() if metric in metrics)
-        titles = "all metrics" if len(metrics) >= len(METRIC_TITLES) else listed
+    for reason, (undefined, where) in found.items():
+        listed = ", ".join(METRIC_TITLES[metric] for metric in metrics if metric in undefined)
+        titles = "all metrics" if len(undefined) == len(metrics) else listed
         names = "" if len(where) == len(classes) else f" ({', '.join(c for c in classes if c in where)})"
         lines.append(f"n/a: {titles}{names}: {reason}")
     return lines

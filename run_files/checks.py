@@ -40,6 +40,7 @@ REMEDY = "put back the file as it was written, or run main.py with --fresh to tr
 CLASS_FIELDS = {"metrics": METRIC_TABLE, "reasons": TEXTS, "n_train": COUNT, "n_test": COUNT, "n_anomalous": COUNT}
 ENVIRONMENT = {"revision": TEXT, "versions": TEXTS, "hardware": TEXT}
 CONFIG_FIELDS = {"config": TABLE, "identity": TABLE}
+GROUP_FIELDS = {"metrics": METRIC_TABLE, "reasons": TEXTS, "n_test": COUNT, "n_anomalous": COUNT}
 METRICS_FIELDS = {"benchmark": TEXT, "variant": TEXT, "class_name": TEXT, "seed": WHOLE, "metrics": METRIC_TABLE}
 METRICS_FIELDS |= {"oracle": TABLE}
 FURTHER_FIELDS = {
@@ -83,6 +84,7 @@ THRESHOLD_FIELDS = {
     "source": TEXT,
     "checkpoint_sha256": TEXT,
 }
+DECISION_FIELDS = dict.fromkeys(("image_f1", "seg_f1", "false_alarm_rate", "miss_rate"), METRIC)
 ORACLE_FIELDS = {"epoch": COUNT, "rule": TEXT, "metrics": METRIC_TABLE}
 
 
@@ -116,9 +118,11 @@ def read_metrics(path: Path) -> dict[str, Any]:
         if record["oracle"]:
             check(record["oracle"], ORACLE_FIELDS, place="oracle.")
         _check_reasons(record)
+        _check_groups(record)
         for name, own in record.get("classes", {}).items():
             check(table(own, f"classes.{name}"), CLASS_FIELDS, place=f"classes.{name}.")
             _check_reasons(own, f"classes.{name}.")
+            _check_groups(own, f"classes.{name}.")
         for small, large in (("epochs_trained", "epochs"), ("n_anomalous", "n_test")):
             if small in record and large in record and record[small] > record[large]:
                 raise ValueError(f"{small} is {record[small]}, more than {large}, {record[large]}")
@@ -136,6 +140,15 @@ def _check_reasons(record: Mapping[str, Any], place: str = "") -> None:
         if (metrics[name] is None) != (name in reasons):
             found = "null without a reason" if metrics[name] is None else f"{metrics[name]} with a reason to be null"
             raise ValueError(f"{place}metrics.{name} must be null where reasons.{name} says why, found {found}")
+
+
+def _check_groups(record: Mapping[str, Any], place: str = "") -> None:
+    """Of each kind of defect and each group metrics, reasons and counts; earlier versions recorded none."""
+    for title, named in table(record.get("groups", {}), f"{place}groups").items():
+        for name, own in table(named, f"{place}groups.{title}").items():
+            where = f"{place}groups.{title}.{name}"
+            check(table(own, where), GROUP_FIELDS, place=f"{where}.")
+            _check_reasons(own, f"{where}.")
 
 
 def _check_normalized(normalized: Mapping[str, Any]) -> None:
@@ -156,5 +169,9 @@ def read_threshold(path: Path) -> dict[str, Any]:
     with named(path):
         record = table(read_json(path), "the content")
         check(record, THRESHOLD_FIELDS, {"false_alarm": FRACTION.or_null(), "data": TABLE, "test": TABLE})
+        found = record.get("test", {})
+        check(found, {}, DECISION_FIELDS | {"classes": TABLE}, place="test.")
+        for name, own in found.get("classes", {}).items():
+            check(table(own, f"test.classes.{name}"), {}, DECISION_FIELDS, place=f"test.classes.{name}.")
         Threshold.from_json(record)
     return record

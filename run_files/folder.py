@@ -22,6 +22,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -359,6 +360,16 @@ class Run:
             return None
         return threshold
 
+    def decisions(self) -> dict[str, Any]:
+        """What the threshold does on the test set, as threshold.json holds it; empty without a threshold of this run.
+
+        Raises ValueError for a damaged file.
+        """
+        path = self.folder / THRESHOLD
+        record = checks.read_threshold(path) if path.is_file() else {}
+        own = record.get("checkpoint_sha256") == self.read(METRICS).get("checkpoint_sha256")
+        return dict(record.get("test") or {}) if own else {}
+
     def restore(
         self,
         distiller: Distiller,
@@ -409,12 +420,17 @@ class Run:
         self.write_csv(EVALUATIONS, progress.evaluations)
 
     def write_predictions(
-        self, samples: Sequence[Sample], scores: np.ndarray, normalizer: Normalizer | None = None
+        self,
+        samples: Sequence[Sample],
+        scores: np.ndarray,
+        normalizer: Normalizer | None = None,
+        aupimo: np.ndarray | None = None,
     ) -> None:
         """Write predictions.csv: path, defect, anomalous (0, 1) and `score_columns` of every test image.
 
-        Of several classes also class_name.
+        Of several classes also class_name. `aupimo` (n,) becomes a column that is empty where it is NaN.
         """
+        each = [None] * len(samples) if aupimo is None else aupimo.tolist()
         rows = [
             {
                 "path": s.image,
@@ -422,16 +438,21 @@ class Run:
                 "defect": s.defect,
                 "anomalous": int(s.anomalous),
                 **score_columns(score, normalizer),
+                **({} if area is None else {"aupimo": "" if math.isnan(area) else f"{area:.9g}"}),
             }
-            for s, score in zip(samples, scores, strict=True)
+            for s, score, area in zip(samples, scores, each, strict=True)
         ]
         self.write_csv(PREDICTIONS, rows)
 
     def write_csv(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows with the same keys, in one order, as a CSV file with a header; nothing without rows."""
+        """Write rows as a CSV file with a header; nothing without rows.
+
+        A row may lack keys of others, as the evaluations do that an earlier version made: its cells are empty.
+        """
         if not rows:
             return
-        text = to_csv(list(rows[0]), (list(row.values()) for row in rows))
+        header = list(dict.fromkeys(name for row in reversed(rows) for name in row))
+        text = to_csv(header, ([row.get(name) for name in header] for row in rows))
         self.write(name, text)
 
     def finish(self, config: Config, report: Report, progress: Progress, facts: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from scoring.metrics import IMAGE_METRICS, LIMIT, PIXEL_METRICS, image_metrics
 from scoring.pixels import Defects, checked_map, find_defects
 
+PRO_LIMITS = {"aupro": LIMIT, "aupro_0.05": 0.05}  # areas under PRO, and their largest false positive rate
 METHOD = "BCa bootstrap over test images, normal and anomalous apart"
 QUANTILES = 800  # thresholds of the grid, of each kind
 SAMPLE = 1 << 20  # pixels, at most, from which the thresholds among all pixels are chosen
@@ -73,6 +74,26 @@ def bootstrap_intervals(
     }
 
 
+def mean_statistic(name: str, values: np.ndarray) -> Statistic:
+    """The mean of a metric of single images (n,), NaN where an image has none, under the images' weights."""
+    have = np.flatnonzero(~np.isnan(values))
+
+    def evaluate(weights: np.ndarray) -> Values:
+        with np.errstate(invalid="ignore"):
+            return {name: weights[:, have] @ values[have] / weights[:, have].sum(axis=1)}
+
+    return evaluate
+
+
+def joint_statistic(statistics: Sequence[Statistic]) -> Statistic:
+    """The metrics of several statistics together."""
+
+    def evaluate(weights: np.ndarray) -> Values:
+        return {name: values for statistic in statistics for name, values in statistic(weights).items()}
+
+    return evaluate
+
+
 def metric_statistic(
     labels: ArrayLike,
     scores: ArrayLike,
@@ -92,11 +113,7 @@ def metric_statistic(
             raise ValueError(f"{len(labels)} labels, {len(maps)} maps and {len(masks)} masks: give one per image")
         if all(mask is not None for mask, defective in zip(masks, anomalous, strict=True) if defective):
             statistics += [counts.metrics for counts in [_PixelCounts.of(maps, masks)] if counts is not None]
-
-    def evaluate(weights: np.ndarray) -> Values:
-        return {name: values for statistic in statistics for name, values in statistic(weights).items()}
-
-    return evaluate
+    return joint_statistic(statistics)
 
 
 def difference_statistic(first: Sequence[Statistic], second: Sequence[Statistic]) -> Statistic:
@@ -313,17 +330,23 @@ class _PixelCounts:
     def metrics(self, weights: np.ndarray) -> Values:
         """Weights (r, n) of the images -> the pixel metrics, (r,) each."""
         parts = [self._metrics(weights[rows.start : rows.stop]) for rows in _parts(len(weights), len(self.tied))]
-        return {name: np.concatenate([part[name] for part in parts]) for name in PIXEL_METRICS}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _metrics(self, weights: np.ndarray) -> Values:
         marked = weights[:, self.images]
         auroc, ap, f1max, lower, upper = _rank(marked @ self.defect, weights @ self.normal, self.tied)
         with np.errstate(invalid="ignore", divide="ignore"):
             overlap = (marked @ self.overlap) / (marked @ self.regions)[:, None]
-            part = np.where(lower < LIMIT, (LIMIT - lower) ** 2 / (2 * (upper - lower)), 0)
-        area = np.where(upper <= LIMIT, LIMIT - (lower + upper) / 2, part)
-        aupro = np.minimum((overlap * area).sum(axis=1) / LIMIT, 1)
-        return dict(zip(PIXEL_METRICS, (auroc, ap, f1max, aupro), strict=True))
+        areas = {name: _area_under_pro(overlap, lower, upper, limit) for name, limit in PRO_LIMITS.items()}
+        return dict(zip(PIXEL_METRICS[:3], (auroc, ap, f1max), strict=True)) | areas
+
+
+def _area_under_pro(overlap: np.ndarray, lower: np.ndarray, upper: np.ndarray, limit: float) -> np.ndarray:
+    """What PRO gains in each bin and the false positive rates at its ends, (r, m) each -> AUPRO (r,)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        part = np.where(lower < limit, (limit - lower) ** 2 / (2 * (upper - lower)), 0)
+    area = np.where(upper <= limit, limit - (lower + upper) / 2, part)
+    return np.minimum((overlap * area).sum(axis=1) / limit, 1)
 
 
 def _rank(anomalous: np.ndarray, normal: np.ndarray, tied: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -68,7 +68,10 @@ def metrics_record() -> dict[str, Any]:
         "pixel_f1": None,
     }
     origin = {"teacher_weights": "random:0", "precision": "fp32", "revision": "abc", "versions": {"torch": "2"}}
-    results = {"metrics": metrics, "reasons": {"aupro": "no masks"}, "oracle": oracle, "normalized": normalized}
+    reasons = {"aupro": "no masks"}
+    hole = {"n_test": 3, "n_anomalous": 1, "metrics": metrics, "reasons": reasons}
+    results = {"metrics": metrics, "reasons": reasons, "oracle": oracle, "normalized": normalized}
+    results |= {"groups": {"defect": {"hole": hole}}}
     return run | settings | results | counts | origin | {"hardware": "a CPU"}
 
 

@@ -121,7 +121,7 @@ def make_notes(
 
 def cells(table: PaperTable, line: Line, metric: str, oracle: bool) -> list[str]:
     """The cells of a line: label, metric, n, ours, (best on test,) published, difference."""
-    ours = line.ours.metrics[metric]
+    ours = line.ours.metric(metric)
     known = published_metric(line.setting.method, table.benchmark, line.class_name, metric)
     comparable = line.comparable and line.setting.certain and ours.classes == line.ours.classes
     difference = GAP

@@ -2,7 +2,8 @@
 
 Writes summary.csv, summary.json and summary.md; --into writes the Markdown table between two markers of a file. With
 --compare there is a row per variant or --name, in the order of RUNS; then only --out (comparison.md) and --into write
-files. --verify compares every run with its data instead, and prints what is not as recorded.
+files. --by prints a row per kind of defect, or per light, view or group, of each class. --verify compares every run
+with its data instead, and prints what is not as recorded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import report
 from commandline import Parser, exit_code
 from report.comparison import compare, render_comparison
+from report.groups import group_tables, render_groups, titles_in
 from report.rendering import add_page_flags, check_page_flags, into_page
 from report.results import collect, finished_runs, unfinished
 from report.tables import SETTINGS, summarize
@@ -36,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="settings in which compared rows may differ",
     )
+    parser.add_argument(
+        "--by", metavar="TITLE", help="show the metrics of each kind of defect (defect), light, view or group"
+    )
     parser.add_argument("--verify", action="store_true", help="compare every run with its data; see test.py --verify")
     parser.add_argument("--data_path", type=Path, help="with --verify: where the benchmark lies now")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -46,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--oracle goes with the tables by class, not with --compare")
     if given.swept and not given.compare:
         parser.error("--swept goes with --compare")
-
+    if given.by is not None and (given.compare or given.oracle):
+        parser.error("--by goes alone: not with --compare or --oracle")
     if given.data_path is not None and not given.verify:
         parser.error("--data_path goes with --verify")
     if given.verify:
@@ -62,12 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         tables = compare(results, given.swept)
         text = render_comparison(tables, width=terminal_width())
         markdown = render_comparison(tables, markdown=True)
+    elif given.by is not None:
+        split = group_tables(results, [given.by])
+        if not split:
+            known = ", ".join(titles_in(results)) or "none"
+            raise ValueError(f"--by {printable(given.by)}: no run has metrics by that; the runs have: {known}")
+        by_group, markdown = render_groups(split, width=terminal_width()), render_groups(split, markdown=True)
     else:
         markdown = report.render(summarize(results), markdown=True, oracle=given.oracle)
     if given.into is not None:  # before anything is written, since markers may be missing
         page = into_page(given.into, given.marker, markdown)
     if not given.compare:
         text = report.update_tables(given.out or given.runs[0], given.oracle, given.runs)
+        text = text if given.by is None else by_group
     elif given.out is not None:
         write_atomically(given.out / "comparison.md", markdown + "\n")
     if given.into is not None:

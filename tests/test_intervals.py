@@ -12,7 +12,10 @@ import pytest
 from scipy import stats
 
 from scoring.intervals import Bootstrap, _PixelCounts, bootstrap_intervals, explain_intervals
-from scoring.metrics import IMAGE_METRICS, PIXEL_METRICS, compute_metrics, image_metrics
+from scoring.metrics import IMAGE_METRICS, compute_metrics, image_metrics
+from scoring.metrics import PIXEL_METRICS as DEFAULT_METRICS
+
+PIXEL_METRICS = (*DEFAULT_METRICS, "aupro_0.05")
 
 
 def binormal(seed: int, normal: int = 40, anomalous: int = 40, shift: float = 1.5) -> tuple[np.ndarray, np.ndarray]:

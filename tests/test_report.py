@@ -24,7 +24,7 @@ from report import rendering, results, tables
 from report.comparison import compare, render_comparison
 from report.published import METHODS, PUBLISHED, published
 from report.rendering import insert, render
-from report.results import METRIC_TITLES, Result
+from report.results import METRIC_TITLES, NOT_IN_ALL_RUNS, Result
 from report.tables import spread
 from run_files.csv_files import read_csv
 from run_files.lock import FolderLock
@@ -116,7 +116,7 @@ def test_missing_metrics_stay_missing_with_their_reason_once() -> None:
     assert line.split() == ["bottle", "2", *(3 * ["90.00", "±", "0.00"])]
     assert "AUPRO pools" not in text
     line = next(line for line in render(tables.summarize(runs), markdown=True).splitlines() if "bottle" in line)
-    assert line.strip("| ").split() == " | ".join(["bottle", "2", *(3 * ["90.00 ± 0.00"]), *(5 * ["n/a"])]).split()
+    assert line.strip("| ").split() == " | ".join(["bottle", "2", *(3 * ["90.00 ± 0.00"]), *(7 * ["n/a"])]).split()
 
 
 def test_runs_without_any_metric_have_no_table_but_their_reason() -> None:
@@ -131,12 +131,61 @@ def test_runs_without_any_metric_have_no_table_but_their_reason() -> None:
     assert "n/a: all metrics (parts): no test images" in text
 
 
+def earlier(run: Result) -> Result:
+    """The run as a version recorded it that knew neither AUPRO 0.05 nor AUPIMO."""
+    kept = {name: value for name, value in run["metrics"].items() if name not in NOT_IN_ALL_RUNS}
+    return run | {"metrics": kept}
+
+
+def test_a_table_has_the_metrics_that_some_of_its_runs_record(tmp_path: Path) -> None:
+    old = [earlier(result(seed=seed)) for seed in (1, 2)]
+    known = [title for name, title in METRIC_TITLES.items() if name not in NOT_IN_ALL_RUNS]
+    for markdown in (False, True):
+        text = render(tables.summarize(old), markdown=markdown)
+        header = next(line for line in text.splitlines() if "AUPRO" in line)
+        titles = header.strip("| ").split("|") if markdown else re.split(r"\s{2,}", header)
+        assert [title.strip() for title in titles][2:] == known
+        assert "AUPIMO" not in text and "0.05" not in text and "n/a" not in text
+    report.write_tables(tmp_path, old)
+    assert {row["metric"] for row in read_csv(tmp_path / "runs.csv")} == {*METRIC_TITLES} - NOT_IN_ALL_RUNS
+    assert {row["metric"] for row in read_csv(tmp_path / "summary.csv")} == {*METRIC_TITLES} - NOT_IN_ALL_RUNS
+    assert "aupimo" not in (tmp_path / "summary.json").read_text()
+    mixed = render(tables.summarize([old[0], result(seed=2)]), markdown=True)
+    assert "90.00 (n=1)" in mixed and f"n/a: AUPRO 0.05, AUPIMO: {tables.EARLIER}" in mixed
+    assert "AUPIMO is the mean over" in mixed
+    old_and_new = render_comparison(compare([old[0], result(name="new")]))
+    assert cells(old_and_new, "rd4ad").count("n/a") == len(NOT_IN_ALL_RUNS)
+
+
+def test_decisions_at_the_threshold_stand_apart_from_f1max(tmp_path: Path) -> None:
+    found = {"image_f1": 0.5, "seg_f1": 0.25, "false_alarm_rate": 0.125, "miss_rate": None, "n_bad": 3}
+    runs = [result(seed=seed, name="own", decisions=found | {"image_f1": 0.25 + 0.25 * seed}) for seed in (1, 2)]
+    runs.append(result("cable", name="own"))
+    for width in (None, 80):
+        text = render(tables.summarize(runs), width=width)
+        assert width is None or max(map(len, text.splitlines())) <= width
+        own = text[text.index("decisions at the threshold") :]
+        headers = [re.split(r"\s{2,}", line)[2:] for line in own.splitlines() if line.startswith("class")]
+        assert sum(headers, []) == ["image F1", "SegF1", "false alarms"] and (len(headers) == 1 or width)
+        parts = [line.split(maxsplit=2)[2] for line in own.splitlines() if line.startswith("bottle")]
+        assert " ".join(parts).split() == "62.50 ± 17.68 25.00 ± 0.00 12.50 ± 0.00".split()
+        assert "missed" not in own, "no run has anomalous images"
+    assert "decisions" not in render(tables.summarize([result()]))
+    report.write_tables(tmp_path, runs)
+    values = {(row["class"], row["seed"], row["metric"]): row["value"] for row in read_csv(tmp_path / "runs.csv")}
+    assert values["bottle", "2", "image_f1"] == "0.75" and values["bottle", "1", "miss_rate"] == ""
+    assert ("cable", "1", "image_f1") not in values
+    means = {(row["class"], row["metric"]): row["mean"] for row in read_csv(tmp_path / "summary.csv")}
+    assert means["bottle", "image_f1"] == "0.625" and float(means["bottle", "image_f1max"]) == 0.9
+
+
 @pytest.mark.parametrize(
     ("width", "gone"),
     [
-        (150, []),
-        (120, ["image F1-max", "pixel F1-max"]),
-        (80, ["image AP", "image F1-max", "pixel AP", "pixel F1-max"]),
+        (170, []),
+        (135, ["image F1-max", "pixel F1-max"]),
+        (120, ["image AP", "image F1-max", "pixel AP", "pixel F1-max"]),
+        (80, ["image AP", "image F1-max", "pixel AP", "pixel F1-max", "AUPRO 0.05", "AUPIMO"]),
     ],
 )
 def test_a_table_fits_the_terminal_and_says_what_it_left_out(width: int, gone: list[str]) -> None:
@@ -144,8 +193,7 @@ def test_a_table_fits_the_terminal_and_says_what_it_left_out(width: int, gone: l
     text = render(tables.summarize(runs), width=width)
     assert max(map(len, text.splitlines())) <= width
     header = next(line for line in text.splitlines() if line.startswith("class"))
-    for title in METRIC_TITLES.values():
-        assert (f" {title}" in re.sub("AUPRO per image", "", header) or title == "AUPRO per image") != (title in gone)
+    assert re.split(r"\s{2,}", header)[2:] == [title for title in METRIC_TITLES.values() if title not in gone]
     words = " ".join(text.split())
     said = f"left out, since the terminal is narrow: {', '.join(gone)}: summary.md has them"
     assert (said in words) == bool(gone) and ("left out" in words) == bool(gone)
@@ -374,8 +422,8 @@ def test_a_comparison_has_a_row_per_name() -> None:
     assert (mean.mean, mean.std) == (pytest.approx(0.87), pytest.approx(0.04 / 2**0.5))
     text = render_comparison([found])
     metric = ["87.00", "±", "2.83"]
-    assert cells(text, "a") == ["a", "2", "2", *(8 * metric), "1", "min", "00", "s"]
-    assert cells(text, "b") == ["b", "2", "2", *(8 * ["50.00", "±", "0.00"]), "30.0", "s"]
+    assert cells(text, "a") == ["a", "2", "2", *(10 * metric), "1", "min", "00", "s"]
+    assert cells(text, "b") == ["b", "2", "2", *(10 * ["50.00", "±", "0.00"]), "30.0", "s"]
     assert "warning" not in text
     assert "| b " in render_comparison([found], markdown=True)
 

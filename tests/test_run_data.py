@@ -372,8 +372,8 @@ def drop(key: str) -> Callable[[Path], None]:
 
 def edit_score(run: Path) -> None:
     rows = (run / "predictions.csv").read_text().splitlines()
-    path, defect, anomalous, score = rows[2].split(",")
-    rows[2] = ",".join([path, defect, anomalous, f"{float(score) * 1.5:.9g}"])
+    path, defect, anomalous, score, *rest = rows[2].split(",")
+    rows[2] = ",".join([path, defect, anomalous, f"{float(score) * 1.5:.9g}", *rest])
     (run / "predictions.csv").write_text("\n".join(rows) + "\n")
 
 

@@ -69,7 +69,7 @@ def test_numbered_arrays_of_any_sizes(save: Any, capsys: pytest.CaptureFixture[s
     masks = [rng.random(scores.shape) < 0.1 * (i % 2) for i, scores in enumerate(maps)]
     file = save(**{f"map_{i}": m for i, m in enumerate(maps)}, **{f"mask_{i}": m for i, m in enumerate(masks)})
     labels = [mask.any() for mask in masks]
-    expected = compute_metrics(labels, [scores.max() for scores in maps], maps, masks, per_image=False).values
+    expected = compute_metrics(labels, [scores.max() for scores in maps], maps, masks, (0.3,), per_image=False).values
     assert metrics(capsys, file) == expected
     maps[10][0, 0] = np.nan
     file = save(**{f"map_{i}": m for i, m in enumerate(maps)}, labels=labels)
@@ -83,7 +83,7 @@ def test_labels_come_before_masks(toy: Any, save: Any, capsys: pytest.CaptureFix
     labels = np.array([1, 0] * 3)
     given = metrics(capsys, save(maps=maps, masks=masks, labels=labels))
     found = metrics(capsys, save(maps=maps, masks=masks))
-    expected = compute_metrics(labels, maps.max(axis=(1, 2)), maps, masks, per_image=False).values
+    expected = compute_metrics(labels, maps.max(axis=(1, 2)), maps, masks, (0.3,), per_image=False).values
     assert given == expected
     assert given["image_auroc"] != found["image_auroc"]
     assert given["aupro"] == found["aupro"]

@@ -8,9 +8,19 @@ from statistics import fmean, stdev
 
 from report.page.runs import DEFECT_METRICS, Defect, RunView
 from report.published import NAMED_METHODS
-from report.rendering import AUPRO_LEGEND, LEGEND, PARTIAL, benchmark_title, cell, partial, percent
-from report.results import ALL_TITLES
-from report.tables import UNMEASURED, Row, Table, defined_metrics
+from report.rendering import (
+    AUPRO_LEGEND,
+    FURTHER_LEGENDS,
+    LEGEND,
+    PARTIAL,
+    benchmark_title,
+    cell,
+    defined_metrics,
+    partial,
+    percent,
+)
+from report.results import METRIC_TITLES
+from report.tables import Row, Table
 from scoring.curves import MOST_POINTS, TOLERANCE
 
 
@@ -66,7 +76,7 @@ def benchmark_tables(tables: Sequence[Table]) -> list[BenchmarkTable]:
 
 def _benchmark_table(benchmark: str, tables: Sequence[Table]) -> BenchmarkTable:
     rows = [(table, row, row is table.rows[-1] and len(table.rows) > 1) for table in tables for row in table.rows]
-    metrics = defined_metrics(row for _, row, _ in rows)
+    metrics = defined_metrics([row for _, row, _ in rows])
     made = [(ResultRow(table.name, row.label, row.n, _cells(row, metrics)), is_mean) for table, row, is_mean in rows]
     classes = list(dict.fromkeys(row.label for row, is_mean in made if not is_mean))
     notes = [note for table in tables for note in _notes(table, prefix=len(tables) > 1)]
@@ -76,7 +86,7 @@ def _benchmark_table(benchmark: str, tables: Sequence[Table]) -> BenchmarkTable:
         benchmark_title(benchmark),
         [table.name for table in tables],
         classes,
-        [ALL_TITLES[metric] for metric in metrics],
+        [METRIC_TITLES[metric] for metric in metrics],
         [row for row, is_mean in made if not is_mean],
         [row for row, is_mean in made if is_mean],
         any(row.published for _, row, _ in rows),
@@ -90,8 +100,7 @@ def _cells(row: Row, metrics: Sequence[str]) -> list[Cell]:
         known = row.published.get(metric)
         beside = f"{percent(known.value)} ({100 * known.difference:+.2f})" if known else ""
         published_text = beside.replace("-", "\N{MINUS SIGN}")
-        ours = row.metrics.get(metric, UNMEASURED)
-        cells.append(Cell(cell(ours, row), ours.mean, published_text))
+        cells.append(Cell(cell(row.metric(metric), row), row.metric(metric).mean, published_text))
     return cells
 
 
@@ -106,7 +115,8 @@ def _notes(table: Table, prefix: bool) -> list[str]:
 
 def protocol_notes(tables: Sequence[BenchmarkTable]) -> list[str]:
     """What holds for all metrics and curves of the page."""
-    notes = [LEGEND, AUPRO_LEGEND]
+    columns = {title for table in tables for title in table.metrics}
+    notes = [LEGEND, AUPRO_LEGEND, *(t for name, t in FURTHER_LEGENDS.items() if METRIC_TITLES[name] in columns)]
     if any(table.has_published for table in tables):
         notes.append(
             "Published metrics are those of the variant's own paper, and of ADer for one model over all classes; the "
