@@ -144,7 +144,7 @@ PROMISES = {
     r"main\.py .*--tiles": Promise("", "tiles/bottle/seed111/metrics.json"),
     r"scripts\.coverage": Promise(r"^n 4, k 1, 200 draws"),
     r"scripts\.summarize (?!.*--verify)": Promise(r"· percent(\*\*)?$"),
-    r"scripts\.summarize .*--verify": Promise(r"^2 of 2 runs verified$"),
+    r"scripts\.summarize .*--verify": Promise(r"^(\d+) of \1 runs verified$"),
     r"scripts\.summarize .*--compare": Promise(r"settings compared"),
     r"scripts\.summarize .*--markdown": Promise(r"^\| "),
     r"scripts\.compare": Promise(r"what may be said"),
