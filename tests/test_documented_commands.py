@@ -287,10 +287,16 @@ def small_demo() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory, small_demo: None) -> Path:
-    """A folder with the demo, and finished runs in RUNS and other: with a threshold, and with the map of ResNets."""
+    """A folder with the demo, and finished runs in RUNS and other: with a threshold, and with the map of ResNets.
+
+    Their test set has two kinds of defect.
+    """
     root = tmp_path_factory.mktemp("ready")
     demo.prepare_demo(root / "demo")
     data = make_mvtec(root / "data", train=10, good=8)
+    for place, name in (("test", "002.png"), ("ground_truth", "002_mask.png")):
+        (data / f"bottle/{place}/ring").mkdir()
+        shutil.move(data / f"bottle/{place}/disc/{name}", data / f"bottle/{place}/ring")
     for folder, variant, seed in (("RUNS", "rd4ad", 111), ("RUNS", "drd", 111), ("other", "rd4ad", 1)):
         given = ["--data_path", data, "--variant", variant, "--anomaly_map", "add", "--holdout", 0.2]
         assert train(*given, "--seeds", seed, "--epochs", 1, "--save_path", root / folder) == 0
