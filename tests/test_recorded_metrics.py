@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toys import Command, make_mvtec, record_of, rows_of, score_again, train
+from toys import Command, make_mvtec, make_second_kind, record_of, rows_of, score_again, train
 
 from commandline import exit_code
 from report.results import NOT_IN_ALL_RUNS
@@ -27,11 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """A folder with a finished run of two kinds of defects, with intervals and a threshold, and the flags of it."""
     root = tmp_path_factory.mktemp("recorded")
     data = make_mvtec(root / "mvtec", bad=5)
-    for folder, ending in (("test", ""), ("ground_truth", "_mask")):
-        (data / f"bottle/{folder}/dot").mkdir()
-        for number in ("003", "004"):
-            name = f"{number}{ending}.png"
-            (data / f"bottle/{folder}/disc/{name}").rename(data / f"bottle/{folder}/dot/{name}")
+    make_second_kind(data / "bottle", 3, 4)
     flags = ["--data_path", data, "--class", "bottle", "--variant", "rd4ad", "--epochs", 1]
     flags += ["--intervals", "--holdout", 0.25, "--save_maps"]
     assert train(*flags, "--save_path", root / "runs") == 0
@@ -194,9 +190,7 @@ def test_an_unfinished_run_of_an_earlier_version_goes_on(
 @pytest.mark.slow
 def test_a_model_over_several_classes_has_kinds_within_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_mvtec(tmp_path / "mvtec", ("bottle", "cable"), bad=4)
-    for folder, ending in (("test", ""), ("ground_truth", "_mask")):
-        (data / f"cable/{folder}/dot").mkdir()
-        (data / f"cable/{folder}/disc/003{ending}.png").rename(data / f"cable/{folder}/dot/003{ending}.png")
+    make_second_kind(data / "cable", 3)
     flags = ["--data_path", data, "--class", "unified", "--epochs", 1, "--save_path", tmp_path / "runs"]
     assert train(*flags, "--holdout", 0.25) == 0
     run = next((tmp_path / "runs").rglob("metrics.json")).parent
