@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scoring.metrics import Report
+if TYPE_CHECKING:
+    from scoring.metrics import Report
 
 DEFECT = "defect"  # the title of the kinds of defects
 GROUP = "group"  # of groups that a benchmark has no word for

@@ -21,7 +21,17 @@ import numpy as np
 import pytest
 import torch
 from pages import PAGES, blocks, commands, shell_scripts, started_by
-from toys import ROOT, make_mvtec, make_mvtec_ad_2, make_real_iad, paint, published_state, rows_of, train
+from toys import (
+    ROOT,
+    make_mvtec,
+    make_mvtec_ad_2,
+    make_real_iad,
+    make_second_kind,
+    paint,
+    published_state,
+    rows_of,
+    train,
+)
 
 import flags
 import main as main_command
@@ -194,7 +204,8 @@ def lay_out(folder: Path, page: Path, ready: Path) -> None:
     classes = ("ball_screw",) if page.name == "results.md" else ("bottle", "cable")
     make_mvtec(folder / "D", classes, train=10, good=8)
     write_visa(folder / "D/1cls/pcb1")
-    make_mvtec_ad_2(folder / "D", ("can",))
+    if page.name != "results.md":  # whose D holds the one folder of ball screws
+        make_mvtec_ad_2(folder / "D", ("can",))
     make_real_iad(folder / "D", ("usb",))
     list_in_csv(folder / "D/images.csv", classes[0])
     write_cifar10(folder / "D/cifar-10-images")
@@ -294,9 +305,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, small_demo: None) -> Path:
     root = tmp_path_factory.mktemp("ready")
     demo.prepare_demo(root / "demo")
     data = make_mvtec(root / "data", train=10, good=8)
-    for place, name in (("test", "002.png"), ("ground_truth", "002_mask.png")):
-        (data / f"bottle/{place}/ring").mkdir()
-        shutil.move(data / f"bottle/{place}/disc/{name}", data / f"bottle/{place}/ring")
+    make_second_kind(data / "bottle", 2)
     for folder, variant, seed in (("RUNS", "rd4ad", 111), ("RUNS", "drd", 111), ("other", "rd4ad", 1)):
         given = ["--data_path", data, "--variant", variant, "--anomaly_map", "add", "--holdout", 0.2]
         assert train(*given, "--seeds", seed, "--epochs", 1, "--save_path", root / folder) == 0

@@ -59,6 +59,15 @@ def make_mvtec(root: Path, classes: Sequence[str] = ("bottle",), train: int = 8,
     return root
 
 
+def make_second_kind(folder: Path, *numbers: int) -> None:
+    """Turn some discs of a class of `make_mvtec` into another kind of defect, dot."""
+    for part, ending in (("test", ""), ("ground_truth", "_mask")):
+        (folder / part / "dot").mkdir()
+        for number in numbers:
+            name = f"{number:03}{ending}.png"
+            (folder / part / "disc" / name).rename(folder / part / "dot" / name)
+
+
 def make_mvtec_ad_2(root: Path, classes: Sequence[str] = ("can",), private: int = 3, size: int = 64) -> Path:
     """Classes in the layout of MVTec AD 2: 5 images to learn from, 4 of validation, 3 lights of one good and one bad
     object, and so many private images of each set. Returns the root."""
