@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import TINY, Command, MakeTree, record_of, rows_of, score_again
+from toys import Command, MakeTree, record_of, rows_of, score_again, train_with_a_break
 
-import main as main_command
 from methods import VARIANTS
 from training import loop
 
@@ -32,30 +31,13 @@ def test_a_finished_run_of_every_variant_is_scored_again_identically(
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["--variant drd", "--variant rdpp --cache images", "--variant masked --patience 9"])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    flags: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+    flags: str, mvtec_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a variant draws (corruptions, noise, hidden cells, held-out images) is the same in an epoch done again."""
     common = ["--data_path", mvtec_tree(), "--class", "bottle", "--epochs", 4, "--checkpoint_seconds", 0]
     common += flags.split()
-    assert train_command(*common, "--save_path", tmp_path / "whole") == 0
-    trains, epochs = loop.train_one_epoch, []
-
-    def interrupted(*arguments: Any) -> dict[str, float]:
-        epochs.append(1)
-        if len(epochs) == 3:
-            raise KeyboardInterrupt
-        return trains(*arguments)
-
-    monkeypatch.setattr(loop, "train_one_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main_command.main([*TINY, *map(str, common), "--save_path", str(tmp_path / "cut")])
-    monkeypatch.undo()
-    assert train_command(*common, "--save_path", tmp_path / "cut") == 0
-    whole, cut = (next((tmp_path / name).rglob("seed111")) for name in ("whole", "cut"))
-    assert record_of(whole)["metrics"] == record_of(cut)["metrics"]
-    assert (whole / "predictions.csv").read_text() == (cut / "predictions.csv").read_text()
-    losses = [[row["loss"] for row in rows_of(run / "train.csv")] for run in (whole, cut)]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    _, cut = train_with_a_break(common, tmp_path, monkeypatch)
+    assert len(rows_of(cut / "train.csv")) == 4
 
 
 @pytest.mark.slow

@@ -10,9 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import CPU, SQUARE, TINY, Command, MakeTree, make_pairs, random_images, record_of, rows_of, score_again
+from toys import (
+    CPU,
+    SQUARE,
+    TINY,
+    Command,
+    MakeTree,
+    make_pairs,
+    random_images,
+    record_of,
+    rows_of,
+    score_again,
+    train_with_a_break,
+)
 
-import main as main_command
 from config import Config
 from detector import Detector
 from engine import Steps, compute_losses, train_one_epoch
@@ -66,28 +77,11 @@ def run_below(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    options: str, mvtec_tree: MakeTree, tmp_path: Path, train_command: Command, monkeypatch: pytest.MonkeyPatch
+    options: str, mvtec_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = flags_of(mvtec_tree(), options, *(() if "--steps" in options else ("--epochs", 4)))
-    assert train_command(*common, "--save_path", tmp_path / "whole") == 0
-    trains, epochs = loop.train_one_epoch, []
-
-    def interrupted(*arguments: Any) -> dict[str, float]:
-        epochs.append(1)
-        if len(epochs) == 3:
-            raise KeyboardInterrupt
-        return trains(*arguments)
-
-    monkeypatch.setattr(loop, "train_one_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main_command.main([*TINY, *map(str, common), "--save_path", str(tmp_path / "cut")])
-    monkeypatch.undo()
-    assert train_command(*common, "--save_path", tmp_path / "cut") == 0
-    whole, cut = (run_below(tmp_path / name) for name in ("whole", "cut"))
-    assert record_of(whole)["metrics"] == record_of(cut)["metrics"]
-    assert (whole / "predictions.csv").read_text() == (cut / "predictions.csv").read_text()
-    losses = [[row["loss"] for row in rows_of(run / "train.csv")] for run in (whole, cut)]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    _, cut = train_with_a_break(common, tmp_path, monkeypatch)
+    assert len(rows_of(cut / "train.csv")) == 4
     assert score_again(cut, "--device", "cpu", "--workers", 0) == 0
 
 

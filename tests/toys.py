@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 import main as main_command
 import test as test_command
 from commandline import exit_code
+from training import loop
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -120,6 +122,33 @@ def make_real_iad(root: Path, classes: Sequence[str] = ("audiojack", "usb"), nes
 def train(*arguments: object) -> int:
     """main.py in-process with the tiny settings; returns the exit code."""
     return exit_code(lambda: main_command.main([*TINY, *map(str, arguments)]))
+
+
+def train_with_a_break(common: Sequence[object], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The run of these flags twice: in one go, and interrupted in its third epoch and gone on with.
+
+    Metrics, predictions and losses of both are equal.
+    """
+    trains, epochs = loop.train_one_epoch, []
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        epochs.append(1)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return trains(*arguments)
+
+    assert train(*common, "--save_path", folder / "whole") == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_one_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main_command.main([*TINY, *map(str, common), "--save_path", str(folder / "cut")])
+    assert train(*common, "--save_path", folder / "cut") == 0
+    whole, cut = (next((folder / name).rglob("seed111")) for name in ("whole", "cut"))
+    assert record_of(whole)["metrics"] == record_of(cut)["metrics"]
+    assert (whole / "predictions.csv").read_text() == (cut / "predictions.csv").read_text()
+    losses = [[row["loss"] for row in rows_of(run / "train.csv")] for run in (whole, cut)]
+    assert losses[0] == losses[1]
+    return whole, cut
 
 
 def score_again(*arguments: object) -> int:
