@@ -63,10 +63,9 @@ def train_one_epoch(
 
     def make_step() -> None:
         nonlocal step
-        if recipe.training.schedule != "constant":
-            factor = recipe.training.rate_factor(step, steps.total)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        factor = recipe.training.rate_factor(step, steps.total)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
         optimizer.step()
         if average is not None:
             average.update(distiller, step)
