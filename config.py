@@ -22,7 +22,19 @@ from typing import Any, NamedTuple
 
 from commandline import did_you_mean
 from dataset import BENCHMARKS, UNIFIED, Source, find_classes, locate
-from methods import CONSISTENCY_WEIGHT, SCHEDULES, SKIPS, VARIANTS, Recipe, Scoring, Term, Training
+from methods import (
+    CONSISTENCY_WEIGHT,
+    NARROW,
+    PRESETS,
+    PUBLISHED,
+    SCHEDULES,
+    SKIPS,
+    VARIANTS,
+    Recipe,
+    Scoring,
+    Term,
+    Training,
+)
 from model import TEACHERS, is_resnet
 from model.specs import PRECISIONS
 from readers.base import name_problem
@@ -175,6 +187,13 @@ class Config:
     weights: str = runtime_field(
         "auto", METHOD, "the teacher's weights: auto (cache or download), random, or a file's path"
     )
+    preset: str | None = field(
+        None,
+        METHOD,
+        "the variant's settings: published, or narrow, for teachers of few channels (default: published with a ResNet, "
+        "narrow with any other teacher)",
+        choices=PRESETS,
+    )
     skips: str | None = field(
         None, METHOD, "teacher levels that are added to the student's (default: the variant's)", choices=SKIPS
     )
@@ -258,7 +277,7 @@ class Config:
         None,
         SCORING,
         "how the levels' maps are combined; standardized: each in units of its spread over the training images, then "
-        "added (default: the variant's with a ResNet, standardized with any other teacher)",
+        "added (default: the variant's)",
         choices=MAP_MODES,
     )
     map_size: str = field(
@@ -398,6 +417,8 @@ class Config:
             raise ValueError("\n".join(problems))
         if self.variants:
             object.__setattr__(self, "variant", self.variants[0])
+        if self.preset is None:  # config.json records it, since another version may have another default
+            object.__setattr__(self, "preset", PUBLISHED if is_resnet(self.net) else NARROW)
         problems = [
             f"unknown --{f.name} {getattr(self, f.name)!r}: choose from {', '.join(f.metadata['choices'])}"
             f"{did_you_mean([getattr(self, f.name)], f.metadata['choices'])}"
@@ -505,13 +526,13 @@ class Config:
     @property
     def consistency(self) -> bool:
         """Whether the consistency loss takes part."""
-        own = any(term.name == "consistency" for term in VARIANTS[self.variant].losses)
+        own = any(term.name == "consistency" for term in self._row.losses)
         return own if self.layerloss is None else self.layerloss
 
     @property
     def recipe(self) -> Recipe:
         """The variant's recipe with this run's changes. Raises ValueError where they do not go together."""
-        recipe = VARIANTS[self.variant]
+        recipe = self._row
         changes: dict[str, Any] = {"losses": self._losses(recipe), "train_levels": self.train_levels}
         if self.skips is not None:
             changes["skips"] = SKIPS[self.skips]
@@ -539,7 +560,7 @@ class Config:
 
         With --steps its epochs depend on the images: `Experiment.training` has them.
         """
-        training = VARIANTS[self.variant].training
+        training = self._row.training
         own = training.epochs_of.get(self.classes[0], training.epochs) if len(self.classes) == 1 else training.epochs
         changes = self._given("epochs", "batch_size", "learning_rate", "weight_decay", "patience")
         changes |= self._given("steps", "schedule", "final_rate", "average")
@@ -549,14 +570,14 @@ class Config:
 
     @property
     def scoring(self) -> Scoring:
-        """How this run is scored: the variant's settings with this run's changes.
+        """How this run is scored: the variant's settings with this run's changes."""
+        return replace(self._row.scoring, **self._given("levels", "anomaly_map", "score_num", "refine"))
 
-        Teachers other than ResNets have the standardized map as their default.
-        """
-        scoring = VARIANTS[self.variant].scoring
-        if not is_resnet(self.net):  # signed features of few channels; measured in docs/results.md
-            scoring = replace(scoring, anomaly_map="standardized")
-        return replace(scoring, **self._given("levels", "anomaly_map", "score_num", "refine"))
+    @property
+    def _row(self) -> Recipe:
+        """The variant's recipe as the preset has it, without this run's changes."""
+        assert self.preset is not None, "settled on creation"
+        return PRESETS[self.preset](VARIANTS[self.variant])
 
     def _given(self, *names: str) -> dict[str, Any]:
         """The fields of these names that are not None."""
@@ -732,9 +753,18 @@ def _settings(config: Config, *parts: Recipe | Training | Scoring) -> dict[str, 
 
 
 def _renamed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved fields of an earlier version by their names of now: its --holdout was that of --patience."""
+    """Saved fields of an earlier version by their names of now, and what its defaults were.
+
+    Before presets all was as published, but for the map of teachers other than ResNets. Before thresholds --holdout was
+    that of --patience.
+    """
+    saved = dict(saved)
+    if saved and "preset" not in saved:
+        saved["preset"] = PUBLISHED
+        if saved.get("anomaly_map") is None and not is_resnet(str(saved.get("net", Config.net))):
+            saved["anomaly_map"] = "standardized"
     if "patience_holdout" in saved or "holdout" not in saved:
-        return dict(saved)
+        return saved
     names = {"holdout": "patience_holdout", "normalize": "anomalib_scores"}
     return {names.get(name, name): value for name, value in saved.items()} | {"holdout": 0.0}
 

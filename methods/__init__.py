@@ -1,8 +1,9 @@
-"""What is trained: variants as rows, losses and the pairs that they compare, synthetic anomalies."""
+"""What is trained: variants as rows, presets, losses and the pairs that they compare, synthetic anomalies."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from methods.presets import NARROW, PRESETS, PUBLISHED
 from methods.recipe import SCHEDULES, Recipe, Scoring, Term, Training
 from methods.variants import CONSISTENCY_WEIGHT, SKIPS, VARIANTS
 
@@ -19,6 +20,9 @@ LAZY = {
 
 __all__ = [
     "CONSISTENCY_WEIGHT",
+    "NARROW",
+    "PRESETS",
+    "PUBLISHED",
     "SCHEDULES",
     "SKIPS",
     "VARIANTS",

@@ -19,7 +19,7 @@ from dataset import ImageSet
 from detector import Detector
 from engine import compute_losses, train_one_epoch
 from experiment import Experiment
-from methods import TeacherFeatures
+from methods import PUBLISHED, TeacherFeatures
 from model.precision import resolve_precision
 from run_files import Progress, Run
 from run_files.checkpoints import load_training_state, training_state
@@ -65,6 +65,7 @@ class Trial:
             test_dir=self.folder / "test",
             variant=self.variant,
             net=self.net,
+            preset=PUBLISHED,
             weights="random",
             image_size=SIZE,
             batch_size=BATCH,

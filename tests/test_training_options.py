@@ -50,6 +50,7 @@ OPTIONS = {
     "steps": "--steps 7 --schedule cosine",  # two an epoch
     "patience": "--schedule cosine --average 0.9 --patience 9",
 }
+PLAIN = ("--preset", "published", "--anomaly_map", "standardized")  # of the options none but those that a test gives
 
 
 @pytest.fixture
@@ -58,7 +59,18 @@ def experiment(mvtec_tree: MakeTree) -> Iterator[Any]:
     root = mvtec_tree(train=7)
 
     def make(flags: str = "") -> Experiment:
-        words = [*TINY, "--data_path", str(root), "--class", "bottle", "--variant", "rd4ad", "--weights", "random"]
+        words = [
+            *TINY,
+            *PLAIN,
+            "--data_path",
+            str(root),
+            "--class",
+            "bottle",
+            "--variant",
+            "rd4ad",
+            "--weights",
+            "random",
+        ]
         return Experiment(parse([*words, *flags.split()]).of_run("bottle", 1), CPU)
 
     yield make
@@ -67,7 +79,7 @@ def experiment(mvtec_tree: MakeTree) -> Iterator[Any]:
 def flags_of(tree: Path, options: str, *more: Any) -> list[Any]:
     words = options.split()
     variant = [] if "--variant" in words else ["--variant", "rd4ad"]
-    return ["--data_path", tree, "--class", "bottle", "--checkpoint_seconds", 0, *variant, *words, *more]
+    return ["--data_path", tree, "--class", "bottle", "--checkpoint_seconds", 0, *PLAIN, *variant, *words, *more]
 
 
 def run_below(folder: Path) -> Path:

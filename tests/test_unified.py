@@ -36,7 +36,7 @@ CLASSES = ("bottle", "cable", "capsule")
 
 
 def experiment(root: Path, class_name: str = "unified", **changes: Any) -> Experiment:
-    settings: dict[str, Any] = {"net": "efficientnet_lite0", "image_size": 64, "workers": 0, "seeds": (1,)}
+    settings: dict[str, Any] = {"net": "efficientnet_lite0", "image_size": 64, "workers": 0, "seeds": (1,), "epochs": 1}
     return Experiment(Config(data_path=root, classes=(class_name,), **settings | changes), CPU)
 
 
