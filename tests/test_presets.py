@@ -28,14 +28,9 @@ def test_narrow_changes_these_settings_and_no_others(variant: str) -> None:
     assert changed.scoring.anomaly_map == "standardized"
     expected = ["cosine_hard" if term.name == "cosine" else term.name for term in row.losses]
     assert [term.name for term in changed.losses] == expected
-    back = {"steps": 0, "average": 0.0, "batch_size": row.training.batch_size}
-    same = {
-        "dropout": row.dropout,
-        "losses": row.losses,
-        "training": replace(changed.training, **back),
-        "scoring": replace(changed.scoring, anomaly_map=row.scoring.anomaly_map),
-    }
-    assert replace(changed, **same) == row
+    training = replace(changed.training, steps=0, average=0.0, batch_size=row.training.batch_size)
+    scoring = replace(changed.scoring, anomaly_map=row.scoring.anomaly_map)
+    assert replace(changed, dropout=0.0, losses=row.losses, training=training, scoring=scoring) == row
 
 
 def test_narrow_weighs_the_mined_loss_as_the_row_weighs_its_own() -> None:
