@@ -64,7 +64,10 @@ ABLATIONS = {
     "backbones": Ablation(
         "teachers, on SK-RD4AD",
         "--variant sk_rd4ad",
-        tuple(Setting(net, f"--net {net}") for net in reversed([*filter(is_resnet, TEACHERS), "efficientnet_lite0"])),
+        tuple(
+            Setting(net, f"--net {net} --preset published")  # the teacher alone varies
+            for net in reversed([*filter(is_resnet, TEACHERS), "efficientnet_lite0"])
+        ),
         swept=("net", "teacher_weights"),
     ),
     "masked": Ablation(
