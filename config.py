@@ -206,7 +206,7 @@ class Config:
     loss: str | None = field(
         None,
         METHOD,
-        "distillation loss; mse+cosine = half mse, half cosine (default: the variant's)",
+        "distillation loss; mse+cosine = half mse, half cosine (default: the variant's; narrow: cosine_hard)",
         choices=DISTILLATION_LOSSES,
     )
     layerloss: bool | None = field(None, METHOD, "inter-level consistency loss on or off (default: the variant's)")
@@ -221,7 +221,7 @@ class Config:
     dropout: float | None = field(
         None,
         METHOD,
-        "share of the values in the bottleneck that are set to 0 while training, as 0.2 (default: the variant's, 0)",
+        "share of the values in the bottleneck that are set to 0 while training, as 0.2 (default: 0; narrow 0.2)",
     )
     recenter: bool | None = field(
         None,
@@ -235,15 +235,17 @@ class Config:
     epochs: int | None = field(
         None,
         TRAINING,
-        "passes over the training images; the last is the result (default: the variant's, often 200)",
+        "passes over the training images; the last is the result (default: the variant's, often 200; narrow: --steps)",
         common=True,
     )
     steps: int | None = field(
         None,
         TRAINING,
-        "train for so many steps of the optimizer, rounded up to whole epochs; in place of --epochs",
+        "train for so many steps of the optimizer, rounded up to whole epochs; in place of --epochs (narrow: 500)",
     )
-    batch_size: int | None = field(None, TRAINING, "images per step (default: the variant's; drd 4, others 16)")
+    batch_size: int | None = field(
+        None, TRAINING, "images per step (default: the variant's; drd 4, others 16; narrow: at most 8)"
+    )
     learning_rate: float | None = field(
         None, TRAINING, "Adam's step size (default: the variant's; masked 0.001, others 0.005)", names=("lr",)
     )
@@ -261,7 +263,7 @@ class Config:
         None,
         TRAINING,
         "the result has the moving average of the weights, of which so much is kept in each step, as 0.999; 0: the "
-        "last weights (default: the variant's, 0)",
+        "last weights (default: 0; narrow 0.999)",
     )
     patience: int | None = field(
         None,
