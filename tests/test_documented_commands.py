@@ -94,7 +94,8 @@ RUN = "RUNS/mvtec/rd4ad/bottle/seed111"
 TRAINING = "--epochs 1 --net efficientnet_lite0 --image_size 64 --batch_size 4 --workers 0 --device cpu"
 # A pattern of commands -> flags for their end, where the last one counts. All rows that fit are used.
 QUICK = {
-    r"main\.py --(?!help)": TRAINING,
+    r"main\.py --(?!help|.*--steps)": TRAINING,
+    r"main\.py --.*--steps": TRAINING.replace("--epochs", "--steps"),
     r"scripts/(paper|ablation|demo|demo_controls)\.sh": TRAINING,
     r"--seeds 0 1 2": "--seeds 0",
     r"--shots": "--shots 2",
