@@ -59,18 +59,8 @@ def experiment(mvtec_tree: MakeTree) -> Iterator[Any]:
     root = mvtec_tree(train=7)
 
     def make(flags: str = "") -> Experiment:
-        words = [
-            *TINY,
-            *PLAIN,
-            "--data_path",
-            str(root),
-            "--class",
-            "bottle",
-            "--variant",
-            "rd4ad",
-            "--weights",
-            "random",
-        ]
+        run = "--class bottle --variant rd4ad --weights random --data_path"
+        words = [*TINY, *PLAIN, *run.split(), str(root)]
         return Experiment(parse([*words, *flags.split()]).of_run("bottle", 1), CPU)
 
     yield make
