@@ -1,10 +1,11 @@
-"""The table of an ablation: several settings of one benchmark, a row each."""
+"""The table of an ablation: several settings, a row each, of one benchmark or side by side of several."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 from report.escaping import shown, shown_cell
@@ -20,8 +21,9 @@ from report.rendering import (
     notes_below,
     partial,
     say_left_out,
+    split,
 )
-from report.results import METRIC_TITLES, Result, tabulated
+from report.results import METRIC_TITLES, Result, run_name, tabulated
 from report.tables import Row, collect_facts, differing_settings, group_runs, has_random_teacher, make_row
 from utils import format_table
 
@@ -76,6 +78,31 @@ def compare_settings(benchmark: str, groups: Mapping[str, Sequence[Result]], swe
     return Comparison(benchmark, rows, seconds, warnings, notes)
 
 
+def compare_places(
+    found: Iterable[tuple[Path, Result]], roots: Sequence[Path], swept: Iterable[str] = ()
+) -> dict[str, Comparison]:
+    """Runs as from `collect_runs(roots)` -> {title: comparison} of each place, a benchmark with a set of classes.
+
+    The runs of one name below one of the roots make a row of the place of their classes: the mean over these. The title
+    of a place is its class, or its benchmark where it has several classes; both where places share it.
+    """
+    below: dict[tuple[Path, str, str], list[Result]] = {}
+    for folder, result in found:
+        root = next(root for root in roots if folder.is_relative_to(root))
+        below.setdefault((root, result["benchmark"], run_name(result)), []).append(result)
+    places: dict[tuple[str, tuple[str, ...]], dict[str, list[Result]]] = {}
+    for (_, benchmark, name), runs in below.items():
+        place = places.setdefault((benchmark, tuple(sorted({run["class_name"] for run in runs}))), {})
+        place.setdefault(name, []).extend(runs)
+    short = [classes[0] if len(classes) == 1 else benchmark for benchmark, classes in places]
+    return {
+        title if short.count(title) == 1 else f"{benchmark} ({', '.join(classes)})": compare_settings(
+            benchmark, groups, swept
+        )
+        for title, ((benchmark, classes), groups) in zip(short, places.items(), strict=True)
+    }
+
+
 def _unequal(groups: Mapping[str, Sequence[Result]]) -> list[str]:
     """A warning per setting that lacks runs of other settings: then the means are over different classes or seeds."""
     runs_of = {label: {(run["class_name"], run["seed"]) for run in runs} for label, runs in groups.items()}
@@ -105,7 +132,48 @@ def render_comparison(comparisons: Sequence[Comparison], markdown: bool = False,
             (shown(benchmark_title(comparison.benchmark), markdown), "settings compared", "percent"), markdown
         )
         parts += [title, text, notes_below(notes, markdown, width)]
-    return "\n\n".join([*parts, LEGEND if markdown else notes_below([LEGEND], markdown, width)])
+    return "\n\n".join([*parts, _legend(markdown, width)])
+
+
+def render_one_table(
+    places: Mapping[str, Comparison], metrics: Sequence[str], markdown: bool = False, width: int | None = None
+) -> str:
+    """The comparisons of `compare_places` side by side, a row per setting, with those of these metrics that they have.
+
+    A terminal of too few columns has several tables, one below the other.
+    """
+    rows = [row for place in places.values() for row in place.rows]
+    seeds: dict[str, int] = {}  # of each setting
+    for row in rows:
+        seeds[row.label] = max(row.n, seeds.get(row.label, 0))
+    columns: dict[str, dict[str, str]] = {}  # {header: {setting: cell}}
+    for title, place in places.items():
+        name = shown_cell(title, markdown)
+        for metric in (one for one in metrics if one in defined_metrics(place.rows)):
+            columns[f"{name} {METRIC_TITLES[metric]}"] = {
+                row.label: cell(row.metrics[metric], replace(row, n=seeds[row.label])) for row in place.rows
+            }
+        times = zip(place.rows, place.seconds, strict=True)
+        columns[f"{name} training"] = {row.label: duration(seconds) for row, seconds in times}
+
+    def draw(headers: Sequence[str]) -> str:
+        body = [
+            [shown_cell(label, markdown), str(n), *(columns[header].get(label, "–") for header in headers)]
+            for label, n in seeds.items()
+        ]
+        return format_table(["setting", "n", *headers], body, markdown)
+
+    notes = [PARTIAL] if any(map(partial, rows)) else []
+    for title, place in places.items():
+        warnings = (f"warning: {title}: {warning}" for warning in place.warnings)
+        notes += [shown(note, markdown) for note in (*warnings, *place.notes)]
+    top = heading(("settings compared", "percent"), markdown)
+    tables = split(list(columns), draw, width)
+    return "\n\n".join([top, *tables, notes_below(notes, markdown, width), _legend(markdown, width)])
+
+
+def _legend(markdown: bool, width: int | None) -> str:
+    return LEGEND if markdown else notes_below([LEGEND], markdown, width)
 
 
 def _draw(comparison: Comparison, markdown: bool, metrics: Sequence[str]) -> str:

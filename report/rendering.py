@@ -227,14 +227,14 @@ def fit(metrics: Sequence[str], draw: Callable[[Sequence[str]], str], width: int
     return draw(kept), [metric for metric in metrics if metric not in kept]
 
 
-def split(metrics: Sequence[str], draw: Callable[[Sequence[str]], str], width: int | None) -> list[str]:
-    """The tables that `draw` makes of all metrics: one, or as many as the width needs."""
+def split(columns: Sequence[str], draw: Callable[[Sequence[str]], str], width: int | None) -> list[str]:
+    """The tables that `draw` makes of all columns: one, or as many as the width needs."""
     parts: list[list[str]] = []
-    for metric in metrics:
-        if parts and is_narrow(draw([*parts[-1], metric]), width):
-            parts[-1].append(metric)
+    for column in columns:
+        if parts and is_narrow(draw([*parts[-1], column]), width):
+            parts[-1].append(column)
         else:
-            parts.append([metric])
+            parts.append([column])
     return [draw(part) for part in parts]
 
 

@@ -2,8 +2,9 @@
 
 Writes summary.csv, summary.json and summary.md; --into writes the Markdown table between two markers of a file. With
 --compare there is a row per variant or --name, in the order of RUNS; then only --out (comparison.md) and --into write
-files. --by prints a row per kind of defect, or per light, view or group, of each class. --verify compares every run
-with its data instead, and prints what is not as recorded.
+files. --one_table puts several benchmarks, or classes, side by side. --by prints a row per kind of defect, or per
+light, view or group, of each class. --verify compares every run with its data instead, and prints what is not as
+recorded.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 
 import report
 from commandline import Parser, exit_code
-from report.comparison import compare, render_comparison
+from report.comparison import compare, compare_places, render_comparison, render_one_table
 from report.groups import group_tables, render_groups, titles_in
 from report.rendering import add_page_flags, check_page_flags, into_page
-from report.results import collect, finished_runs, unfinished
+from report.results import METRIC_TITLES, collect_runs, finished_runs, unfinished
 from report.tables import SETTINGS, summarize
 from utils import printable, terminal_width, write_atomically
 
@@ -39,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="settings in which compared rows may differ",
     )
     parser.add_argument(
+        "--one_table",
+        metavar="METRIC",
+        nargs="+",
+        choices=METRIC_TITLES,
+        help="with --compare: one table, with these metrics of each benchmark and set of classes",
+    )
+    parser.add_argument(
         "--by", metavar="TITLE", help="show the metrics of each kind of defect (defect), light, view or group"
     )
     parser.add_argument("--verify", action="store_true", help="compare every run with its data; see test.py --verify")
@@ -51,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--oracle goes with the tables by class, not with --compare")
     if given.swept and not given.compare:
         parser.error("--swept goes with --compare")
+    if given.one_table and not given.compare:
+        parser.error("--one_table goes with --compare")
     if given.by is not None and (given.compare or given.oracle):
         parser.error("--by goes alone: not with --compare or --oracle")
     if given.data_path is not None and not given.verify:
@@ -58,13 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.verify:
         return verify_runs(given.runs, {} if given.data_path is None else {"data_path": given.data_path})
 
-    results, left_out = collect(given.runs), unfinished(given.runs)
-    places = printable(", ".join(map(str, given.runs)))
+    found, left_out = collect_runs(given.runs), unfinished(given.runs)
+    results = [result for _, result in found]
     if not results:
+        where = printable(", ".join(map(str, given.runs)))
         raise ValueError(
-            f"no finished run under {places} ({len(left_out)} unfinished): a finished run has a metrics.json"
+            f"no finished run under {where} ({len(left_out)} unfinished): a finished run has a metrics.json"
         )
-    if given.compare:
+    if given.one_table:
+        places = compare_places(found, given.runs, given.swept)
+        text = render_one_table(places, given.one_table, width=terminal_width())
+        markdown = render_one_table(places, given.one_table, markdown=True)
+    elif given.compare:
         tables = compare(results, given.swept)
         text = render_comparison(tables, width=terminal_width())
         markdown = render_comparison(tables, markdown=True)

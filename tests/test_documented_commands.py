@@ -157,6 +157,7 @@ PROMISES = {
     r"scripts\.summarize (?!.*--verify)": Promise(r"· percent(\*\*)?$"),
     r"scripts\.summarize .*--verify": Promise(r"^(\d+) of \1 runs verified$"),
     r"scripts\.summarize .*--compare": Promise(r"settings compared"),
+    r"scripts\.summarize .*--one_table": Promise(r"^setting +n  \w+ image AUROC"),
     r"scripts\.summarize .*--markdown": Promise(r"^\| "),
     r"scripts\.compare": Promise(r"what may be said"),
     r"scripts\.compare .*--json": Promise("", "all.json forest.svg"),

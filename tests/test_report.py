@@ -21,7 +21,7 @@ from commandline import exit_code
 from dataset import BENCHMARKS
 from methods import VARIANTS
 from report import rendering, results, tables
-from report.comparison import compare, render_comparison
+from report.comparison import compare, compare_places, render_comparison, render_one_table
 from report.published import METHODS, PUBLISHED, published
 from report.rendering import insert, render
 from report.results import METRIC_TITLES, NOT_IN_ALL_RUNS, Result
@@ -469,6 +469,63 @@ def test_rows_may_differ_in_what_was_swept_and_in_their_variant() -> None:
     assert "warning" not in render_comparison(compare(runs, swept=["net"]))
 
 
+# Settings a and b on bottle; a alone on bottle and cable together, on VisA, and with one seed on VAD's only class.
+ROOTS = {
+    "a/bottle": [result(seed=seed, value=value, name="a") for seed, value in ((1, 0.8), (2, 0.82))],
+    "b": [result(seed=seed, value=0.5, name="b", train_seconds=30.0) for seed in (1, 2)],
+    "both/a": COMPARED[:4],
+    "visa": [result(value=0.7, name="a", benchmark="visa")],
+    "vad": [without_masks("vad", value=0.6, name="a", benchmark="vad")],
+}
+
+
+def places_of(*roots: str, **options: Any) -> str:
+    found = [(Path(root, str(number)), run) for root in roots for number, run in enumerate(ROOTS[root])]
+    places = compare_places(found, [Path(root) for root in roots])
+    return render_one_table(places, ["image_auroc", "aupro"], **options)
+
+
+def headers(text: str) -> list[str]:
+    return [re.split(r"  +", line) for line in text.splitlines() if line.startswith("setting ")][0]
+
+
+def test_one_table_has_the_places_side_by_side() -> None:
+    text = places_of("a/bottle", "b", "vad")
+    bottle = ["bottle image AUROC", "bottle AUPRO", "bottle training"]
+    assert headers(text) == ["setting", "n", *bottle, "vad image AUROC", "vad training"]
+    a = "a 2 81.00 ± 1.41 81.00 ± 1.41 1 min 00 s 60.00 (n=1) 1 min 00 s"
+    assert " ".join(cells(text, "a")) == a
+    assert " ".join(cells(text, "b")) == "b 2 50.00 ± 0.00 50.00 ± 0.00 30.0 s – –"
+    assert "4 runs of bottle, epochs 200" in text and "1 run of vad, epochs 200" in text and "warning" not in text
+
+
+def test_the_means_of_one_table_are_those_of_the_classes_below_one_folder() -> None:
+    text = places_of("a/bottle", "both/a")
+    assert headers(text)[2::3] == ["bottle image AUROC", "mvtec image AUROC"]
+    values = "81.00 ± 1.41 81.00 ± 1.41 1 min 00 s 87.00 ± 2.83 87.00 ± 2.83 1 min 00 s"
+    assert " ".join(cells(text, "a")) == f"a 2 {values}"
+
+
+def test_places_of_one_table_have_titles_of_their_own() -> None:
+    assert headers(places_of("b", "visa"))[2::3] == ["mvtec (bottle) image AUROC", "visa (bottle) image AUROC"]
+
+
+def test_one_table_becomes_several_on_a_narrow_terminal() -> None:
+    text = places_of("a/bottle", "b", "both/a", width=80)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80 and len([line for line in lines if line.startswith("setting ")]) == 2
+    assert sum(line.count("AUPRO") for line in lines) == 2
+    assert places_of("b", markdown=True).count("| setting ") == 1
+
+
+def test_one_table_says_at_which_place_rows_should_share_something() -> None:
+    runs = [(Path("x"), result(name="a")), (Path("x"), result(name="b", epochs=10))]
+    text = render_one_table(compare_places(runs, [Path("x")]), ["aupro"])
+    assert "warning: bottle: these rows differ in epochs: 10, 200" in text
+    swept = render_one_table(compare_places(runs, [Path("x")], ["epochs"]), ["aupro"])
+    assert "warning" not in swept
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -564,6 +621,13 @@ def test_the_command_compares_in_the_order_of_its_folders(tmp_path: Path, capsys
     assert code == 0 and "warning" not in out
     assert (tmp_path / "comparison.md").read_text(encoding="utf-8") == out
 
+    code, out, _ = command(capsys, *folders, "--compare", "--one_table", "aupro", "--out", tmp_path, "--markdown")
+    assert code == 0 and "| carpet AUPRO |" in out and "image AUROC" not in out
+    assert (tmp_path / "comparison.md").read_text(encoding="utf-8") == out
+    with pytest.raises(SystemExit):
+        command(capsys, *folders, "--one_table", "aupro")
+    assert "--one_table goes with --compare" in capsys.readouterr().err
+
 
 def test_the_command_explains_bad_input_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs, page = save(tmp_path / "runs", result()), tmp_path / "page.md"
@@ -593,7 +657,12 @@ EVIL = "<img src=x onerror=alert(1)>|`a`\\[b](c)\n# d"
 def test_names_stay_text_in_markdown_and_on_a_terminal() -> None:
     other = without_masks("metal_nut", name=EVIL, revision="<b>") | {"reasons": dict.fromkeys(PIXEL, "no <masks>")}
     runs = [result(EVIL, name=EVIL), other]
-    for text in (render(tables.summarize(runs), markdown=True), render_comparison(compare(runs), markdown=True)):
+    side_by_side = compare_places([(Path("x"), run) for run in runs], [Path("x")])
+    for text in (
+        render(tables.summarize(runs), markdown=True),
+        render_comparison(compare(runs), markdown=True),
+        render_one_table(side_by_side, ["image_auroc"], markdown=True),
+    ):
         assert not re.search(r"<(img|b|masks)|`|\]\(|^# ", text, re.MULTILINE)
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows}) == 1, "every row has the same number of cells"
@@ -606,7 +675,9 @@ def test_names_stay_text_in_markdown_and_on_a_terminal() -> None:
 
 def test_a_name_with_an_escape_sequence_does_not_reach_the_terminal() -> None:
     runs = [result("a\x1b[2J", name="b\x1b[2J"), without_masks("c\x1b[2J", name="b\x1b[2J")]
-    assert "\x1b" not in render(tables.summarize(runs)) + render_comparison(compare(runs))
+    side_by_side = compare_places([(Path("x"), run) for run in runs], [Path("x")])
+    texts = [render(tables.summarize(runs)), render_comparison(compare(runs)), render_one_table(side_by_side, PIXEL)]
+    assert "\x1b" not in "".join(texts)
 
 
 def test_a_class_behind_a_link_is_in_the_tables(tmp_path: Path) -> None:
