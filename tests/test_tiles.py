@@ -29,6 +29,7 @@ from scoring.anomaly_map import Pair, at_size, color_scale
 from scoring.modes import MAP_MODES
 from scoring.tiles import Grid, Tiling
 from scripts import export as export_command
+from training.sweep import Sweep, samples_of
 
 TRAIN, TEST = 4, 4
 HEIGHT, WIDTH = 96, 160  # of the images: 2 x 3 windows of 64 pixels that overlap by a quarter or more
@@ -208,6 +209,15 @@ def test_every_cache_gives_the_same_windows_and_decodes_an_image_once(
             torch.testing.assert_close(one, level, atol=1e-5, rtol=1e-5)
     (key,) = (json.loads(path.read_text())["key"] for path in (tmp_path / "cache").glob("*/key.json"))
     assert key["tiles"] == [1.0, 0.25] and len(key["files"]) == TRAIN and key["count"] == 6 * TRAIN
+
+
+def test_the_time_that_is_left_counts_windows(tmp_path: Path) -> None:
+    config = tiled(make_tree(tmp_path), net="res18", weights="random", steps=12, batch_size=4)
+    assert samples_of(Experiment(config, CPU)) == (6 * TRAIN, 6 * TEST)
+    assert samples_of(Experiment(replace(config, tiles=None), CPU)) == (TRAIN, TEST)
+    sweep = Sweep([config])
+    sweep.check(CPU)
+    assert sweep._work_left() == 2 * 6 * TRAIN + 6 * TEST  # 12 steps of 4 windows are two epochs
 
 
 def test_sizes_of_a_cache_are_those_of_all_windows(tmp_path: Path, distiller: Distiller) -> None:

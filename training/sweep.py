@@ -51,7 +51,7 @@ class Sweep:
         self._crashes: dict[int, int] = {}
         self._had_their_chance: set[int] = set()  # of running alone
         self._done: set[int] = set()
-        self._images: dict[Path, tuple[int, int]] = {}  # by folder of a class: (training, test)
+        self._samples: dict[Path, tuple[int, int]] = {}  # by folder of a class: (training, test)
         self._pace = Pace()
 
     @property
@@ -132,7 +132,7 @@ class Sweep:
             if is_finished(run):
                 continue
             folder, files = run.run_folder.parent, (run.dataset, run.classes[0])
-            if folder not in problems and folder not in self._images:
+            if folder not in problems and folder not in self._samples:
                 try:
                     experiment = Experiment(run, device)
                     if files in looked_at:  # for another variant
@@ -140,7 +140,7 @@ class Sweep:
                     else:
                         experiment.check_data()
                         looked_at.add(files)
-                    self._images[folder] = len(experiment.train_images), len(experiment.test_images)
+                    self._samples[folder] = samples_of(experiment)
                 except Exception as problem:
                     problems[folder] = problem
             if folder in problems:
@@ -150,7 +150,7 @@ class Sweep:
 
     def is_checked(self, number: int) -> bool:
         """Whether the files of the run's class were looked at."""
-        return self.runs[number - 1].run_folder.parent in self._images
+        return self.runs[number - 1].run_folder.parent in self._samples
 
     def _refuse(self, number: int, problem: Exception) -> None:
         """List a run whose files cannot be used. Raises what is a mistake of ours, and everything where `stops`."""
@@ -224,12 +224,18 @@ class Sweep:
             raise ValueError(text)
 
     def _work_left(self) -> float:
-        """Passes of an image that are left, by what the runs' tables of losses say now."""
+        """Passes of a sample that are left, by what the runs' tables of losses say now."""
         return sum(
             self._work(run) for number, run in enumerate(self.runs, 1) if number not in {*self._done, *self.failures}
         )
 
     def _work(self, run: Config) -> int:
-        """Passes of an image that a run still takes: those of training, and a test; 0 where that is not known."""
-        train_images, test_images = self._images.get(run.run_folder.parent, (0, 0))
-        return max(0, run.training.epochs_for(train_images) - epochs_done(run)) * train_images + test_images
+        """Passes of a sample that a run still takes: those of training, and a test; 0 where that is not known."""
+        train, test = self._samples.get(run.run_folder.parent, (0, 0))
+        return max(0, run.training.epochs_for(train) - epochs_done(run)) * train + test
+
+
+def samples_of(experiment: Experiment) -> tuple[int, int]:
+    """How many samples of a class train and are tested: images, or windows, as many of each test image on average."""
+    images, samples = len(experiment.train_images), len(experiment.train_images.training_samples)
+    return samples, len(experiment.test_images) * samples // max(1, images)
