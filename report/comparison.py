@@ -95,12 +95,12 @@ def compare_places(
         place = places.setdefault((benchmark, tuple(sorted({run["class_name"] for run in runs}))), {})
         place.setdefault(name, []).extend(runs)
     short = [classes[0] if len(classes) == 1 else benchmark for benchmark, classes in places]
-    return {
-        title if short.count(title) == 1 else f"{benchmark} ({', '.join(classes)})": compare_settings(
-            benchmark, groups, swept
-        )
-        for title, ((benchmark, classes), groups) in zip(short, places.items(), strict=True)
-    }
+    titles = [
+        title if short.count(title) == 1 else f"{benchmark} ({', '.join(classes)})"
+        for title, (benchmark, classes) in zip(short, places, strict=True)
+    ]
+    comparisons = [compare_settings(benchmark, groups, swept) for (benchmark, _), groups in places.items()]
+    return dict(zip(titles, comparisons, strict=True))
 
 
 def _unequal(groups: Mapping[str, Sequence[Result]]) -> list[str]:
@@ -148,8 +148,8 @@ def render_one_table(
         seeds[row.label] = max(row.n, seeds.get(row.label, 0))
     columns: dict[str, dict[str, str]] = {}  # {header: {setting: cell}}
     for title, place in places.items():
-        name = shown_cell(title, markdown)
-        for metric in (one for one in metrics if one in defined_metrics(place.rows)):
+        name, defined = shown_cell(title, markdown), defined_metrics(place.rows)
+        for metric in [one for one in metrics if one in defined]:
             columns[f"{name} {METRIC_TITLES[metric]}"] = {
                 row.label: cell(row.metrics[metric], replace(row, n=seeds[row.label])) for row in place.rows
             }
