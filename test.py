@@ -28,7 +28,7 @@ from prediction import STDIN
 from run_files import CONFIG, MAPS, METRICS, Progress, Run
 from scoring.modes import MAP_MODES, MAP_SIZES
 from scoring.thresholds import PIXEL_RULES
-from utils import format_table, keep_freed_memory, set_determinism
+from utils import format_table, set_up_libraries
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used: --help and a misspelt flag are answered at once
     from detector import Detector
@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detector import Detector
 
     detector = Detector.load(options.run, **changes)
-    set_determinism(detector.config.deterministic)
-    if detector.config.fast:
-        keep_freed_memory()
+    set_up_libraries(detector.config.deterministic, detector.config.fast)
     if options.images:
         from prediction.command import predict_images
 

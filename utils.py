@@ -107,6 +107,13 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, value)
 
 
+def set_up_libraries(deterministic: bool, fast: bool) -> None:
+    """What the settings of a run ask of torch and of the C library; it holds for the whole process."""
+    set_determinism(deterministic)
+    if fast:
+        keep_freed_memory()
+
+
 def write_atomically(
     path: Path, content: str | bytes | Callable[[BinaryIO], object], check: Callable[[], object] | None = None
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.timing import Call, count_gflop, time_call
-from utils import keep_freed_memory, set_determinism
+from utils import set_up_libraries
 
 if TYPE_CHECKING:  # slow to import: flags do without it
     import torch
@@ -76,9 +76,7 @@ def _initialize(make: Make, device: torch.device, keeps_memory: bool, threads: i
     import torch
 
     torch.set_num_threads(threads)
-    set_determinism(False)
-    if keeps_memory:
-        keep_freed_memory()
+    set_up_libraries(deterministic=False, fast=keeps_memory)
     _state.update(make=make, device=device)
 
 

@@ -28,8 +28,7 @@ from utils import (
     code_revision,
     environment_info,
     format_table,
-    keep_freed_memory,
-    set_determinism,
+    set_up_libraries,
     write_atomically,
 )
 
@@ -77,9 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from model.precision import resolve_precision
 
     device = choose_device(given.device)
-    set_determinism(False)
-    if given.one_process:
-        keep_freed_memory()
+    set_up_libraries(deterministic=False, fast=given.one_process)
     if given.threads:
         torch.set_num_threads(given.threads)
     environment: dict[str, Any] = {"revision": code_revision(), "load": os.getloadavg(), **environment_info()}

@@ -38,7 +38,7 @@ from submission.layout import (
     private_counts,
     to_float16,
 )
-from utils import keep_freed_memory, partial_path, printable, set_determinism, write_atomically
+from utils import partial_path, printable, set_up_libraries, write_atomically
 
 LEVEL = 6  # of gzip: a sixth of the maps' size; more brings nothing
 
@@ -125,10 +125,8 @@ def _root(run: Run, changes: Mapping[str, Any]) -> Path:
 
 def _load(run: Path, changes: Mapping[str, Any]) -> Detector:
     detector = Detector.load(run, **changes)
-    set_determinism(detector.config.deterministic)
+    set_up_libraries(detector.config.deterministic, detector.config.fast)
     limit_pixels(detector.config.max_pixels)
-    if detector.config.fast:
-        keep_freed_memory()
     return detector
 
 

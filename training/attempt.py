@@ -23,7 +23,7 @@ from report.results import split_classes
 from run_files import LOG, MAPS, METRICS, Busy, Run
 from training.loop import train
 from training.terminal import Lines, headline
-from utils import choose_device, keep_freed_memory, set_determinism
+from utils import choose_device, set_up_libraries
 
 ROOT = Path(__file__).resolve().parent.parent
 FINISHED, ALREADY, BUSY, FAILED, OUT_OF_MEMORY, CRASHED = (
@@ -59,9 +59,7 @@ class Outcome:
 def prepare_process(config: Config) -> torch.device:
     """What holds for all runs of a process: determinism and memory; the device of the first one."""
     device = choose_device(config.device)
-    set_determinism(config.deterministic)
-    if config.fast:
-        keep_freed_memory()
+    set_up_libraries(config.deterministic, config.fast)
     return device
 
 
