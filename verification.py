@@ -6,18 +6,29 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from calibration import calibrate
 from dataset import Sample
-from detector import Detector
+from detector import Detector, Evaluation
 from experiment import Experiment, normalized_record
 from report.intervals import record_intervals
 from report.results import as_recorded, flat_metrics, recorded_metrics, split_classes
-from run_files import CHECKPOINT, CONFIG, METRICS, PREDICTIONS, THRESHOLD, Progress, Run, identity_sha256, oracle_rule
-from run_files.csv_files import read_csv
+from run_files import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    PREDICTIONS,
+    THRESHOLD,
+    PredictionRow,
+    Progress,
+    Run,
+    identity_sha256,
+    oracle_rule,
+    read_predictions,
+)
 from scoring.groups import record_groups
 from scoring.metrics import Report, image_metrics, mean_over_classes
 from scoring.thresholds import CalibrationSettings
@@ -112,17 +123,11 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
     parts = {part["class_name"]: part for part in split_classes(record)}
     with_intervals = {name: part["intervals"] for name, part in parts.items() if "intervals" in part}
     evaluation = detector.evaluate(images, config.anomalib_scores or bool(with_intervals), by_group=True)
-    rows = read_predictions(run.folder / PREDICTIONS) if len(images) else []
-    yield _predictions(rows, images.samples, evaluation.scores, bool(elsewhere))
-    derived = _image_metrics(rows, evaluation.classes)
     metrics = recorded_metrics(record)
-    recorded = {name: metrics.get(name) for name in derived}
-    yield Check("image metrics", derived == recorded, _largest(derived, recorded, f"of the scores in {PREDICTIONS}"))
+    yield from _scores(run, images.samples, evaluation, metrics, bool(elsewhere))
     now = as_recorded(evaluation.metrics(), metrics)
     same = _close(now, metrics, METRIC_TOLERANCE if elsewhere else 0)
     yield Check("metrics", same, _largest(now, metrics, "of maps and scores made now"))
-    if any(row.aupimo for row in rows):
-        yield _aupimo(rows, evaluation.aupimo, METRIC_TOLERANCE if elsewhere else 0)
     if any("groups" in part for part in parts.values()):
         of_now = {name: record_groups(own.groups) for name, own in evaluation.parts(config.classes[0]).items()}
         recorded = {name: {"groups": part["groups"]} if "groups" in part else {} for name, part in parts.items()}
@@ -147,6 +152,23 @@ def _recomputed(run: Run, changes: Mapping[str, Any]) -> Iterator[Check]:
 def _wrong(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What a record should hold and does not, in words."""
     return [f"{key} is {record.get(key)!r}, wanted {v!r}" for key, v in wanted.items() if record.get(key) != v]
+
+
+def _scores(
+    run: Run, samples: tuple[Sample, ...], evaluation: Evaluation, metrics: Mapping[str, Any], elsewhere: bool
+) -> Iterator[Check]:
+    """The lines of predictions.csv, against what they should be now and the metrics that were made of them."""
+    try:
+        rows = read_predictions(run.folder / PREDICTIONS) if samples else []
+    except (OSError, ValueError) as problem:
+        yield Check("scores", False, str(problem))
+        return
+    yield _predictions(rows, samples, evaluation.scores, elsewhere)
+    derived = _image_metrics(rows, evaluation.classes)
+    recorded = {name: metrics.get(name) for name in derived}
+    yield Check("image metrics", derived == recorded, _largest(derived, recorded, f"of the scores in {PREDICTIONS}"))
+    if any(row.aupimo is not None for row in rows):
+        yield _aupimo(rows, evaluation.aupimo, METRIC_TOLERANCE if elsewhere else 0)
 
 
 def _image_metrics(rows: Sequence[PredictionRow], classes: Iterable[str]) -> dict[str, float | None]:
@@ -180,39 +202,11 @@ def _threshold(run: Run, detector: Detector, experiment: Experiment, elsewhere: 
     return Check(THRESHOLD, same, f"{recorded.described}, scored now")
 
 
-class PredictionRow(NamedTuple):
-    """A line of predictions.csv; the class is empty in a run of one, `aupimo` without such a column."""
-
-    path: str
-    anomalous: bool
-    score: float
-    class_name: str
-    aupimo: str
-
-
-def read_predictions(path: Path) -> list[PredictionRow]:
-    """Every line of a run's predictions.csv. Raises ValueError for another table."""
-    labels = {"0": False, "1": True}
-    try:
-        return [
-            PredictionRow(
-                row["path"],
-                labels[row["anomalous"]],
-                float(row["score"]),
-                row.get("class_name", ""),
-                row.get("aupimo", ""),
-            )
-            for row in read_csv(path)
-        ]
-    except (KeyError, ValueError) as problem:
-        raise ValueError(f"{path}: wanted the columns path, anomalous (0 or 1) and score; found {problem}") from None
-
-
 def _predictions(
     rows: Sequence[PredictionRow], samples: tuple[Sample, ...], scores: np.ndarray, elsewhere: bool
 ) -> Check:
     """The lines of predictions.csv against the images and scores of now."""
-    listed = [(Path(row.path).name, row.anomalous, row.class_name) for row in rows]
+    listed = [(row.path.name, row.anomalous, row.class_name) for row in rows]
     if listed != [(sample.image.name, sample.anomalous, sample.class_name) for sample in samples]:
         return Check("scores", False, f"{PREDICTIONS} does not list the {len(samples)} test images with their labels")
     recorded = np.array([row.score for row in rows], np.float32)
@@ -229,12 +223,11 @@ def _predictions(
 def _aupimo(rows: Sequence[PredictionRow], now: np.ndarray | None, tolerance: float) -> Check:
     """The column of predictions.csv against AUPIMO of each image as it is now."""
     absent = np.full(len(rows), np.nan) if now is None else now
-    texts = ["" if math.isnan(value) else f"{value:.9g}" for value in absent.tolist()]
-    same = [row.aupimo for row in rows] == texts
-    if tolerance:
-        pairs = [(row.aupimo, text) for row, text in zip(rows, texts, strict=True)]
-        same = all(bool(a) == bool(b) and (not a or abs(float(a) - float(b)) <= tolerance) for a, b in pairs)
-    return Check("AUPIMO of each image", same, f"{sum(map(bool, texts))} images, of maps made now")
+    values = [None if math.isnan(value) else float(f"{value:.9g}") for value in absent.tolist()]
+    pairs = [(row.aupimo, value) for row, value in zip(rows, values, strict=False)]
+    close = (a == b or (a is not None and b is not None and abs(a - b) <= tolerance) for a, b in pairs)
+    same = len(rows) == len(values) and all(close)
+    return Check("AUPIMO of each image", same, f"{len(values) - values.count(None)} images, of maps made now")
 
 
 def _close(now: Mapping[str, Any], recorded: Mapping[str, Any], tolerance: float) -> bool:

@@ -17,10 +17,9 @@ from prediction import STDIN
 from prediction.images import Named, find_images, standard_input
 from prediction.stream import Show, predict_files
 from readers.image_io import limit_pixels
-from run_files import METRICS, PREDICTIONS, THRESHOLD, Run
+from run_files import METRICS, PREDICTIONS, THRESHOLD, Run, read_predictions
 from scoring.predictions import Rule
 from scoring.thresholds import CalibrationSettings, Threshold
-from verification import read_predictions
 
 
 def predict_images(detector: Detector, options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from statistics import fmean
 import numpy as np
 
 from report.pairing import FinishedRun, Pairing, Side, in_order, pair
-from report.predictions import read_maps, read_predictions
+from report.predictions import predictions_of, read_maps
 from report.rendering import count
 from report.results import Result
 from run_files import PREDICTIONS
@@ -258,7 +258,7 @@ class _Reader:
         return self._runs[key]
 
     def _read(self, folder: Path, result: Result) -> _ScoredRun:
-        predictions, problems = read_predictions(folder, result)
+        predictions, problems = predictions_of(folder, result)
         if problems or not predictions:
             why = problems[0] if problems else f"{PREDICTIONS} is missing"
             raise ValueError(f"{printable(folder)}: {why}; python test.py RUN writes it anew")

@@ -18,6 +18,7 @@ from run_files.folder import (
 )
 from run_files.lock import Busy, FolderLock, Lost
 from run_files.maps import MAPS, SavedMaps
+from run_files.predictions import PredictionRow, read_predictions
 from run_files.progress import Progress, oracle_rule
 
 __all__ = [
@@ -36,10 +37,12 @@ __all__ = [
     "DataRecord",
     "FolderLock",
     "Lost",
+    "PredictionRow",
     "Progress",
     "Run",
     "SavedMaps",
     "identity_sha256",
     "oracle_rule",
+    "read_predictions",
     "score_columns",
 ]

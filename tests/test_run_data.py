@@ -20,7 +20,7 @@ from toys import ROOT, Command, MakeTree, paint, record_of, rows_of, score_again
 from dataset import Sample
 from readers import contents
 from readers.contents import content_hashes, file_stamp
-from run_files import Busy, DataRecord, FolderLock, Run
+from run_files import Busy, DataRecord, FolderLock, Run, read_predictions
 from run_files.data import ImageRecord
 from scripts import summarize
 from training import attempt, loop
@@ -370,11 +370,19 @@ def drop(key: str) -> Callable[[Path], None]:
     return change
 
 
-def edit_score(run: Path) -> None:
+def edit_scores(change: Callable[[str], str]) -> Callable[[Path], None]:
+    def edited(run: Path) -> None:
+        rows = (run / "predictions.csv").read_text().splitlines()
+        path, defect, anomalous, score, *rest = rows[2].split(",")
+        rows[2] = ",".join([path, defect, anomalous, change(score), *rest])
+        (run / "predictions.csv").write_text("\n".join(rows) + "\n")
+
+    return edited
+
+
+def drop_a_line(run: Path) -> None:
     rows = (run / "predictions.csv").read_text().splitlines()
-    path, defect, anomalous, score, *rest = rows[2].split(",")
-    rows[2] = ",".join([path, defect, anomalous, f"{float(score) * 1.5:.9g}", *rest])
-    (run / "predictions.csv").write_text("\n".join(rows) + "\n")
+    (run / "predictions.csv").write_text("\n".join(rows[:-1]) + "\n")
 
 
 EDITS: list[tuple[str, Callable[[Path], None]]] = [
@@ -393,7 +401,11 @@ EDITS: list[tuple[str, Callable[[Path], None]]] = [
     ("settings and counts", drop("n_train")),
     ("metrics.json", drop("oracle")),
     ("metrics.json", drop("metrics")),
-    ("predictions.csv", edit_score),
+    ("predictions.csv", edit_scores(lambda score: f"{float(score) * 1.5:.9g}")),
+    ("scores", edit_scores(lambda score: "nan")),
+    ("scores", edit_scores(lambda score: "high")),
+    ("scores", lambda run: (run / "predictions.csv").unlink()),
+    ("scores", drop_a_line),
 ]
 
 
@@ -473,9 +485,7 @@ def test_prediction_warns_of_images_that_training_never_saw(
 
 
 def test_predictions_are_read_back(flags: list[Any], tmp_path: Path) -> None:
-    from verification import read_predictions
-
     assert train(*flags) == 0
-    rows = rows_of(tmp_path / RUN / "predictions.csv")
-    assert [path for path, *_ in read_predictions(tmp_path / RUN / "predictions.csv")] == [row["path"] for row in rows]
+    path = tmp_path / RUN / "predictions.csv"
+    assert [str(row.path) for row in read_predictions(path)] == [row["path"] for row in rows_of(path)]
     assert Run(tmp_path / RUN).finished

@@ -10,9 +10,9 @@ import numpy as np
 
 from config import Config
 from readers.image_io import MAX_PIXELS
-from report.predictions import Prediction, read_maps, read_predictions
+from report.predictions import predictions_of, read_maps
 from report.results import Result, run_name
-from run_files import CONFIG, TRAIN, Run, SavedMaps
+from run_files import CONFIG, TRAIN, PredictionRow, Run, SavedMaps
 from run_files.csv_files import read_csv
 from scoring.curves import Points, image_curves, pixel_curves, thinned
 from scoring.metrics import image_metrics, pixel_metrics
@@ -59,7 +59,7 @@ class RunView:
 
     folder: Path
     result: Result
-    predictions: Sequence[Prediction]
+    predictions: Sequence[PredictionRow]
     decisions: Decisions | None = None
     curves: Mapping[str, Points] = field(default_factory=dict)
     defects: Sequence[Defect] = ()
@@ -114,7 +114,7 @@ def read_run(folder: Path, result: Result) -> RunView:
     """What the page says of a finished run, or of one of its classes. Raises ValueError naming a damaged file of it."""
     run = Run(folder)
     config = run.config() if (folder / CONFIG).is_file() else None
-    predictions, notes = read_predictions(folder, result)
+    predictions, notes = predictions_of(folder, result)
     history = _read_history(folder / TRAIN)
     if not predictions:
         notes.append("no test images: no curves, no decisions")
@@ -164,7 +164,7 @@ def _decide(threshold: Threshold, labels: np.ndarray, scores: np.ndarray) -> Dec
 
 
 def _defects(
-    predictions: Sequence[Prediction],
+    predictions: Sequence[PredictionRow],
     labels: np.ndarray,
     scores: np.ndarray,
     maps: SavedMaps | None,
