@@ -45,9 +45,20 @@ def to_csv(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of such a file, by column, as they were before `safe_cell`. Raises FileNotFoundError."""
+    """The rows of such a file, by column, as they were before `safe_cell`; cells that a row lacks are empty.
+
+    Raises FileNotFoundError, and ValueError naming the file for what is no such file.
+    """
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return [{name: cell_text(cell or "") for name, cell in row.items()} for row in csv.DictReader(file)]
+        table, rows = csv.DictReader(file), []
+        try:
+            for row in table:
+                if None in row:
+                    raise ValueError(f"line {table.line_num} has more cells than there are columns")
+                rows.append({name: cell_text(cell or "") for name, cell in row.items()})
+        except (ValueError, csv.Error) as problem:
+            raise ValueError(f"{path}: a damaged CSV file ({problem})") from None
+    return rows
 
 
 def _is_number(text: str) -> bool:

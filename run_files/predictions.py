@@ -24,6 +24,7 @@ class PredictionRow:
 
 def read_predictions(path: Path) -> list[PredictionRow]:
     """Every line of a run's predictions.csv. Raises ValueError naming the file for another table."""
+    lines = read_csv(path)
     try:
         rows = [
             PredictionRow(
@@ -34,7 +35,7 @@ def read_predictions(path: Path) -> list[PredictionRow]:
                 row.get("class_name", ""),
                 float(text) if (text := row.get("aupimo")) else None,
             )
-            for row in read_csv(path)
+            for row in lines
         ]
         if not all(math.isfinite(row.score) for row in rows):
             raise ValueError("a score that is not finite")

@@ -57,6 +57,13 @@ def test_names_come_back_from_a_file(tmp_path: Path) -> None:
     assert [row["name"] for row in rows] == names and {row["n"] for row in rows} == {"-1.5"}
 
 
+@pytest.mark.parametrize("line", ["a,1,2", "a,1\nb,2,", f"{'x' * 200_000},1"])
+def test_what_fits_no_column_is_an_error_that_names_the_file(tmp_path: Path, line: str) -> None:
+    (tmp_path / "names.csv").write_text(f"name,n\n{line}\n")
+    with pytest.raises(ValueError, match=r"names.csv: a damaged CSV file \((line [23] has more cells|field larger)"):
+        read_csv(tmp_path / "names.csv")
+
+
 def test_predictions_hold_no_formula_and_every_name(tmp_path: Path) -> None:
     samples = [Sample(Path("=x.png"), True, "=1+1"), Sample(Path(os.fsdecode(b"d/\xff.png")), True, "-crack")]
     Run(tmp_path).write_predictions(samples, [1.0, -2.0])  # type: ignore[arg-type]

@@ -404,6 +404,7 @@ EDITS: list[tuple[str, Callable[[Path], None]]] = [
     ("predictions.csv", edit_scores(lambda score: f"{float(score) * 1.5:.9g}")),
     ("scores", edit_scores(lambda score: "nan")),
     ("scores", edit_scores(lambda score: "high")),
+    ("scores", edit_scores(lambda score: f"{score},x,y")),
     ("scores", lambda run: (run / "predictions.csv").unlink()),
     ("scores", drop_a_line),
 ]

@@ -147,8 +147,9 @@ def _read_history(path: Path) -> dict[str, np.ndarray]:
     """The columns of train.csv by name; empty without the file."""
     if not path.is_file():
         return {}
+    lines = read_csv(path)
     try:
-        rows = [{name: float(cell) for name, cell in row.items()} for row in read_csv(path)]
+        rows = [{name: float(cell) for name, cell in row.items()} for row in lines]
         columns = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
         if rows and "epoch" not in columns:
             raise ValueError(f"the columns {', '.join(columns)}")
