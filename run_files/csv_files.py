@@ -50,12 +50,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Raises FileNotFoundError, and ValueError naming the file for what is no such file.
     """
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table, rows = csv.DictReader(file), []
+        table, rows = csv.DictReader(file, restval=""), []
         try:
             for row in table:
                 if None in row:
                     raise ValueError(f"line {table.line_num} has more cells than there are columns")
-                rows.append({name: cell_text(cell or "") for name, cell in row.items()})
+                rows.append({name: cell_text(cell) for name, cell in row.items()})
         except (ValueError, csv.Error) as problem:
             raise ValueError(f"{path}: a damaged CSV file ({problem})") from None
     return rows
